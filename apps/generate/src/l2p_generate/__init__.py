@@ -1,0 +1,1 @@
+"""Text to image with an L2P model."""

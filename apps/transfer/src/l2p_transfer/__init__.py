@@ -1,0 +1,1 @@
+"""Prompts to pixel model in one command: data, surgery, training, evaluation, report."""

@@ -1,0 +1,14 @@
+"""Where the miniature's files lie inside the installed package."""
+
+from pathlib import Path
+
+_ROOT = Path(__file__).parent
+
+SOURCE_MODEL = _ROOT / "source_model"
+"""The trained source LDM, in the directory layout of Z-Image-Turbo."""
+
+GRAMMAR = _ROOT / "grammar.toml"
+"""The prompt grammar, for the grammar engine."""
+
+EVALUATION_METADATA = _ROOT / "evaluation_metadata.jsonl"
+"""Held-out prompts in GenEval's metadata format."""

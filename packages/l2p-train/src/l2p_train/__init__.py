@@ -1,0 +1,1 @@
+"""The L2P trainer: DeepSpeed ZeRO, freeze masks, noise shift, exact resume (L2P, eq. 5)."""
