@@ -1,0 +1,92 @@
+"""Frechet distance between two sets of images; Table 2 and Fig. 12 report the one on Inception features, FID.
+
+A number means nothing without what defines it, so a result carries its extractor, weights hash, preprocessing
+and sample sizes, and its name says which features were used: only Inception features may be called FID.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_eval.errors import EvalError
+from l2p_eval.features import FeatureExtractor, extract_features
+from l2p_eval.layout import open_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetResult:
+    """A Frechet distance and what defines it."""
+
+    name: str  # "FD-efficientnet-lite0"
+    value: float
+    reference_count: int
+    count: int
+    dimensions: int
+    preprocessing: str
+    weights_sha256: str
+
+    @property
+    def rank_deficient(self) -> bool:
+        """Fewer samples than dimensions: fine to compare at equal n, not a consistent estimate."""
+        return min(self.reference_count, self.count) <= self.dimensions
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self) | {"rank_deficient": self.rank_deficient}
+
+
+def frechet_distance(reference: Tensor, features: Tensor) -> float:
+    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) of two samples, (N, D) and (M, D).
+
+    With centred samples A, B scaled so that cov_a = A^T A, the last trace is the sum of the singular values
+    of A B^T. No matrix square root is taken, so the value is exact and real also when there are fewer samples
+    than dimensions. The covariance is the unbiased one (divisor N - 1), as in the FID implementations in use.
+    """
+    if reference.ndim != 2 or features.ndim != 2 or reference.shape[1] != features.shape[1]:
+        given = " and ".join(str(tuple(tensor.shape)) for tensor in (reference, features))
+        raise EvalError(f"features must be (N, D) and (M, D), these are {given}")
+    if min(len(reference), len(features)) < 2:
+        raise EvalError(f"a covariance needs 2 images a side, there are {len(reference)} and {len(features)}")
+    for name, tensor in (("reference", reference), ("compared", features)):
+        if not torch.isfinite(tensor).all():
+            raise EvalError(f"the {name} features hold NaN or infinity; look for broken images or weights")
+    mean_a, root_a = _mean_and_root(reference.double())
+    mean_b, root_b = _mean_and_root(features.double())
+    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross
+    return max(distance.item(), 0.0)  # rounding can leave -1e-15 for equal sets
+
+
+def frechet_between(
+    reference: Sequence[Path],
+    images: Sequence[Path],
+    extractor: FeatureExtractor,
+    *,
+    on_image: Callable[[int, int], None] | None = None,
+) -> FrechetResult:
+    """Distance of the image files `images` from the image files `reference`."""
+    total = len(reference) + len(images)
+
+    def features(paths: Sequence[Path], before: int) -> Tensor:
+        step = None if on_image is None else (lambda done, _: on_image(before + done, total))
+        return extract_features(extractor, [open_image(path) for path in paths], on_image=step)
+
+    return FrechetResult(
+        name=f"FD-{extractor.name}",
+        value=frechet_distance(features(reference, 0), features(images, len(reference))),
+        reference_count=len(reference),
+        count=len(images),
+        dimensions=extractor.dimensions,
+        preprocessing=extractor.preprocessing,
+        weights_sha256=extractor.weights_sha256,
+    )
+
+
+def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and a factor R (min(N, D), D) with R^T R = covariance."""
+    mean = features.mean(dim=0)
+    root = (features - mean) / (len(features) - 1) ** 0.5
+    return mean, torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root

@@ -1,0 +1,145 @@
+"""The official GenEval folder: one per prompt, `00000/metadata.jsonl` and `00000/samples/0000.png`."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from l2p_eval.errors import EvalError
+from l2p_eval.geneval import (
+    OFFICIAL,
+    ColorClassifier,
+    Detector,
+    GenEvalPrompt,
+    ImageScore,
+    Thresholds,
+    judge,
+    parse_row,
+)
+
+_LAYOUT = "GenEval's layout is FOLDER/00000/samples/0000.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a folder and the prompt that it should show."""
+
+    prompt_index: int
+    sample: int
+    prompt: GenEvalPrompt
+    path: Path
+
+
+def image_path(folder: Path, prompt_index: int, sample: int) -> Path:
+    """Where image number `sample` of prompt number `prompt_index` lies."""
+    return folder / f"{prompt_index:05d}" / "samples" / f"{sample:04d}.png"
+
+
+def write_prompts(folder: Path, prompts: Sequence[GenEvalPrompt]) -> None:
+    """Creates the numbered folders with their metadata, ready for images; existing images stay."""
+    for index, prompt in enumerate(prompts):
+        path = image_path(folder, index, 0).parents[1] / "metadata.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(prompt.to_row()) + "\n", encoding="utf-8")
+
+
+def write_image(image: Image.Image, folder: Path, prompt_index: int, sample: int) -> Path:
+    """Saves one image so that a reader never sees half of it."""
+    path = image_path(folder, prompt_index, sample)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    image.save(partial, format="PNG")
+    return partial.replace(path)
+
+
+def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[Sample]:
+    """Lists a folder's images in order.
+
+    Args:
+        images_per_prompt: how many images each prompt must have; None accepts any number from 1.
+
+    Raises:
+        EvalError: no prompts or images, a gap in their numbering, or a wrong number of images.
+    """
+    if not folder.is_dir():
+        raise EvalError(f"no image folder {folder}; {_LAYOUT}")
+    numbered = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+    if not numbered:
+        raise EvalError(f"{folder} has no numbered prompt folders; {_LAYOUT}")
+    samples: list[Sample] = []
+    for index, directory in enumerate(numbered):
+        if int(directory.name) != index:
+            raise EvalError(f"{folder}: folder {index:05d} is missing (the next one is {directory.name})")
+        samples += _read_prompt_folder(index, directory, images_per_prompt)
+    return samples
+
+
+def _read_prompt_folder(index: int, directory: Path, images_per_prompt: int | None) -> Iterator[Sample]:
+    metadata = directory / "metadata.jsonl"
+    if not metadata.is_file():
+        raise EvalError(f"{metadata} is missing; it holds the prompt's metadata row")
+    try:
+        prompt = parse_row(json.loads(metadata.read_text(encoding="utf-8")), str(metadata))
+    except json.JSONDecodeError as error:
+        raise EvalError(f"{metadata}: not JSON ({error.msg})") from None
+    images = sorted(p for p in (directory / "samples").glob("*.png") if p.stem.isdigit())
+    if not images:
+        raise EvalError(f"{directory / 'samples'} has no images; it needs 0000.png, 0001.png, ...")
+    for number, path in enumerate(images):
+        if int(path.stem) != number:
+            raise EvalError(f"{path.parent}: image {number:04d}.png is missing (the next one is {path.name})")
+    if images_per_prompt is not None and len(images) != images_per_prompt:
+        raise EvalError(
+            f"{directory / 'samples'} has {len(images)} images, {images_per_prompt} are wanted;"
+            " finish or repeat the generation"
+        )
+    for number, path in enumerate(images):
+        yield Sample(prompt_index=index, sample=number, prompt=prompt, path=path)
+
+
+def score_folder(
+    folder: Path,
+    detector: Detector,
+    *,
+    images_per_prompt: int | None = None,
+    colors: ColorClassifier | None = None,
+    thresholds: Thresholds = OFFICIAL,
+    on_image: Callable[[int, int], None] | None = None,
+) -> list[ImageScore]:
+    """Judges every image of a folder in GenEval's layout.
+
+    Args:
+        on_image: called with (images done, images in all) after each one.
+    """
+    samples = read_folder(folder, images_per_prompt=images_per_prompt)
+    scores = []
+    for done, sample in enumerate(samples, start=1):
+        image = open_image(sample.path)
+        verdict = judge(
+            sample.prompt, detector.detect(image), image=image, colors=colors, thresholds=thresholds
+        )
+        scores.append(
+            ImageScore(
+                prompt_index=sample.prompt_index,
+                sample=sample.sample,
+                tag=sample.prompt.tag,
+                prompt=sample.prompt.prompt,
+                correct=verdict.correct,
+                reason=verdict.reason,
+                path=sample.path.relative_to(folder).as_posix(),
+            )
+        )
+        if on_image:
+            on_image(done, len(samples))
+    return scores
+
+
+def open_image(path: Path) -> Image.Image:
+    """An upright RGB image, or an `EvalError` that names the file that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise EvalError(f"{path} is not a readable image ({error}); generate it again") from None

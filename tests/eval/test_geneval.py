@@ -1,0 +1,264 @@
+"""GenEval's rules on hand-computed cases, its summary, and its files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from l2p_eval.errors import EvalError
+from l2p_eval.geneval import ImageScore, judge, parse_row, read_metadata, relations, summarise
+from l2p_eval.layout import read_folder, score_folder, write_image, write_prompts
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Found:
+    """A detection as a detector would give it."""
+
+    label: str
+    box: tuple[float, float, float, float] = (0.0, 0.0, 10.0, 10.0)
+    color: str | None = None
+    confidence: float = 0.95
+
+
+def ask(tag: str, include: list[dict[str, Any]], exclude: list[dict[str, Any]] | None = None) -> Any:
+    return parse_row({"tag": tag, "include": include, "exclude": exclude or [], "prompt": "a prompt"})
+
+
+CAT_AND_DOG = ask("two_object", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1}])
+THREE_CATS = ask("counting", [{"class": "cat", "count": 3}], [{"class": "cat", "count": 4}])
+RED_CAT = ask("colors", [{"class": "cat", "count": 1, "color": "red"}])
+DOG_LEFT_OF_CAT = ask(
+    "position", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}]
+)
+
+
+def test_every_include_must_be_there() -> None:
+    assert judge(CAT_AND_DOG, [Found("cat"), Found("dog"), Found("bird")]).correct
+    verdict = judge(CAT_AND_DOG, [Found("cat")])
+    assert not verdict.correct
+    assert verdict.reason == "expected 1 dog, found 0"
+
+
+def test_a_count_is_exact_through_the_exclude() -> None:
+    cats = [Found("cat")] * 5
+    assert [judge(THREE_CATS, cats[:n]).correct for n in range(6)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_counting_wants_more_confidence_than_the_other_tags() -> None:
+    unsure = Found("cat", confidence=0.5)
+    assert judge(ask("single_object", [{"class": "cat", "count": 1}]), [unsure]).correct
+    assert not judge(THREE_CATS, [unsure] * 3).correct
+    assert judge(THREE_CATS, [Found("cat")] * 3 + [unsure]).correct  # the unsure fourth is not counted
+    assert not judge(
+        ask("single_object", [{"class": "cat", "count": 1}]), [Found("cat", confidence=0.3)]
+    ).correct
+
+
+def test_at_most_sixteen_objects_of_a_class_are_seen() -> None:
+    crowd = ask("counting", [{"class": "cat", "count": 16}], [{"class": "cat", "count": 17}])
+    assert judge(crowd, [Found("cat")] * 30).correct
+
+
+def test_colour_is_asked_of_the_most_confident_objects_only() -> None:
+    red, blue = Found("cat", color="red"), Found("cat", color="blue", confidence=0.99)
+    assert judge(RED_CAT, [red]).correct
+    verdict = judge(RED_CAT, [red, blue])
+    assert not verdict.correct
+    assert verdict.reason == "expected 1 red cat, found blue"
+
+
+def test_colour_comes_from_a_classifier_when_the_detector_names_none() -> None:
+    class Red:
+        def classify(self, image: Image.Image, detection: Found) -> str:
+            return "red" if image.getpixel((0, 0)) == (255, 0, 0) else "blue"
+
+    for color, correct in (("red", True), ("blue", False)):
+        image = Image.new("RGB", (8, 8), color)
+        assert judge(RED_CAT, [Found("cat")], image=image, colors=Red()).correct is correct
+    with pytest.raises(EvalError, match="give a colour classifier"):
+        judge(RED_CAT, [Found("cat")])
+
+
+def test_position_is_relative_to_the_target() -> None:
+    cat = Found("cat", box=(60, 40, 80, 60))
+    assert judge(DOG_LEFT_OF_CAT, [cat, Found("dog", box=(0, 40, 20, 60))]).correct
+    verdict = judge(DOG_LEFT_OF_CAT, [cat, Found("dog", box=(60, 0, 80, 20))])
+    assert verdict.reason == "expected dog left of cat, found above"
+
+
+def test_a_target_that_failed_cannot_be_a_reference() -> None:
+    verdict = judge(DOG_LEFT_OF_CAT, [Found("dog")])
+    assert verdict.reason.splitlines() == [
+        "expected 1 cat, found 0",
+        "nothing there for the dog to be left of",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 50, 10, 60), {"left of"}),
+        ((100, 50, 110, 60), {"right of"}),
+        ((50, 0, 60, 10), {"above"}),
+        ((0, 0, 10, 10), {"left of", "above"}),  # on the diagonal both hold: 48 / 70.7 = 0.68
+        ((51, 50, 61, 60), set()),  # within a tenth of both sizes
+        ((47, 50, 57, 60), set()),  # 3 px off, 2 px dead: 1/3 of the offset remains
+        ((45, 50, 55, 60), {"left of"}),  # 5 px off, 2 px dead: 3/5 remains
+    ],
+)
+def test_relations_by_hand(box: tuple[int, int, int, int], expected: set[str]) -> None:
+    assert relations(Found("a", box=box), Found("b", box=(50, 50, 60, 60))) == expected
+
+
+boxes = st.tuples(*[st.floats(0, 100)] * 2, *[st.floats(1, 50)] * 2).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+
+
+@given(boxes, boxes)
+def test_relations_are_antisymmetric(a: tuple[float, ...], b: tuple[float, ...]) -> None:
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    there, back = (
+        relations(Found("a", box=a), Found("b", box=b)),
+        relations(Found("b", box=b), Found("a", box=a)),
+    )  # type: ignore[arg-type]
+    assert {opposite[r] for r in there} == back
+
+
+def score(tag: str, prompt_index: int, correct: bool) -> ImageScore:
+    return ImageScore(
+        prompt_index=prompt_index, sample=0, tag=tag, prompt="p", correct=correct, reason="", path="p.png"
+    )
+
+
+def test_overall_is_the_unweighted_mean_over_tags() -> None:
+    scores = summarise(
+        [
+            score("colors", 0, True),
+            score("colors", 0, False),
+            score("colors", 1, False),
+            score("colors", 1, False),
+            score("counting", 2, True),
+        ]
+    )
+    assert scores.tags == {"counting": 1.0, "colors": 0.25}
+    assert scores.overall == 0.625  # not 2/5, the share of images
+    assert (scores.images, scores.prompts) == (0.4, 2 / 3)
+    assert scores.tag_counts == {"counting": 1, "colors": 4}
+
+
+def test_no_scores_is_an_error() -> None:
+    with pytest.raises(EvalError, match="no images"):
+        summarise([])
+
+
+ROWS = [
+    {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a cat"},
+    {
+        "tag": "position",
+        "include": [
+            {"class": "cat", "count": 1},
+            {"class": "dog", "count": 1, "position": ["above", 0], "color": "red"},
+        ],
+        "prompt": "a red dog above a cat",
+    },
+    {
+        "tag": "counting",
+        "include": [{"class": "cat", "count": 2}],
+        "exclude": [{"class": "cat", "count": 3}],
+        "prompt": "two cats",
+    },
+]
+
+
+def metadata_file(folder: Path, rows: list[Any]) -> Path:
+    path = folder / "evaluation_metadata.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_metadata_survives_reading_and_writing(tmp_path: Path) -> None:
+    prompts = read_metadata(metadata_file(tmp_path, ROWS))
+    assert [prompt.to_row() for prompt in prompts] == [
+        row | {"include": [dict(r) for r in row["include"]]} for row in ROWS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no prompts"),
+        (["{nonsense"], "jsonl:1: not JSON"),
+        (
+            [ROWS[0], ROWS[0] | {"tag": "colours"}],
+            "jsonl:2: unknown tag 'colours'; GenEval has single_object",
+        ),
+        ([{"tag": "colors"}], "lacks include, prompt"),
+        ([ROWS[0] | {"include": []}], "include is empty"),
+        ([ROWS[0] | {"include": [{"class": "cat", "count": 0}]}], r"include\[0\]: count is 0"),
+        (
+            [ROWS[0] | {"include": [{"class": "cat", "count": 1, "position": ["near", 0]}]}],
+            "unknown relation",
+        ),
+        (
+            [ROWS[0] | {"include": [{"class": "cat", "count": 1, "position": ["above", 0]}]}],
+            "must come before",
+        ),
+    ],
+)
+def test_bad_metadata_is_named_with_its_line(tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(EvalError, match=message):
+        read_metadata(metadata_file(tmp_path, rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three prompts with two images each."""
+    prompts = [parse_row(row) for row in ROWS]
+    write_prompts(tmp_path, prompts)
+    for index in range(3):
+        for sample in range(2):
+            write_image(Image.new("RGB", (8, 8), "red"), tmp_path, index, sample)
+    return tmp_path
+
+
+class OneCat:
+    def detect(self, image: Image.Image) -> list[Found]:
+        return [Found("cat")]
+
+
+def test_a_folder_is_scored_in_official_layout(folder: Path) -> None:
+    assert (folder / "00001" / "samples" / "0001.png").is_file()
+    scores = score_folder(folder, OneCat(), images_per_prompt=2)
+    assert [s.correct for s in scores] == [True, True, False, False, False, False]
+    assert summarise(scores).overall == pytest.approx(1 / 3)
+
+
+def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="2 images, 4 are wanted"):
+        read_folder(folder, images_per_prompt=4)
+    (folder / "00001" / "samples" / "0000.png").rename(folder / "00001" / "samples" / "0002.png")
+    with pytest.raises(EvalError, match=r"image 0000\.png is missing"):
+        read_folder(folder)
+    (folder / "00002" / "samples" / "0001.png").write_bytes(b"not a picture")
+    (folder / "00001" / "samples" / "0002.png").rename(folder / "00001" / "samples" / "0000.png")
+    with pytest.raises(EvalError, match="not a readable image"):
+        score_folder(folder, OneCat())
+    (folder / "00000").rename(folder / "00007")
+    with pytest.raises(EvalError, match="folder 00000 is missing"):
+        read_folder(folder)
+    with pytest.raises(EvalError, match="no numbered prompt folders"):
+        read_folder(folder / "00001" / "samples")
+    with pytest.raises(EvalError, match="no image folder"):
+        read_folder(folder / "nowhere")
