@@ -1,0 +1,31 @@
+"""The source families that L2P can start from; one short file each."""
+
+from l2p_arch.errors import ArchError
+from l2p_arch.families.base import Conditioning, Family
+from l2p_arch.families.z_image import Z_IMAGE
+
+FAMILIES: dict[str, Family] = {
+    "z-image": Z_IMAGE,
+}
+
+__all__ = ["FAMILIES", "Conditioning", "Family", "find_family", "find_family_of_class"]
+
+
+def find_family(name: str) -> Family:
+    """The family of that name, or an ArchError that lists the known ones."""
+    if name not in FAMILIES:
+        raise ArchError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def find_family_of_class(transformer_class: str) -> Family:
+    """The family whose trunk is that diffusers class, or an ArchError that lists the known ones."""
+    for family in FAMILIES.values():
+        if family.transformer_class == transformer_class:
+            return family
+    known = ", ".join(
+        f"{family.transformer_class} ({family.name})" for family in FAMILIES.values()
+    )
+    raise ArchError(
+        f"no family for a source transformer of class {transformer_class!r}; known: {known}"
+    )

@@ -1,0 +1,81 @@
+"""What the rest of the package must know about a family of source models, as data and a few functions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from l2p_arch.errors import ArchError
+
+Conditioning = Mapping[str, Tensor]
+"""The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One source family: diffusers' own transformer class, unmodified, with its latent ends taken off.
+
+    The time axis of this package is sigma, 0 = image, 1 = noise; a family's other conventions stay inside `run`
+    and `velocity_sign`.
+    """
+
+    name: str
+    """Name in configs, for example "z-image"."""
+    transformer_class: str
+    """Name of the diffusers class of the trunk."""
+    embedder: str
+    """Module of the trunk that maps patch channels to tokens (new in pixel space)."""
+    source_ends: tuple[str, ...]
+    """Prefixes of the source's tensors that belong to the latent space and are dropped, by name and never by shape."""
+    block_lists: tuple[str, ...]
+    """Module lists of the main blocks, in the order in which data flows; the freezing of sec. 3.3 counts along them."""
+    shallow: tuple[str, ...]
+    """Modules and parameters outside the main blocks that train together with the first and last blocks."""
+    velocity_sign: int
+    """The velocity (noise - x_0) is this times the raw output."""
+    text_components: tuple[str, ...]
+    """Pipeline components that encode text, and that a converted model takes along."""
+    feature_channels: Callable[[Mapping[str, Any]], int]
+    """Source config -> width D of the image tokens."""
+    pixel_config: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    """(source config, patch channels) -> config of the trunk, whose patch size is 1 on the grid of patches."""
+    strip_output: Callable[[nn.Module], None]
+    """Replace the final norm and projection in place, so that the trunk's forward returns the last block's tokens."""
+    run: Callable[[nn.Module, Tensor, Tensor, Sequence[Conditioning]], Tensor]
+    """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h, w)."""
+    encode_text: Callable[..., list[Conditioning]]
+    """(components by name, prompts, *, device, max_sequence_length) -> one Conditioning per prompt."""
+
+    def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> nn.Module:
+        """Build the trunk for a source config (weights as PyTorch initialises them)."""
+        import diffusers
+
+        trunk_class = getattr(diffusers, self.transformer_class)
+        source_config = {
+            key: value for key, value in config.items() if not key.startswith("_")
+        }
+        try:
+            trunk = trunk_class.from_config(
+                self.pixel_config(source_config, patch_channels)
+            )
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ArchError(
+                f"the source's config is no valid {self.transformer_class} config: {error!r}"
+            ) from error
+        self.strip_output(trunk)
+        return trunk
+
+    def is_source_end(self, tensor_name: str) -> bool:
+        """True for a source tensor that is dropped."""
+        return any(
+            tensor_name == end or tensor_name.startswith(f"{end}.")
+            for end in self.source_ends
+        )
+
+
+class FeaturesOnly(nn.Module):
+    """Stands where a final norm or projection stood and hands the tokens on untouched, whatever else is passed."""
+
+    def forward(self, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tokens

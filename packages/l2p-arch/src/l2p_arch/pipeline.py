@@ -1,0 +1,261 @@
+"""L2PPipeline: text -> pixels, without a VAE; a diffusers DiffusionPipeline."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from l2p_arch.errors import ArchError
+from l2p_arch.families import Conditioning
+from l2p_arch.model import L2PTransformer
+from l2p_arch.patchify import check_size
+
+_TEXT_COMPONENTS = (
+    "text_encoder",
+    "tokenizer",
+    "text_encoder_2",
+    "tokenizer_2",
+    "text_encoder_3",
+    "tokenizer_3",
+)
+
+
+class L2PPipeline(DiffusionPipeline):
+    """Samples images with an `L2PTransformer`, the source's own text encoders and any flow-matching scheduler."""
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer"
+    _optional_components: ClassVar[list[str]] = list(_TEXT_COMPONENTS)
+
+    def __init__(
+        self,
+        transformer: L2PTransformer,
+        scheduler: SchedulerMixin,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], *, max_sequence_length: int = 512
+    ) -> list[Conditioning]:
+        """The conditioning of each prompt, as the source family encodes text."""
+        family = self.transformer.source_family
+        components = {name: getattr(self, name) for name in family.text_components}
+        missing = [name for name, component in components.items() if component is None]
+        if missing:
+            raise ArchError(
+                f"this pipeline was loaded without {', '.join(missing)}; pass prompt_conditioning instead"
+            )
+        return family.encode_text(
+            components,
+            prompts,
+            device=self._execution_device,
+            max_sequence_length=max_sequence_length,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        height: int = 1024,
+        width: int = 1024,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | Sequence[str] = "",
+        num_images_per_prompt: int = 1,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        noise_shift: float | None = None,
+        prompt_conditioning: Sequence[Conditioning] | None = None,
+        negative_conditioning: Sequence[Conditioning] | None = None,
+        max_sequence_length: int = 512,
+        output_type: str = "pil",
+        on_step: Callable[[int, float, Tensor], None] | None = None,
+    ) -> ImagePipelineOutput:
+        """Generate images.
+
+        Args:
+            prompt: one or more prompts; or give `prompt_conditioning` (from `encode`).
+            height, width: px, multiples of the patch size.
+            num_inference_steps: steps of the sampler.
+            guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
+            negative_prompt: one for all, or one per prompt.
+            num_images_per_prompt: images per prompt, neighbours in the result.
+            seeds: one per image; an image depends on its own seed and never on its batch.
+            generator: instead of seeds, one CPU generator per image or one that is drawn from in turn.
+            noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
+            prompt_conditioning, negative_conditioning: encoded text in place of prompts.
+            max_sequence_length: longest text, in tokens.
+            output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W in [-1, 1]).
+            on_step: called after each step with its number, its sigma and the float32 state (N, 3, H, W).
+
+        Returns:
+            `.images`, in the order of the prompts.
+        """
+        check_size(height, width, self.transformer.patch_size)
+        if output_type not in ("pil", "np", "pt"):
+            raise ArchError(f"output_type {output_type!r} is not one of pil, np, pt")
+        positive = self._conditioning(prompt, prompt_conditioning, max_sequence_length)
+        negative: list[Conditioning] = []
+        if guidance_scale > 1:
+            words = (
+                [negative_prompt] * len(positive)
+                if isinstance(negative_prompt, str)
+                else list(negative_prompt)
+            )
+            negative = self._conditioning(
+                words, negative_conditioning, max_sequence_length
+            )
+            if len(negative) != len(positive):
+                raise ArchError(
+                    f"{len(negative)} negative prompts for {len(positive)} prompts; give one or as many"
+                )
+        positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
+        negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
+        x_t = draw_noise(
+            len(positive), height, width, seeds=seeds, generator=generator
+        ).to(self._execution_device)
+        scheduler = self._schedule(num_inference_steps, noise_shift, height, width)
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+            for step, timestep in enumerate(scheduler.timesteps):
+                sigma = timestep / scheduler.config.num_train_timesteps
+                velocity = self._velocity(
+                    x_t, sigma, positive, negative, guidance_scale
+                )
+                x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]
+                if on_step is not None:
+                    on_step(step, float(sigma), x_t)
+                progress.update()
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=_to_images(x_t, output_type))
+
+    def _conditioning(
+        self,
+        prompt: str | Sequence[str] | None,
+        given: Sequence[Conditioning] | None,
+        max_sequence_length: int,
+    ) -> list[Conditioning]:
+        if given is not None:
+            return list(given)
+        if prompt is None or len(prompt) == 0:
+            raise ArchError(
+                "nothing to draw: give a prompt, a list of prompts, or prompt_conditioning"
+            )
+        return self.encode(
+            [prompt] if isinstance(prompt, str) else prompt,
+            max_sequence_length=max_sequence_length,
+        )
+
+    def _velocity(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        positive: Sequence[Conditioning],
+        negative: Sequence[Conditioning],
+        guidance_scale: float,
+    ) -> Tensor:
+        """The guided velocity, float32."""
+        sigmas = sigma.to(x_t.device, torch.float32).expand(len(x_t))
+        if not negative:
+            return self.transformer(x_t, sigmas, positive).float()
+        both = self.transformer(
+            torch.cat((x_t, x_t)), torch.cat((sigmas, sigmas)), [*positive, *negative]
+        ).float()
+        pos, neg = both.chunk(2)
+        return neg + guidance_scale * (pos - neg)
+
+    def _schedule(
+        self, steps: int, noise_shift: float | None, height: int, width: int
+    ) -> SchedulerMixin:
+        """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift."""
+        if steps < 1:
+            raise ArchError(f"num_inference_steps {steps} must be at least 1")
+        if noise_shift is not None and noise_shift <= 0:
+            raise ArchError(
+                f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px"
+            )
+        changes = (
+            {}
+            if noise_shift is None
+            else {"shift": noise_shift, "use_dynamic_shifting": False}
+        )
+        scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
+        accepted = inspect.signature(scheduler.set_timesteps).parameters
+        options: dict[str, Any] = {"device": self._execution_device}
+        if "sigmas" in accepted:
+            options["sigmas"] = np.linspace(1, 1 / steps, steps)
+        else:
+            options["num_inference_steps"] = steps
+        if scheduler.config.get("use_dynamic_shifting"):
+            options["mu"] = _dynamic_shift(
+                scheduler.config, height * width // self.transformer.patch_size**2
+            )
+        scheduler.set_timesteps(**options)
+        return scheduler
+
+
+def draw_noise(
+    count: int,
+    height: int,
+    width: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """Standard normal noise (count, 3, height, width), float32, drawn image by image on the CPU."""
+    if seeds is not None:
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    elif isinstance(generator, torch.Generator) or generator is None:
+        generators = [generator or torch.default_generator] * count
+    else:
+        generators = list(generator)
+    if len(generators) != count:
+        raise ArchError(
+            f"{len(generators)} seeds or generators for {count} images; give one per image"
+        )
+    return torch.stack(
+        [torch.randn(3, height, width, generator=each) for each in generators]
+    )
+
+
+def _dynamic_shift(config: Any, tokens: int) -> float:
+    """The exponent mu of schedulers that shift by image size: linear in the number of tokens."""
+    low, high = (
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+    )
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return base + (top - base) * (tokens - low) / (high - low)
+
+
+def _to_images(x_0: Tensor, output_type: str) -> Any:
+    pixels = x_0.float().cpu()
+    if output_type == "pt":
+        return pixels
+    array = rearrange((pixels.clamp(-1, 1) + 1) / 2, "n c h w -> n h w c").numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in array]

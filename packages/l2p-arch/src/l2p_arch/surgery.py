@@ -1,0 +1,337 @@
+"""Weight surgery (sec. 3.3): a source checkpoint becomes the initialisation of a pixel-space model.
+
+The blocks are inherited byte for byte and streamed from file to file; the latent ends are dropped by name; the pixel
+embedder and the Detailer Head are new. The VAE stays behind.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_arch.errors import ArchError
+from l2p_arch.families import Family, find_family_of_class
+from l2p_arch.initialisation import INITIALISATIONS, new_tensors
+from l2p_arch.tensor_files import (
+    DTYPE_NAMES,
+    PlannedTensor,
+    StoredTensor,
+    copy_range,
+    index_directory,
+    write_directory,
+)
+
+_OPTIONAL_FILES = ("LICENSE", "LICENSE.md", "README.md", "NOTICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """One line of the report."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurgeryReport:
+    """What became of every tensor. Inherited and new tensors carry their new names, dropped ones their old names."""
+
+    source: str
+    family: str
+    patch_size: int
+    initialisation: str
+    inherited: tuple[TensorRecord, ...]
+    new: tuple[TensorRecord, ...]
+    dropped: tuple[TensorRecord, ...]
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        parts = []
+        for label in ("inherited", "new", "dropped"):
+            records: tuple[TensorRecord, ...] = getattr(self, label)
+            count = sum(torch.Size(record.shape).numel() for record in records)
+            parts.append(
+                f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)"
+            )
+        return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A diffusers pipeline directory that has been looked at but not loaded."""
+
+    directory: Path
+    family: Family
+    pipeline_index: Mapping[str, Any]
+    transformer_config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    patch_size: int = 16,
+    head_channels: Sequence[int] = (64, 128, 256, 512),
+    seed: int = 0,
+    dtype: str | None = None,
+    initialisation: str = "default",
+    calibration_images: Tensor | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5 << 30,
+) -> SurgeryReport:
+    """Turn a latent diffusion pipeline into a pixel-space one, and write it to `out`.
+
+    Args:
+        source: a diffusers text-to-image directory (model_index.json, transformer/, text encoder, ...).
+        out: directory to create; it appears complete or not at all.
+        patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
+        head_channels: encoder widths of the Detailer Head, finest first.
+        seed: of the new tensors.
+        dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
+        initialisation: a key of `INITIALISATIONS`.
+        calibration_images: (N, 3, H, W) in [-1, 1], for the initialisations that measure the source.
+        overwrite: replace an existing `out`.
+        max_shard_bytes: largest weight file.
+
+    Returns:
+        The report, also written as surgery_report.json.
+
+    Raises:
+        ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts for.
+    """
+    from l2p_arch.model import L2PTransformer
+
+    if initialisation not in INITIALISATIONS:
+        raise ArchError(
+            f"unknown initialisation {initialisation!r}; known: {', '.join(INITIALISATIONS)}"
+        )
+    opened = open_source(Path(source))
+    wanted_dtype = _dtype_name(dtype)
+    config = {
+        "family": opened.family.name,
+        "trunk_config": {
+            key: value
+            for key, value in opened.transformer_config.items()
+            if not key.startswith("_")
+        },
+        "patch_size": patch_size,
+        "head_channels": list(head_channels),
+    }
+    with torch.device("meta"):
+        model = L2PTransformer(**config)
+    plan, report = _plan(opened, model, wanted_dtype, patch_size, initialisation)
+    made = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+    plan = [
+        tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made)
+        for tensor in plan
+    ]
+    with _appearing_complete(Path(out), opened.directory, overwrite) as partial:
+        (partial / "transformer").mkdir()
+        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
+        model.save_config(partial / "transformer")
+        _copy_components(opened, partial)
+        _write_json(partial / "surgery_report.json", asdict(report))
+    return report
+
+
+def open_source(source: Path) -> Source:
+    """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
+    if not source.is_dir():
+        raise ArchError(
+            f"{source} is not a directory; give a diffusers text-to-image directory"
+        )
+    index = _read_json(
+        source / "model_index.json", f"{source} is no diffusers pipeline directory"
+    )
+    if str((index.get("transformer") or [None])[0]).startswith("l2p_arch"):
+        raise ArchError(
+            f"{source} is already a pixel-space model; surgery starts from a latent one"
+        )
+    config = _read_json(
+        source / "transformer" / "config.json",
+        f"{source} has no transformer to start from",
+    )
+    family = find_family_of_class(config.get("_class_name", ""))
+    missing = [
+        name
+        for name in (*family.text_components, "scheduler")
+        if not (source / name).is_dir()
+    ]
+    if missing:
+        raise ArchError(
+            f"{source} lacks {', '.join(missing)}, which a {family.name} pipeline needs"
+        )
+    return Source(
+        directory=source,
+        family=family,
+        pipeline_index=index,
+        transformer_config=config,
+        tensors=index_directory(source / "transformer"),
+    )
+
+
+def _plan(
+    source: Source, model: Any, dtype: str | None, patch_size: int, initialisation: str
+) -> tuple[list[PlannedTensor], SurgeryReport]:
+    """Say for every wanted tensor where it comes from, and for every source tensor what becomes of it."""
+    family = source.family
+    inherited, new, dropped, plan = [], [], [], []
+    latent = {
+        name: stored
+        for name, stored in source.tensors.items()
+        if family.is_source_end(name)
+    }
+    unclaimed = source.tensors.keys() - latent.keys()
+    if not latent:
+        raise ArchError(
+            f"{source.directory}: the transformer has no latent ends ({', '.join(family.source_ends)})"
+        )
+    new_dtype = dtype or next(iter(latent.values())).dtype
+    for name, value in model.state_dict().items():
+        shape = tuple(value.shape)
+        source_name = name.removeprefix("trunk.")
+        if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
+            plan.append(
+                PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=_not_made)
+            )
+            new.append(TensorRecord(name=name, shape=shape, dtype=new_dtype))
+            continue
+        stored = source.tensors.get(source_name)
+        if stored is None:
+            raise ArchError(
+                f"{source.directory}: the transformer lacks {source_name} {shape}"
+            )
+        if stored.shape != shape:
+            raise ArchError(
+                f"{source.directory}: {source_name} has the shape {stored.shape}, its config says {shape}"
+            )
+        unclaimed.discard(source_name)
+        plan.append(
+            PlannedTensor(
+                name=name, dtype=dtype or stored.dtype, shape=shape, origin=stored
+            )
+        )
+        inherited.append(
+            TensorRecord(name=name, shape=shape, dtype=dtype or stored.dtype)
+        )
+    if unclaimed:
+        some = ", ".join(sorted(unclaimed)[:3])
+        raise ArchError(
+            f"{source.directory}: {len(unclaimed)} tensors have no place in a {family.name} model: {some}"
+        )
+    for name, stored in latent.items():
+        dropped.append(TensorRecord(name=name, shape=stored.shape, dtype=stored.dtype))
+    report = SurgeryReport(
+        source=source.directory.name,
+        family=family.name,
+        patch_size=patch_size,
+        initialisation=initialisation,
+        inherited=tuple(inherited),
+        new=tuple(new),
+        dropped=tuple(dropped),
+    )
+    return plan, report
+
+
+def _not_made() -> Tensor:
+    raise AssertionError("a new tensor was planned but not made")
+
+
+def _made(planned: PlannedTensor, made: Mapping[str, Tensor]) -> PlannedTensor:
+    value = made[planned.name]
+    return PlannedTensor(
+        name=planned.name,
+        dtype=planned.dtype,
+        shape=planned.shape,
+        origin=lambda: value,
+    )
+
+
+def _copy_components(source: Source, out: Path) -> None:
+    """Take the text encoders and the scheduler along; write the new pipeline's index."""
+    names = [*source.family.text_components, "scheduler"]
+    for name in names:
+        shutil.copytree(source.directory / name, out / name, copy_function=_copy_file)
+    for name in _OPTIONAL_FILES[:2]:
+        if (source.directory / name).is_file():
+            _copy_file(source.directory / name, out / name)
+    index: dict[str, Any] = {
+        "_class_name": "L2PPipeline",
+        "transformer": ["l2p_arch", "L2PTransformer"],
+    }
+    if "_diffusers_version" in source.pipeline_index:
+        index["_diffusers_version"] = source.pipeline_index["_diffusers_version"]
+    index.update({name: source.pipeline_index[name] for name in names})
+    _write_json(out / "model_index.json", index)
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    # A copy and not a hard link: a later save into the target would otherwise write into the source's own file.
+    with Path(source).open("rb") as reader, Path(target).open("wb") as writer:
+        copy_range(reader, 0, os.fstat(reader.fileno()).st_size, writer)
+
+
+@contextmanager
+def _appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
+    if out.exists() and not overwrite:
+        raise ArchError(
+            f"{out} already exists; choose another directory or allow it to be overwritten"
+        )
+    if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
+        raise ArchError(
+            f"{out} holds the source; choose another directory for the result"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        if out.exists():
+            replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
+            out.rename(replaced)
+            partial.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _dtype_name(dtype: str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = DTYPE_NAMES.get(getattr(torch, dtype, None))  # type: ignore[call-overload]
+    if name not in ("F32", "BF16", "F16"):
+        raise ArchError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+    return name
+
+
+def _read_json(path: Path, complaint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArchError(f"{complaint}: there is no {path}") from error
+    except ValueError as error:
+        raise ArchError(f"{complaint}: {path} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise ArchError(f"{complaint}: {path} is not a JSON object")
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
