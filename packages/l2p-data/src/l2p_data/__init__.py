@@ -1,1 +1,42 @@
 """Prompts, filters and Ray-parallel image synthesis for a Latent-to-Pixel transfer (L2P, sec. 3.2)."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from l2p_data.dataset import Manifest, load_manifest, read_corpus, verify
+    from l2p_data.errors import DataError
+    from l2p_data.filters import FilterRules, filter_prompts
+    from l2p_data.grammar import GrammarGenerator
+    from l2p_data.llm import Category, PromptRequest, TextGenerator
+    from l2p_data.prompts import generate_prompts, read_prompts, write_prompts
+    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
+
+#: name -> module; loaded on first use, so that importing the package costs nothing
+_EXPORTS = {
+    "Category": "llm",
+    "DataError": "errors",
+    "FilterRules": "filters",
+    "GrammarGenerator": "grammar",
+    "Manifest": "dataset",
+    "PromptRequest": "llm",
+    "SynthesisConfig": "synthesis",
+    "SynthesisProgress": "synthesis",
+    "TextGenerator": "llm",
+    "filter_prompts": "filters",
+    "generate_prompts": "prompts",
+    "load_manifest": "dataset",
+    "read_corpus": "dataset",
+    "read_prompts": "prompts",
+    "synthesize": "synthesis",
+    "verify": "dataset",
+    "write_prompts": "prompts",
+}
+__all__ = list(_EXPORTS)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
