@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from l2p_arch.detailer import DetailerHead
@@ -14,7 +14,7 @@ from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.patchify import pixels_to_patches
 
 
-class L2PTransformer(ModelMixin, ConfigMixin):
+class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Predicts the velocity (noise - x_0) of pixels.
 
     Args:
@@ -81,7 +81,9 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         return [
             f"trunk.{block_list}.{index}"
             for block_list in self.source_family.block_lists
-            for index in range(len(self.trunk.get_submodule(block_list)))
+            for index in range(
+                len(list(self.trunk.get_submodule(block_list).children()))
+            )
         ]
 
     def shallow_names(self) -> list[str]:

@@ -2,12 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -30,13 +29,15 @@ _TEXT_COMPONENTS = (
 class L2PPipeline(DiffusionPipeline):
     """Samples images with an `L2PTransformer`, the source's own text encoders and any flow-matching scheduler."""
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer"
-    _optional_components: ClassVar[list[str]] = list(_TEXT_COMPONENTS)
+    model_cpu_offload_seq: Any = (
+        "text_encoder->text_encoder_2->text_encoder_3->transformer"
+    )
+    _optional_components = list(_TEXT_COMPONENTS)  # noqa: RUF012 (diffusers declares it so)
 
     def __init__(
         self,
         transformer: L2PTransformer,
-        scheduler: SchedulerMixin,
+        scheduler: Any,
         text_encoder: Any = None,
         tokenizer: Any = None,
         text_encoder_2: Any = None,
@@ -189,7 +190,7 @@ class L2PPipeline(DiffusionPipeline):
 
     def _schedule(
         self, steps: int, noise_shift: float | None, height: int, width: int
-    ) -> SchedulerMixin:
+    ) -> Any:
         """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift."""
         if steps < 1:
             raise ArchError(f"num_inference_steps {steps} must be at least 1")

@@ -20,7 +20,6 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
 from l2p_arch.initialisation import INITIALISATIONS, new_tensors
 from l2p_arch.tensor_files import (
-    DTYPE_NAMES,
     PlannedTensor,
     StoredTensor,
     copy_range,
@@ -315,8 +314,8 @@ def _appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pa
 def _dtype_name(dtype: str | None) -> str | None:
     if dtype is None:
         return None
-    name = DTYPE_NAMES.get(getattr(torch, dtype, None))  # type: ignore[call-overload]
-    if name not in ("F32", "BF16", "F16"):
+    name = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}.get(dtype)
+    if name is None:
         raise ArchError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
     return name
 

@@ -237,7 +237,7 @@ def _write_tensor(file: BinaryIO, tensor: PlannedTensor) -> None:
             f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}"
         )
     value = value.detach().to("cpu", DTYPES[tensor.dtype]).contiguous()
-    file.write(value.reshape(-1).view(torch.uint8).numpy())
+    file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def copy_range(source: BinaryIO, start: int, count: int, target: BinaryIO) -> None:

@@ -40,14 +40,14 @@ class Family:
     """Source config -> width D of the image tokens."""
     pixel_config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     """(source config, patch channels) -> config of the trunk, whose patch size is 1 on the grid of patches."""
-    strip_output: Callable[[nn.Module], None]
+    strip_output: Callable[[Any], None]
     """Replace the final norm and projection in place, so that the trunk's forward returns the last block's tokens."""
-    run: Callable[[nn.Module, Tensor, Tensor, Sequence[Conditioning]], Tensor]
+    run: Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
     """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h, w)."""
     encode_text: Callable[..., list[Conditioning]]
     """(components by name, prompts, *, device, max_sequence_length) -> one Conditioning per prompt."""
 
-    def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> nn.Module:
+    def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> Any:
         """Build the trunk for a source config (weights as PyTorch initialises them)."""
         import diffusers
 

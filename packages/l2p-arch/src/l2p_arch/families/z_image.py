@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2p_arch.families.base import Conditioning, Family, FeaturesOnly
 
@@ -23,7 +23,7 @@ def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, A
     }
 
 
-def _strip_output(trunk: nn.Module) -> None:
+def _strip_output(trunk: Any) -> None:
     trunk.all_final_layer["1-1"] = FeaturesOnly()
     trunk.out_channels = (
         trunk.dim
@@ -31,7 +31,7 @@ def _strip_output(trunk: nn.Module) -> None:
 
 
 def _run(
-    trunk: nn.Module,
+    trunk: Any,
     patches: Tensor,
     sigma: Tensor,
     conditioning: Sequence[Conditioning],
@@ -46,7 +46,7 @@ def _run(
     return torch.stack(features).squeeze(2)
 
 
-def _extend_rope(trunk: nn.Module, grid: Sequence[int], caption_length: int) -> None:
+def _extend_rope(trunk: Any, grid: Sequence[int], caption_length: int) -> None:
     """Lengthen the table of rotary angles where the grid or caption exceeds it; the existing rows do not change."""
     rope = trunk.rope_embedder
     wanted = [

@@ -1,0 +1,161 @@
+"""The pipeline: images depend on their prompt and seed alone, and the guidance and schedule are the stated ones."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    ZImagePipeline,
+)
+from l2p_arch import ArchError, L2PPipeline, convert
+
+SMALL: dict[str, Any] = {
+    "height": 32,
+    "width": 32,
+    "num_inference_steps": 2,
+    "output_type": "pt",
+}
+PROMPTS = ["a red circle", "two blue squares left of a green star on a gray background"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    untrained_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> L2PPipeline:
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    convert(untrained_source, out, head_channels=(8, 8, 16, 16))
+    loaded = L2PPipeline.from_pretrained(out)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_an_image_does_not_depend_on_its_batch(pipeline: L2PPipeline) -> None:
+    together = pipeline(
+        PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL
+    ).images
+    alone = torch.cat(
+        [pipeline(PROMPTS[n // 2], seeds=[n + 1], **SMALL).images for n in range(4)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert torch.equal(
+        together,
+        pipeline(PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL).images,
+    )
+
+
+def test_text_is_encoded_as_the_source_pipeline_encodes_it(
+    pipeline: L2PPipeline, untrained_source: Path
+) -> None:
+    source = ZImagePipeline.from_pretrained(untrained_source)
+    with torch.no_grad():
+        expected, _ = source.encode_prompt(
+            list(PROMPTS), do_classifier_free_guidance=False
+        )
+    for ours, theirs in zip(pipeline.encode(PROMPTS), expected, strict=True):
+        torch.testing.assert_close(ours["caption"], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_is_negative_plus_scale_times_the_difference(
+    pipeline: L2PPipeline,
+) -> None:
+    positive, negative = pipeline.encode(["a red circle", "a blue square"])
+    states: list[torch.Tensor] = []
+    options = SMALL | {"num_inference_steps": 1}
+    for scale in (1.0, 3.0):
+        out = pipeline(
+            prompt_conditioning=[positive],
+            negative_conditioning=[negative],
+            guidance_scale=scale,
+            seeds=[5],
+            **options,
+        )
+        states.append(out.images)
+    noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(5))[None]
+    with torch.no_grad():
+        pos = pipeline.transformer(noise, torch.ones(1), [positive])
+        neg = pipeline.transformer(noise, torch.ones(1), [negative])
+    torch.testing.assert_close(states[0], noise - pos, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        states[1], noise - (neg + 3 * (pos - neg)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(
+    pipeline: L2PPipeline,
+) -> None:
+    def sigmas(**options: Any) -> list[float]:
+        seen: list[float] = []
+        pipeline(
+            "a",
+            seeds=[0],
+            on_step=lambda _, sigma, __: seen.append(sigma),
+            **(SMALL | options),
+        )
+        return seen
+
+    own = sigmas(num_inference_steps=4)
+    even = np.linspace(1, 0.25, 4)
+    np.testing.assert_allclose(
+        own, 3 * even / (1 + 2 * even), rtol=1e-6
+    )  # the source's scheduler has shift 3
+    np.testing.assert_allclose(
+        sigmas(num_inference_steps=4, noise_shift=1), even, rtol=1e-6
+    )
+    np.testing.assert_allclose(sigmas(num_inference_steps=4), own)
+
+
+def test_other_flow_matching_schedulers_work(pipeline: L2PPipeline) -> None:
+    own = pipeline.scheduler
+    try:
+        pipeline.scheduler = FlowMatchHeunDiscreteScheduler()
+        assert torch.isfinite(pipeline("a", seeds=[0], **SMALL).images).all()
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+        assert torch.isfinite(pipeline("a", seeds=[0], **SMALL).images).all()
+    finally:
+        pipeline.scheduler = own
+
+
+def test_a_bfloat16_model_keeps_a_float32_state(pipeline: L2PPipeline) -> None:
+    pipeline.transformer.to(torch.bfloat16)
+    try:
+        seen = []
+        pipeline(
+            "a", seeds=[0], on_step=lambda _, __, x_t: seen.append(x_t.dtype), **SMALL
+        )
+        assert seen == [torch.float32, torch.float32]
+    finally:
+        pipeline.transformer.to(torch.float32)
+
+
+def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
+    pt, array, pil = (
+        pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images
+        for kind in ("pt", "np", "pil")
+    )
+    np.testing.assert_allclose(
+        array[0], (pt[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2, atol=1e-6
+    )
+    np.testing.assert_allclose(np.asarray(pil[0]) / 255, array[0], atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"height": 40}, "height 40 is not a multiple of patch size 16; use 32 or 48"),
+        ({"seeds": [1, 2]}, "2 seeds or generators for 1 images"),
+        ({"output_type": "jpeg"}, "output_type 'jpeg'"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0"),
+        ({"noise_shift": 0.0}, "noise_shift 0.0 must be positive"),
+        ({"prompt": []}, "nothing to draw"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+    ],
+)
+def test_wrong_calls_are_named(
+    pipeline: L2PPipeline, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ArchError, match=complaint):
+        pipeline(**({"prompt": "a"} | SMALL | options))

@@ -1,0 +1,199 @@
+"""Our trunk is diffusers' own transformer: put its latent ends back, and the outputs are equal bit by bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ZImageTransformer2DModel
+from einops import rearrange
+from l2p_arch import FAMILIES, ArchError, L2PTransformer
+from torch import Tensor
+
+CONFIG: dict[str, Any] = {
+    "all_patch_size": [2],
+    "all_f_patch_size": [1],
+    "in_channels": 4,
+    "dim": 48,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 20,
+    "axes_dims": [8, 8, 8],
+    "axes_lens": [128, 32, 32],
+}
+
+
+def tiny_source() -> ZImageTransformer2DModel:
+    torch.manual_seed(0)
+    source = ZImageTransformer2DModel(**CONFIG).eval()
+    for token in (source.x_pad_token, source.cap_pad_token):
+        torch.nn.init.normal_(token)
+    return source
+
+
+def trunk_with_the_embedder_of(source: ZImageTransformer2DModel) -> Any:
+    trunk = FAMILIES["z-image"].build_trunk(CONFIG, 16).eval()
+    names = {"all_x_embedder.2-1": "all_x_embedder.1-1"}
+    state = {
+        name.replace("all_x_embedder.2-1", names["all_x_embedder.2-1"]): value
+        for name, value in source.state_dict().items()
+        if not name.startswith("all_final_layer")
+    }
+    trunk.load_state_dict(state)
+    return trunk
+
+
+def tiny_model(**changes: Any) -> L2PTransformer:
+    torch.manual_seed(0)
+    config = {
+        "family": "z-image",
+        "trunk_config": CONFIG,
+        "patch_size": 4,
+        "head_channels": (8, 8),
+    } | changes
+    model = L2PTransformer(**config).eval()
+    for token in (model.trunk.x_pad_token, model.trunk.cap_pad_token):
+        torch.nn.init.normal_(token)
+    return model
+
+
+def captions(*lengths: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"caption": torch.randn(length, 20, generator=generator)} for length in lengths
+    ]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 16), (10, 6), (16, 16)])
+def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(
+    height: int, width: int
+) -> None:
+    source = tiny_source()
+    trunk = trunk_with_the_embedder_of(source)
+    latents = torch.randn(2, 4, height, width)
+    sigma = torch.tensor([0.3, 0.9])
+    conditioning = captions(5, 40)
+    with torch.no_grad():
+        expected = source(
+            list(latents.unsqueeze(2)),
+            1 - sigma,
+            [sample["caption"] for sample in conditioning],
+        )
+        # The source flattens a patch as (py, px, c); keeping that order keeps its embedder as it is.
+        patches = rearrange(latents, "b c (h py) (w px) -> b (py px c) h w", py=2, px=2)
+        features = FAMILIES["z-image"].run(trunk, patches, sigma, conditioning)
+        tokens = rearrange(features, "b d h w -> b (h w) d")
+        time = source.t_embedder((1 - sigma) * 1000.0)
+        out = source.all_final_layer["2-1"](tokens, c=time)
+        actual = rearrange(
+            out, "b (h w) (py px c) -> b c (h py) (w px)", h=height // 2, py=2, px=2
+        )
+    assert torch.equal(actual, torch.stack(expected.sample).squeeze(2))
+
+
+def test_the_velocity_is_the_negative_of_the_raw_output() -> None:
+    model = tiny_model()
+    torch.nn.init.zeros_(model.detailer_head.out_conv.weight)
+    torch.nn.init.constant_(model.detailer_head.out_conv.bias, 0.25)
+    velocity = model(torch.zeros(1, 3, 8, 8), torch.tensor([0.5]), captions(3))
+    assert torch.equal(velocity, torch.full((1, 3, 8, 8), -0.25))
+
+
+def test_a_batch_of_unequal_captions_equals_one_at_a_time() -> None:
+    model = tiny_model()
+    pixels, sigma, conditioning = (
+        torch.randn(3, 3, 20, 28),
+        torch.tensor([0.1, 0.5, 1.0]),
+        captions(3, 33, 70),
+    )
+    with torch.no_grad():
+        together = model(pixels, sigma, conditioning)
+        alone = [
+            model(pixels[i : i + 1], sigma[i : i + 1], conditioning[i : i + 1])
+            for i in range(3)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (12, 20), (132, 4)])
+def test_any_multiple_of_the_patch_is_accepted(height: int, width: int) -> None:
+    # 132 / 4 = 33 rows exceed the config's rotary table of 32
+    with torch.no_grad():
+        assert tiny_model()(
+            torch.randn(1, 3, height, width), torch.ones(1), captions(2)
+        ).shape == (1, 3, height, width)
+
+
+def test_a_longer_rotary_table_leaves_the_result_unchanged() -> None:
+    pixels, sigma, conditioning = (
+        torch.randn(1, 3, 8, 8),
+        torch.tensor([0.5]),
+        captions(3),
+    )
+    model = tiny_model()
+    with torch.no_grad():
+        before = model(pixels, sigma, conditioning)
+        model(torch.randn(1, 3, 4, 200), sigma, conditioning)
+        assert torch.equal(model(pixels, sigma, conditioning), before)
+
+
+def test_the_time_is_not_rounded_in_bfloat16() -> None:
+    model = tiny_model().to(torch.bfloat16)
+    seen = []
+    model.trunk.t_embedder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
+    sigma = torch.tensor([0.1234567])
+    with torch.no_grad():
+        model(torch.randn(1, 3, 8, 8), sigma, captions(3))
+    assert torch.equal(seen[0], (1 - sigma) * 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sigma", "count", "complaint"),
+    [
+        (
+            torch.zeros(1, 3, 10, 8),
+            torch.zeros(1),
+            1,
+            "height 10 is not a multiple of patch size 4; use 8 or 12",
+        ),
+        (torch.zeros(1, 4, 8, 8), torch.zeros(1), 1, "wanted (B, 3, H, W)"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(1), 2, "as many sigmas"),
+        (
+            torch.zeros(1, 3, 8, 8),
+            torch.zeros(1, dtype=torch.bfloat16),
+            1,
+            "pass it as float32",
+        ),
+    ],
+)
+def test_wrong_inputs_are_named(
+    pixels: Tensor, sigma: Tensor, count: int, complaint: str
+) -> None:
+    with pytest.raises(ArchError) as raised:
+        tiny_model()(pixels, sigma, captions(3) * count)
+    assert complaint in str(raised.value)
+
+
+def test_gradients_reach_the_embedder_with_and_without_checkpointing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        torch.manual_seed(3)
+        model(
+            torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.8]), captions(3, 9)
+        ).square().mean().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        gradients.append(model.trunk.get_submodule("all_x_embedder.1-1").weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_blocks_and_shallow_modules_cover_every_parameter_once() -> None:
+    model = tiny_model()
+    prefixes = [f"{name}." for name in model.block_names() + model.shallow_names()]
+    for name, _ in model.named_parameters():
+        assert sum(f"{name}.".startswith(prefix) for prefix in prefixes) == 1, name
