@@ -1,0 +1,74 @@
+"""`python -m l2p_train CONFIG.toml|json`: one process of a training run, under any launcher.
+
+Exit codes: 0 done, 1 bug, 2 a mistake in settings or input, 3 the loss became non-finite, 130/143
+interrupted after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+
+from l2p_train.errors import Interrupted, TrainError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train (or, with --dry-run, print the estimate) and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l2p_train", description="Train an L2P model; run again to resume."
+    )
+    parser.add_argument(
+        "config", help="a .toml or .json file with the fields of TrainConfig (or a [train] table)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would train and its memory; write nothing"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that --dry-run assumes")
+    options = parser.parse_args(arguments)
+    from l2p_train.config import load_config
+
+    try:
+        config = load_config(options.config)
+        if options.dry_run:
+            from l2p_train.memory import estimate
+
+            print(estimate(config, options.processes).text())
+            return 0
+        from l2p_train.trainer import train
+
+        _stop_with_parent()
+        train(config, on_event=_print_event)
+    except (TrainError, Interrupted) as error:
+        print(f"error: {error}" if isinstance(error, TrainError) else str(error), file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _print_event(record: object) -> None:
+    print(record, flush=True)
+
+
+def _stop_with_parent() -> None:
+    """Stop this process, with a checkpoint, when the launcher that started it is gone (it was killed)."""
+    parent = int(os.environ.get("L2P_TRAIN_PARENT", "0"))
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+if __name__ == "__main__":
+    # A clean interpreter exit joins gloo's threads, which can hang once a peer is gone.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,177 @@
+"""Exact resume: safetensors of what trains, by parameter name, independent of ZeRO stage and number of
+processes.
+
+    checkpoints/step-000500/state.json             step, config, hashes of the files and the first model
+                            rank-000.safetensors   master/NAME, exp_avg/NAME, exp_avg_sq/NAME, ema/NAME
+
+The tensors are dealt out over the processes. Randomness, data position and learning rate are functions of
+the step, so nothing else is state. A checkpoint is written to a temporary folder and renamed; pickle is
+never involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_train.config import TrainConfig
+from l2p_train.engine import Masters
+from l2p_train.errors import TrainError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint on disk."""
+
+    path: Path
+    step: int  # optimiser steps done
+    state: dict[str, Any]
+
+    def files(self) -> list[Path]:
+        """Return its tensor files."""
+        return [self.path / name for name in sorted(self.state["files"])]
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Return the finished checkpoints, oldest first."""
+    found = []
+    for path in sorted(directory.glob("step-*/state.json")):
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state.get("format") != FORMAT:
+            raise TrainError(f"{path}: checkpoint format {state.get('format')}; this version reads {FORMAT}")
+        found.append(Checkpoint(path.parent, state["step"], state))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    directory: Path, step: int, config: TrainConfig, masters: Masters, ema: list[Tensor] | None, **extra: Any
+) -> Checkpoint:
+    """Write the checkpoint of `step`, drop all but the newest `keep_checkpoints`; collective.
+
+    Args:
+        extra: JSON values for state.json; `base`, the hash of the model started from, among them.
+    """
+    from safetensors.torch import save_file
+
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    final, temporary = directory / f"step-{step:06d}", directory / f".step-{step:06d}.tmp"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    kinds: dict[str, list[Tensor]] = {
+        "master": masters.shards,
+        "exp_avg": masters.moments("exp_avg"),
+        "exp_avg_sq": masters.moments("exp_avg_sq"),
+    }
+    if ema is not None:
+        kinds["ema"] = ema
+    mine: dict[str, Tensor] = {}
+    for kind, values in kinds.items():
+        for index, (name, tensor) in enumerate(masters.gather(values)):
+            if index % world_size == rank:
+                mine[f"{kind}/{name}"] = tensor.to("cpu", copy=True).contiguous()
+    path = temporary / f"rank-{rank:03d}.safetensors"
+    save_file(mine, path)
+    _sync(path)
+    hashes: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(hashes, (path.name, file_hash(path)))
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "samples": step * config.batch_size,
+        "processes": world_size,
+        "files": dict(hashes),
+        "config": config.to_dict(),
+        **extra,
+    }
+    if rank == 0:
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        _sync(temporary / "state.json")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in list_checkpoints(directory)[: -max(1, config.keep_checkpoints)]:
+            shutil.rmtree(old.path)
+    torch.distributed.barrier()
+    return Checkpoint(final, step, state)
+
+
+def load_checkpoint(checkpoint: Checkpoint, masters: Masters, ema: list[Tensor] | None) -> None:
+    """Restore masters, moments, average and the model's weights; collective.
+
+    Raises:
+        TrainError: a file is missing, was changed after it was written, or lacks a tensor.
+    """
+    verify(checkpoint)
+    whole = TensorFiles(checkpoint.files())
+    moments = [[torch.empty_like(shard, requires_grad=False) for shard in masters.shards] for _ in range(2)]
+    for name, values in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+        masters.scatter(values, whole.of(name))
+    if ema is not None:
+        masters.scatter(ema, whole.of("ema" if whole.has_kind("ema") else "master"))
+    masters.scatter(masters.shards, whole.of("master"))
+    masters.set_moments(moments[0], moments[1], step=checkpoint.step)
+    masters.write_to_model(masters.shards)
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Raise `TrainError` unless every file is there and unchanged."""
+    for name, wanted in checkpoint.state["files"].items():
+        path = checkpoint.path / name
+        if not path.is_file() or file_hash(path) != wanted:
+            raise TrainError(
+                f"{path} is missing or damaged; delete {checkpoint.path} to resume from an older one"
+            )
+
+
+class TensorFiles:
+    """Read access to tensors `KIND/NAME` spread over safetensors files."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        from safetensors import safe_open
+
+        self._handles = [safe_open(path, framework="pt") for path in paths]
+        self._where = {name: handle for handle in self._handles for name in handle.keys()}  # noqa: SIM118
+
+    def has_kind(self, kind: str) -> bool:
+        """Say whether there are tensors of this kind."""
+        return any(name.startswith(f"{kind}/") for name in self._where)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the parameter names stored under a kind."""
+        return [name.removeprefix(f"{kind}/") for name in self._where if name.startswith(f"{kind}/")]
+
+    def of(self, kind: str) -> Callable[[str], Tensor]:
+        """Return the function parameter name -> stored tensor of a kind."""
+
+        def read(name: str) -> Tensor:
+            if f"{kind}/{name}" not in self._where:
+                raise TrainError(
+                    f"the checkpoint lacks {kind}/{name}: it was written with other trainable tensors"
+                )
+            return self._where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")
+
+        return read
+
+
+def _sync(path: Path) -> None:
+    """Flush a file to disk, so that the later rename never names an empty one."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,225 @@
+"""`TrainConfig`: every setting of a training run, with the defaults of Table 3, and its strict loading."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from l2p_train.errors import TrainError
+
+# Fields with this mark may differ between a run and its resumption; any other difference is an error.
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+
+
+def _free(default: Any) -> Any:
+    """Return a field whose value may change when a run resumes."""
+    return field(default=default, metadata=MAY_CHANGE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run. Defaults: Table 3, and the released model where the paper is silent."""
+
+    model: Path  # a model directory written by `l2p_arch.convert`
+    corpus: Path  # a corpus directory: Parquet shards (id, prompt, width, height, image, ...)
+    output: Path  # the run's directory; running again with the same one resumes
+    seed: int = 0
+
+    # Length. One "sample" is one image seen once; step s uses samples s * batch_size ... (s + 1) *
+    # batch_size - 1.
+    steps: int = field(default=1000, metadata=MAY_CHANGE)  # optimiser steps of the whole run
+    batch_size: int = 8  # images per optimiser step over ALL processes (Table 3)
+    micro_batch_size: int | None = None  # images per process and forward; None: batch_size / processes.
+    # Gradient accumulation follows: batch_size / (processes * micro_batch_size) (Table 3: 1).
+
+    # Optimiser: AdamW (Table 3)
+    learning_rate: float = 5e-5  # peak
+    new_end_multiplier: float = (
+        1.0  # learning rate of the new ends (pixel embedder, Detailer Head) over the inherited
+    )
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    gradient_clipping: float = 1.0  # global norm; 0: off. The paper names none.
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    warmup_steps: int = 0  # linear from 0; for one-cycle the rising part (0: 30 % of the run)
+    final_rate: float = 0.0  # learning rate at the end over the peak (cosine, one-cycle)
+    ema_decay: float = 0.0  # 0: off (the paper has none); else samples and the exported model use the average
+    ema_warmup: bool = True  # decay_t = min(decay, (1 + t) / (10 + t)): forgets the untrained start sooner
+
+    # Objective: eq. 5
+    sigma_distribution: Literal["uniform", "logit-normal", "discrete"] = "uniform"
+    noise_shift: float = 3.0  # s of sigma' = s * sigma / (1 + (s - 1) * sigma); 3 at 1K, 4 at 4K
+    logit_mean: float = 0.0  # logit-normal only: below 0 visits low noise more often
+    logit_std: float = 1.0  # logit-normal only
+    sigma_points: int = 500  # discrete only
+    stratified_sigma: bool = (
+        False  # spread the sigmas of neighbouring samples evenly: less variance, same density
+    )
+    loss_weighting: Literal["none", "x_0", "cosmap"] = "none"  # eq. 5 has none
+    caption_dropout: float = 0.0  # probability of the empty prompt (classifier-free guidance); official: none
+
+    # What trains (freeze.py)
+    trainable: str | int = "shallow"  # shallow (5 blocks at each end), mid (10), full, head-only, or n
+    train_patterns: tuple[str, ...] = ()  # if given, exactly the tensors matching these (fnmatch) train
+    freeze_patterns: tuple[str, ...] = ()  # taken out again
+
+    # Engine
+    zero_stage: int = 1  # DeepSpeed ZeRO 0, 1, 2 or 3
+    precision: Literal["bf16", "fp32"] = (
+        "bf16"  # bf16: float32 masters of what trains, frozen weights bf16 only
+    )
+    gradient_checkpointing: bool = False  # recompute each block: about 1/10 of the activations, 1/3 more time
+    offload_optimizer: bool = False  # ZeRO >= 1: masters and Adam moments in host memory
+    compile: bool = False  # torch.compile each block
+
+    # Data
+    max_sequence_length: int = 512  # longest text, in tokens
+    resolution: int | None = (
+        None  # None: images as they are. r: buckets of about r x r pixels, aspect kept, no crop
+    )
+    loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
+    image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process
+
+    # What is written, and when (steps; 0: never). The last step always writes a checkpoint and the model.
+    log_every: int = _free(10)
+    checkpoint_every: int = _free(500)
+    keep_checkpoints: int = _free(2)
+    sample_every: int = _free(500)
+    sample_prompts: tuple[str, ...] = _free(())  # (): prompts of the corpus, beside their source images
+    sample_count: int = _free(8)  # how many prompts of the corpus
+    sample_steps: int = _free(30)
+    sample_guidance: float = _free(2.0)
+    sample_seed: int = _free(42)
+    tensorboard: bool = _free(True)
+
+    def __post_init__(self) -> None:
+        """Raise `TrainError` for values that no run can have."""
+        positive = (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "noise_shift",
+            "sigma_points",
+            "logit_std",
+            "log_every",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise TrainError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("caption_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise TrainError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise TrainError(f"micro_batch_size is {self.micro_batch_size}; it must be positive")
+
+    def batch_layout(self, processes: int) -> tuple[int, int]:
+        """Return (micro batch size, accumulation steps) for a number of processes, or raise `TrainError`."""
+        if self.batch_size % processes:
+            raise TrainError(
+                f"batch_size {self.batch_size} does not divide over {processes} processes; "
+                f"use {self.batch_size // processes * processes or processes} or fewer processes"
+            )
+        per_process = self.batch_size // processes
+        micro = self.micro_batch_size or per_process
+        if per_process % micro:
+            raise TrainError(
+                f"micro_batch_size {micro} does not divide the {per_process} images of each process "
+                f"(batch_size {self.batch_size} over {processes} processes)"
+            )
+        return micro, per_process // micro
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        plain = dataclasses.asdict(self)
+        return {
+            k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for k, v in plain.items()
+        }
+
+
+def differences(old: Mapping[str, Any], new: TrainConfig) -> list[str]:
+    """Return lines 'key: old -> new' for settings that differ and may not change when a run resumes."""
+    now = new.to_dict()
+    fixed = [f.name for f in dataclasses.fields(new) if not f.metadata.get("may_change")]
+    # Paths may be moved or spelled otherwise; the model and corpus are checked by content, not by name.
+    fixed = [name for name in fixed if name not in ("model", "corpus", "output")]
+    return [
+        f"{name}: {old.get(name)} -> {now[name]}" for name in fixed if name in old and old[name] != now[name]
+    ]
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "train") -> TrainConfig:
+    """Return a `TrainConfig` from plain values (TOML or JSON), strictly.
+
+    Raises:
+        TrainError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise TrainError(
+                f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    missing = [name for name in ("model", "corpus", "output") if name not in values]
+    if missing:
+        raise TrainError(f"{source}: missing key {missing[0]!r}")
+    return TrainConfig(
+        **{key: _coerce(value, hints[key], f"{source}.{key}") for key, value in values.items()}
+    )
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Return the config of a .toml or .json file; a `[train]` table is used when there is one."""
+    path = Path(path)
+    if not path.is_file():
+        raise TrainError(f"no config file {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise TrainError(f"{path}: {error}") from error
+    if isinstance(values.get("train"), dict):
+        values = values["train"]
+    return config_from_mapping(values, source=str(path))
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the annotated type, or raise `TrainError` naming key, value and what was wanted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return _coerce(value, option, where)
+            except TrainError:
+                continue
+    elif origin is Literal and value in arguments:
+        return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            return tuple(_coerce(item, arguments[0], where) for item in value)
+        if len(value) == len(arguments):
+            return tuple(_coerce(item, option, where) for item, option in zip(value, arguments, strict=True))
+    elif hint is type(None) and value is None:
+        return None
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = " or ".join(map(repr, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
+    raise TrainError(f"{where}: got {value!r}, wanted {wanted}")

@@ -1,0 +1,182 @@
+"""Start a run on this machine: one process per GPU (or some on the CPU), signals handed on, exit codes kept.
+
+Each process is `python -m l2p_train CONFIG` with torchrun's environment variables; under torchrun, the
+deepspeed launcher or Ray Train the same entry works unchanged, on any number of nodes. We start the
+processes of one machine ourselves because torchrun turns every exit code into 1 and takes seconds to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from l2p_train.config import TrainConfig
+from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
+from l2p_train.run_directory import TrainResult, read_result
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def process_environments(processes: int) -> list[dict[str, str]]:
+    """Return the environment of each process."""
+    import torch
+
+    shared = os.environ | {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "PYTHONUNBUFFERED": "1",
+        "L2P_TRAIN_PARENT": str(os.getpid()),
+    }
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // processes))}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def launch(
+    config: TrainConfig, processes: int = 1, on_event: Callable[[dict[str, Any]], None] | None = None
+) -> TrainResult:
+    """Train in `processes` processes of this machine and return the result.
+
+    Args:
+        config: the settings; a copy for the processes is written to `output/train.json`.
+        processes: on GPUs one per GPU, on the CPU any number whose product with threads fills the cores.
+        on_event: called with each new record of `output/metrics.jsonl`.
+
+    Raises:
+        TrainError, NonFiniteLossError, Interrupted: as `train`.
+        RuntimeError: a process failed by a bug; its log is `output/logs/rank-N.log`.
+    """
+    config.batch_layout(processes)
+    finished = read_result(config)
+    if finished is not None:
+        return finished
+    logs = config.output / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        path = config.output / "train.json"
+        path.write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise TrainError(
+            f"cannot write to {config.output}: {error.strerror}; choose another output directory"
+        ) from error
+    # A session of their own: Ctrl-C reaches only us, and each process gets the signal once.
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "l2p_train", str(path)],
+            env=environment,
+            stdout=(logs / f"rank-{rank}.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for rank, environment in enumerate(process_environments(processes))
+    ]
+    codes = _wait(children, config.output / "metrics.jsonl", on_event)
+    return _outcome(config, codes, logs)
+
+
+def _wait(
+    children: list[subprocess.Popen[bytes]], metrics: Path, on_event: Callable[[dict[str, Any]], None] | None
+) -> list[int]:
+    """Hand on signals and metrics until all processes have ended; if one fails, end the others."""
+    follow = _Follower(metrics)
+
+    def hand_on(number: int, _frame: Any) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, hand_on)
+    except ValueError:  # not in the main thread: our caller handles signals
+        pass
+    try:
+        while any(child.poll() is None for child in children):
+            for record in follow.new_records():
+                if on_event is not None:
+                    on_event(record)
+            if any(child.poll() not in (None, 0, 130, 143) for child in children):
+                time.sleep(2)  # let the others find out by themselves
+                for child in children:
+                    if child.poll() is None:
+                        child.kill()
+            time.sleep(0.1)
+        for record in follow.new_records():
+            if on_event is not None:
+                on_event(record)
+        return [child.wait() for child in children]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(config: TrainConfig, codes: list[int], logs: Path) -> TrainResult:
+    """Turn exit codes into a result or an exception."""
+    if all(code == 0 for code in codes):
+        result = read_result(config)
+        if result is None:
+            raise RuntimeError(f"the run ended without a result; see {logs}")
+        return result
+    stopped = [code for code in codes if code in (130, 143)]
+    if stopped and all(code in (0, 130, 143) for code in codes):
+        records = _Follower(config.output / "metrics.jsonl", from_start=True).new_records()
+        steps = [record["step"] for record in records if record.get("event") == "interrupted"]
+        raise Interrupted(stopped[0] - 128, steps[-1] if steps else 0)
+    # The rank that failed by itself, not one that we killed or that lost its peer.
+    rank = next((rank for rank, code in enumerate(codes) if code in (2, 3)), None)
+    if rank is not None:
+        log = (logs / f"rank-{rank}.log").read_text(encoding="utf-8", errors="replace")
+        lines = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
+        message = lines[-1] if lines else f"training failed; see {logs}"
+        raise NonFiniteLossError(message) if codes[rank] == 3 else TrainError(message)
+    rank = next(rank for rank, code in enumerate(codes) if code)
+    log = (logs / f"rank-{rank}.log").read_text(encoding="utf-8", errors="replace")
+    tail = "\n".join(log.splitlines()[-25:])
+    raise RuntimeError(
+        f"training process {rank} ended with exit code {codes[rank]}; logs in {logs}. Its last lines:\n{tail}"
+    )
+
+
+class _Follower:
+    """Reads the records that are appended to a JSON Lines file."""
+
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
+        self.path, self.rest = path, ""
+        self.position = 0 if from_start or not path.is_file() else path.stat().st_size
+        self.inode = path.stat().st_ino if path.is_file() else None
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """Return the complete new lines; a run that resumes replaces the file."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if self.inode is not None and status.st_ino != self.inode:
+                # The rewritten file holds the old records that stay; they were reported in an earlier
+                # session. self.position, self.rest = min(self.position, status.st_size), ""
+            self.inode = status.st_ino
+            file.seek(self.position)
+            text = self.rest + file.read()
+            self.position = file.tell()
+        *lines, self.rest = text.split("\n")
+        return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,58 @@
+"""A tiny model directory and corpus that the trainer's tests share, and a way to run trainings in processes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+SIZE = 32  # px
+PROMPTS = [
+    f"a {color} {shape} on a gray background" for color in ("red", "blue") for shape in ("circle", "square")
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted model directory: three blocks, so that with n = 1 the middle one is frozen."""
+    from l2p_arch import convert
+    from l2p_mini.architecture import write_untrained_source
+
+    folder = tmp_path_factory.mktemp("tiny")
+    source = write_untrained_source(folder / "source", seed=0, dim=64, n_heads=2, n_kv_heads=2, n_layers=3)
+    convert(source, folder / "model", patch_size=16, head_channels=(4, 8, 8, 8), seed=0)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards with ten smooth random images."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for shard in range(2):
+        write_shard(folder / f"part-{shard:05d}.parquet", [(SIZE, SIZE)] * 5, seed=shard)
+    return folder
+
+
+def write_shard(path: Path, sizes: list[tuple[int, int]], seed: int = 0) -> None:
+    """Write a corpus shard with one image per (height, width)."""
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number, (height, width) in enumerate(sizes):
+        small = Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        small.resize((width, height), Image.Resampling.BILINEAR).save(buffer, format="PNG")
+        rows.append(
+            {
+                "id": f"{path.stem}-{number}",
+                "prompt": PROMPTS[number % len(PROMPTS)],
+                "seed": number,
+                "width": width,
+                "height": height,
+                "image": {"bytes": buffer.getvalue(), "path": None},
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
