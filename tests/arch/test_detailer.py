@@ -34,15 +34,11 @@ def test_patch_16_has_the_tensors_of_table_3_and_of_the_public_file() -> None:
     assert sum(parameter.numel() for parameter in head.parameters()) == 10_085_123
 
 
-def test_the_widths_of_the_public_4k_8k_and_10k_heads_follow_from_three_numbers() -> (
-    None
-):
+def test_the_widths_of_the_public_4k_8k_and_10k_heads_follow_from_three_numbers() -> None:
     with torch.device("meta"):
         four = DetailerHead(3840, (16, 32, 64, 128, 256, 512))
         eight = DetailerHead(3840, (3, 16, 32, 64, 128, 256, 512), decoder_floor=16)
-        ten = DetailerHead(
-            3840, (3, 16, 32, 64, 128, 256), decoder_floor=16, bottleneck_channels=512
-        )
+        ten = DetailerHead(3840, (3, 16, 32, 64, 128, 256), decoder_floor=16, bottleneck_channels=512)
     assert [four.get_submodule(f"dec{n}.0").weight.shape[:2] for n in (3, 2, 1)] == [
         (32, 128),
         (16, 64),
@@ -58,18 +54,14 @@ def test_the_widths_of_the_public_4k_8k_and_10k_heads_follow_from_three_numbers(
 
 def conv(x: NDArray[np.float64], layer: torch.nn.Module) -> NDArray[np.float64]:
     """A same-size convolution as a sum over the kernel's positions; x is (C, H, W)."""
-    weight, bias = (
-        parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias)
-    )
+    weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))
     reach = weight.shape[-1] // 2
     padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach)))
     out = np.zeros((weight.shape[0], *x.shape[1:])) + bias[:, None, None]
     for dy in range(weight.shape[2]):
         for dx in range(weight.shape[3]):
             out += np.einsum(
-                "oi,ihw->ohw",
-                weight[:, :, dy, dx],
-                padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]],
+                "oi,ihw->ohw", weight[:, :, dy, dx], padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]]
             )
     return out
 
@@ -85,17 +77,11 @@ def reference(
     for level in range(1, head.levels + 1):
         x = silu(conv(x, head.get_submodule(f"enc{level}.0")))
         skips.append(x)
-        x = x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2).max(
-            axis=(2, 4)
-        )
+        x = x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2).max(axis=(2, 4))
     x = silu(conv(np.concatenate((x, features)), head.bottleneck[0]))
     for level in range(head.levels, 0, -1):
-        x = conv(
-            x.repeat(2, axis=1).repeat(2, axis=2), head.get_submodule(f"up{level}.1")
-        )
-        x = silu(
-            conv(np.concatenate((x, skips.pop())), head.get_submodule(f"dec{level}.0"))
-        )
+        x = conv(x.repeat(2, axis=1).repeat(2, axis=2), head.get_submodule(f"up{level}.1"))
+        x = silu(conv(np.concatenate((x, skips.pop())), head.get_submodule(f"dec{level}.0")))
     return conv(x, head.out_conv)
 
 
@@ -104,19 +90,12 @@ def test_the_head_equals_a_float64_reference(channels: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     head = DetailerHead(12, channels)
     stride = 2 ** len(channels)
-    pixels, features = (
-        torch.randn(1, 3, 2 * stride, 3 * stride),
-        torch.randn(1, 12, 2, 3),
-    )
+    pixels, features = (torch.randn(1, 3, 2 * stride, 3 * stride), torch.randn(1, 12, 2, 3))
     expected = reference(head, pixels[0].double().numpy(), features[0].double().numpy())
     np.testing.assert_allclose(
-        head.double()(pixels.double(), features.double())[0].detach().numpy(),
-        expected,
-        atol=1e-12,
+        head.double()(pixels.double(), features.double())[0].detach().numpy(), expected, atol=1e-12
     )
-    np.testing.assert_allclose(
-        head.float()(pixels, features)[0].detach().numpy(), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(head.float()(pixels, features)[0].detach().numpy(), expected, atol=1e-5)
 
 
 def test_features_on_another_grid_are_nearest_resampled() -> None:
@@ -128,9 +107,12 @@ def test_features_on_another_grid_are_nearest_resampled() -> None:
 
 
 def test_sides_that_do_not_halve_evenly_still_give_every_pixel() -> None:
-    assert DetailerHead(5, (4, 4, 4))(
-        torch.randn(1, 3, 20, 12), torch.randn(1, 5, 5, 3)
-    ).shape == (1, 3, 20, 12)
+    assert DetailerHead(5, (4, 4, 4))(torch.randn(1, 3, 20, 12), torch.randn(1, 5, 5, 3)).shape == (
+        1,
+        3,
+        20,
+        12,
+    )
 
 
 def test_an_empty_list_of_widths_is_refused() -> None:

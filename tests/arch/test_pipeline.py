@@ -1,4 +1,5 @@
-"""The pipeline: images depend on their prompt and seed alone, and the guidance and schedule are the stated ones."""
+"""The pipeline: images depend on their prompt and seed alone, and the guidance and schedule are the stated
+ones."""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    ZImagePipeline,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, ZImagePipeline
 from l2p_arch import ArchError, L2PPipeline, convert
 
-SMALL: dict[str, Any] = {
-    "height": 32,
-    "width": 32,
-    "num_inference_steps": 2,
-    "output_type": "pt",
-}
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
 PROMPTS = ["a red circle", "two blue squares left of a green star on a gray background"]
 
 
 @pytest.fixture(scope="module")
-def pipeline(
-    untrained_source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> L2PPipeline:
+def pipeline(untrained_source: Path, tmp_path_factory: pytest.TempPathFactory) -> L2PPipeline:
     out = tmp_path_factory.mktemp("pipeline") / "out"
     convert(untrained_source, out, head_channels=(8, 8, 16, 16))
     loaded = L2PPipeline.from_pretrained(out)
@@ -34,16 +24,11 @@ def pipeline(
 
 
 def test_an_image_does_not_depend_on_its_batch(pipeline: L2PPipeline) -> None:
-    together = pipeline(
-        PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL
-    ).images
-    alone = torch.cat(
-        [pipeline(PROMPTS[n // 2], seeds=[n + 1], **SMALL).images for n in range(4)]
-    )
+    together = pipeline(PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL).images
+    alone = torch.cat([pipeline(PROMPTS[n // 2], seeds=[n + 1], **SMALL).images for n in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert torch.equal(
-        together,
-        pipeline(PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL).images,
+        together, pipeline(PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4], **SMALL).images
     )
 
 
@@ -52,16 +37,12 @@ def test_text_is_encoded_as_the_source_pipeline_encodes_it(
 ) -> None:
     source = ZImagePipeline.from_pretrained(untrained_source)
     with torch.no_grad():
-        expected, _ = source.encode_prompt(
-            list(PROMPTS), do_classifier_free_guidance=False
-        )
+        expected, _ = source.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
     for ours, theirs in zip(pipeline.encode(PROMPTS), expected, strict=True):
         torch.testing.assert_close(ours["caption"], theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_guidance_is_negative_plus_scale_times_the_difference(
-    pipeline: L2PPipeline,
-) -> None:
+def test_guidance_is_negative_plus_scale_times_the_difference(pipeline: L2PPipeline) -> None:
     positive, negative = pipeline.encode(["a red circle", "a blue square"])
     states: list[torch.Tensor] = []
     options = SMALL | {"num_inference_steps": 1}
@@ -79,22 +60,13 @@ def test_guidance_is_negative_plus_scale_times_the_difference(
         pos = pipeline.transformer(noise, torch.ones(1), [positive])
         neg = pipeline.transformer(noise, torch.ones(1), [negative])
     torch.testing.assert_close(states[0], noise - pos, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        states[1], noise - (neg + 3 * (pos - neg)), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(states[1], noise - (neg + 3 * (pos - neg)), rtol=1e-4, atol=1e-4)
 
 
-def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(
-    pipeline: L2PPipeline,
-) -> None:
+def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(pipeline: L2PPipeline) -> None:
     def sigmas(**options: Any) -> list[float]:
         seen: list[float] = []
-        pipeline(
-            "a",
-            seeds=[0],
-            on_step=lambda _, sigma, __: seen.append(sigma),
-            **(SMALL | options),
-        )
+        pipeline("a", seeds=[0], on_step=lambda _, sigma, __: seen.append(sigma), **(SMALL | options))
         return seen
 
     own = sigmas(num_inference_steps=4)
@@ -102,9 +74,7 @@ def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(
     np.testing.assert_allclose(
         own, 3 * even / (1 + 2 * even), rtol=1e-6
     )  # the source's scheduler has shift 3
-    np.testing.assert_allclose(
-        sigmas(num_inference_steps=4, noise_shift=1), even, rtol=1e-6
-    )
+    np.testing.assert_allclose(sigmas(num_inference_steps=4, noise_shift=1), even, rtol=1e-6)
     np.testing.assert_allclose(sigmas(num_inference_steps=4), own)
 
 
@@ -123,9 +93,7 @@ def test_a_bfloat16_model_keeps_a_float32_state(pipeline: L2PPipeline) -> None:
     pipeline.transformer.to(torch.bfloat16)
     try:
         seen = []
-        pipeline(
-            "a", seeds=[0], on_step=lambda _, __, x_t: seen.append(x_t.dtype), **SMALL
-        )
+        pipeline("a", seeds=[0], on_step=lambda _, __, x_t: seen.append(x_t.dtype), **SMALL)
         assert seen == [torch.float32, torch.float32]
     finally:
         pipeline.transformer.to(torch.float32)
@@ -133,12 +101,9 @@ def test_a_bfloat16_model_keeps_a_float32_state(pipeline: L2PPipeline) -> None:
 
 def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
     pt, array, pil = (
-        pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images
-        for kind in ("pt", "np", "pil")
+        pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images for kind in ("pt", "np", "pil")
     )
-    np.testing.assert_allclose(
-        array[0], (pt[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2, atol=1e-6
-    )
+    np.testing.assert_allclose(array[0], (pt[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2, atol=1e-6)
     np.testing.assert_allclose(np.asarray(pil[0]) / 255, array[0], atol=1 / 255)
 
 
@@ -154,8 +119,6 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
     ],
 )
-def test_wrong_calls_are_named(
-    pipeline: L2PPipeline, options: dict[str, Any], complaint: str
-) -> None:
+def test_wrong_calls_are_named(pipeline: L2PPipeline, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ArchError, match=complaint):
         pipeline(**({"prompt": "a"} | SMALL | options))

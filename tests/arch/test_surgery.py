@@ -31,23 +31,13 @@ def test_the_report_accounts_for_every_tensor_of_source_and_result(
     converted: Path, untrained_source: Path
 ) -> None:
     report = json.loads((converted / "surgery_report.json").read_text())
-    names = {
-        label: {record["name"] for record in report[label]}
-        for label in ("inherited", "new", "dropped")
-    }
-    source, result = (
-        load_file(untrained_source / WEIGHTS),
-        load_file(converted / WEIGHTS),
-    )
-    assert {name.removeprefix("trunk.") for name in names["inherited"]} | names[
-        "dropped"
-    ] == set(source)
+    names = {label: {record["name"] for record in report[label]} for label in ("inherited", "new", "dropped")}
+    source, result = (load_file(untrained_source / WEIGHTS), load_file(converted / WEIGHTS))
+    assert {name.removeprefix("trunk.") for name in names["inherited"]} | names["dropped"] == set(source)
     assert names["inherited"] | names["new"] == set(result)
     assert not names["inherited"] & names["new"]
     assert names["dropped"] == {
-        name
-        for name in source
-        if name.startswith(("all_x_embedder.", "all_final_layer."))
+        name for name in source if name.startswith(("all_x_embedder.", "all_final_layer."))
     }
     for name in names["inherited"]:
         assert torch.equal(result[name], source[name.removeprefix("trunk.")])
@@ -57,22 +47,12 @@ def test_the_result_loads_and_samples_and_holds_no_vae(converted: Path) -> None:
     assert not (converted / "vae").exists()
     pipeline = L2PPipeline.from_pretrained(converted)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        "a red circle", height=32, width=48, num_inference_steps=1, seeds=[0]
-    ).images
+    images = pipeline("a red circle", height=32, width=48, num_inference_steps=1, seeds=[0]).images
     assert images[0].size == (48, 32)
 
 
-def test_shards_load_as_the_single_file_does(
-    converted: Path, untrained_source: Path, tmp_path: Path
-) -> None:
-    convert(
-        untrained_source,
-        tmp_path / "out",
-        head_channels=HEAD,
-        seed=1,
-        max_shard_bytes=5 << 20,
-    )
+def test_shards_load_as_the_single_file_does(converted: Path, untrained_source: Path, tmp_path: Path) -> None:
+    convert(untrained_source, tmp_path / "out", head_channels=HEAD, seed=1, max_shard_bytes=5 << 20)
     assert len(list((tmp_path / "out/transformer").glob("*-of-*.safetensors"))) > 3
     sharded = L2PTransformer.from_pretrained(tmp_path / "out/transformer").state_dict()
     single = L2PTransformer.from_pretrained(converted / "transformer").state_dict()
@@ -80,21 +60,12 @@ def test_shards_load_as_the_single_file_does(
     assert all(torch.equal(sharded[name], single[name]) for name in single)
 
 
-def test_a_model_saved_and_loaded_again_is_the_same(
-    converted: Path, tmp_path: Path
-) -> None:
+def test_a_model_saved_and_loaded_again_is_the_same(converted: Path, tmp_path: Path) -> None:
     model = L2PTransformer.from_pretrained(converted / "transformer")
     model.save_pretrained(tmp_path / "again")
     again = L2PTransformer.from_pretrained(tmp_path / "again")
-    assert all(
-        torch.equal(value, again.state_dict()[name])
-        for name, value in model.state_dict().items()
-    )
-    assert (
-        again.block_names()
-        == model.block_names()
-        == [f"trunk.layers.{n}" for n in range(6)]
-    )
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert again.block_names() == model.block_names() == [f"trunk.layers.{n}" for n in range(6)]
 
 
 def test_the_seed_alone_decides_the_new_tensors(
@@ -104,50 +75,29 @@ def test_the_seed_alone_decides_the_new_tensors(
     convert(untrained_source, tmp_path / "same", head_channels=HEAD, seed=1)
     convert(untrained_source, tmp_path / "other", head_channels=HEAD, seed=2)
     first, same, other = (
-        load_file(path / WEIGHTS)
-        for path in (converted, tmp_path / "same", tmp_path / "other")
+        load_file(path / WEIGHTS) for path in (converted, tmp_path / "same", tmp_path / "other")
     )
     assert all(torch.equal(first[name], same[name]) for name in first)
-    assert not torch.equal(
-        first["detailer_head.enc1.0.weight"], other["detailer_head.enc1.0.weight"]
-    )
+    assert not torch.equal(first["detailer_head.enc1.0.weight"], other["detailer_head.enc1.0.weight"])
 
 
 def test_a_dtype_casts_every_tensor(untrained_source: Path, tmp_path: Path) -> None:
-    report = convert(
-        untrained_source, tmp_path / "out", head_channels=HEAD, dtype="bfloat16"
-    )
-    result, source = (
-        load_file(tmp_path / "out" / WEIGHTS),
-        load_file(untrained_source / WEIGHTS),
-    )
+    report = convert(untrained_source, tmp_path / "out", head_channels=HEAD, dtype="bfloat16")
+    result, source = (load_file(tmp_path / "out" / WEIGHTS), load_file(untrained_source / WEIGHTS))
     assert {value.dtype for value in result.values()} == {torch.bfloat16}
     assert {record.dtype for record in (*report.inherited, *report.new)} == {"BF16"}
     assert torch.equal(result["trunk.x_pad_token"], source["x_pad_token"].bfloat16())
 
 
-def test_zero_output_starts_from_a_velocity_of_zero(
-    untrained_source: Path, tmp_path: Path
-) -> None:
-    convert(
-        untrained_source,
-        tmp_path / "out",
-        head_channels=HEAD,
-        initialisation="zero-output",
-    )
+def test_zero_output_starts_from_a_velocity_of_zero(untrained_source: Path, tmp_path: Path) -> None:
+    convert(untrained_source, tmp_path / "out", head_channels=HEAD, initialisation="zero-output")
     model = L2PTransformer.from_pretrained(tmp_path / "out/transformer")
     with torch.no_grad():
-        velocity = model(
-            torch.randn(1, 3, 32, 32),
-            torch.tensor([0.5]),
-            [{"caption": torch.randn(4, 128)}],
-        )
+        velocity = model(torch.randn(1, 3, 32, 32), torch.tensor([0.5]), [{"caption": torch.randn(4, 128)}])
     assert not velocity.any()
 
 
-@pytest.mark.parametrize(
-    "moment", ["write_directory", "_copy_components", "_write_json"]
-)
+@pytest.mark.parametrize("moment", ["write_directory", "_copy_components", "_write_json"])
 def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
     untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -163,9 +113,7 @@ def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_existing_directory_is_replaced_only_when_asked(
-    untrained_source: Path, tmp_path: Path
-) -> None:
+def test_an_existing_directory_is_replaced_only_when_asked(untrained_source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("keep")
     with pytest.raises(ArchError, match="already exists"):
@@ -178,9 +126,7 @@ def test_an_existing_directory_is_replaced_only_when_asked(
         convert(untrained_source, untrained_source, overwrite=True)
 
 
-def edit_weights(
-    change: Callable[[dict[str, torch.Tensor]], object],
-) -> Callable[[Path], None]:
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def edit(source: Path) -> None:
         tensors = load_file(source / WEIGHTS)
         change(tensors)
@@ -191,9 +137,7 @@ def edit_weights(
 
 def edit_json(name: str, **changes: Any) -> Callable[[Path], None]:
     return lambda source: (
-        (source / name).write_text(
-            json.dumps(json.loads((source / name).read_text()) | changes)
-        ),
+        (source / name).write_text(json.dumps(json.loads((source / name).read_text()) | changes)),
         None,
     )[1]
 
@@ -212,29 +156,14 @@ def pickle_instead(source: Path) -> None:
     ("damage", "complaint"),
     [
         (shutil.rmtree, "is not a directory"),
-        (
-            lambda source: (source / "model_index.json").unlink(),
-            "no diffusers pipeline directory",
-        ),
-        (
-            lambda source: (source / "model_index.json").write_text("{"),
-            "not valid JSON",
-        ),
+        (lambda source: (source / "model_index.json").unlink(), "no diffusers pipeline directory"),
+        (lambda source: (source / "model_index.json").write_text("{"), "not valid JSON"),
         (lambda source: shutil.rmtree(source / "transformer"), "no transformer"),
         (lambda source: shutil.rmtree(source / "text_encoder"), "lacks text_encoder"),
-        (
-            edit_json("transformer/config.json", _class_name="UNet2DConditionModel"),
-            "no family for",
-        ),
-        (
-            edit_json("transformer/config.json", dim=48),
-            "no valid ZImageTransformer2DModel config",
-        ),
+        (edit_json("transformer/config.json", _class_name="UNet2DConditionModel"), "no family for"),
+        (edit_json("transformer/config.json", dim=48), "no valid ZImageTransformer2DModel config"),
         (edit_json("transformer/config.json", n_layers=7), "lacks layers.6."),
-        (
-            edit_json("transformer/config.json", n_layers=5),
-            "have no place in a z-image model: layers.5.",
-        ),
+        (edit_json("transformer/config.json", n_layers=5), "have no place in a z-image model: layers.5."),
         (edit_json("transformer/config.json", cap_feat_dim=64), "its config says"),
         (edit_weights(lambda t: t.pop("x_pad_token")), "lacks x_pad_token"),
         (
@@ -247,10 +176,7 @@ def pickle_instead(source: Path) -> None:
         ),
         (truncate, "is cut off"),
         (pickle_instead, "pickled weights"),
-        (
-            lambda source: (source / WEIGHTS).write_bytes(b"<html>not found</html>"),
-            "not a safetensors file",
-        ),
+        (lambda source: (source / WEIGHTS).write_bytes(b"<html>not found</html>"), "not a safetensors file"),
     ],
 )
 def test_a_wrong_source_is_named_and_nothing_is_written(
@@ -264,9 +190,7 @@ def test_a_wrong_source_is_named_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pixel_model_is_not_operated_on_twice(
-    converted: Path, tmp_path: Path
-) -> None:
+def test_a_pixel_model_is_not_operated_on_twice(converted: Path, tmp_path: Path) -> None:
     with pytest.raises(ArchError, match="already a pixel-space model"):
         convert(converted, tmp_path / "out")
 

@@ -46,12 +46,7 @@ def trunk_with_the_embedder_of(source: ZImageTransformer2DModel) -> Any:
 
 def tiny_model(**changes: Any) -> L2PTransformer:
     torch.manual_seed(0)
-    config = {
-        "family": "z-image",
-        "trunk_config": CONFIG,
-        "patch_size": 4,
-        "head_channels": (8, 8),
-    } | changes
+    config = {"family": "z-image", "trunk_config": CONFIG, "patch_size": 4, "head_channels": (8, 8)} | changes
     model = L2PTransformer(**config).eval()
     for token in (model.trunk.x_pad_token, model.trunk.cap_pad_token):
         torch.nn.init.normal_(token)
@@ -60,15 +55,11 @@ def tiny_model(**changes: Any) -> L2PTransformer:
 
 def captions(*lengths: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [
-        {"caption": torch.randn(length, 20, generator=generator)} for length in lengths
-    ]
+    return [{"caption": torch.randn(length, 20, generator=generator)} for length in lengths]
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 16), (10, 6), (16, 16)])
-def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(
-    height: int, width: int
-) -> None:
+def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(height: int, width: int) -> None:
     source = tiny_source()
     trunk = trunk_with_the_embedder_of(source)
     latents = torch.randn(2, 4, height, width)
@@ -76,9 +67,7 @@ def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(
     conditioning = captions(5, 40)
     with torch.no_grad():
         expected = source(
-            list(latents.unsqueeze(2)),
-            1 - sigma,
-            [sample["caption"] for sample in conditioning],
+            list(latents.unsqueeze(2)), 1 - sigma, [sample["caption"] for sample in conditioning]
         )
         # The source flattens a patch as (py, px, c); keeping that order keeps its embedder as it is.
         patches = rearrange(latents, "b c (h py) (w px) -> b (py px c) h w", py=2, px=2)
@@ -86,9 +75,7 @@ def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(
         tokens = rearrange(features, "b d h w -> b (h w) d")
         time = source.t_embedder((1 - sigma) * 1000.0)
         out = source.all_final_layer["2-1"](tokens, c=time)
-        actual = rearrange(
-            out, "b (h w) (py px c) -> b c (h py) (w px)", h=height // 2, py=2, px=2
-        )
+        actual = rearrange(out, "b (h w) (py px c) -> b c (h py) (w px)", h=height // 2, py=2, px=2)
     assert torch.equal(actual, torch.stack(expected.sample).squeeze(2))
 
 
@@ -109,10 +96,7 @@ def test_a_batch_of_unequal_captions_equals_one_at_a_time() -> None:
     )
     with torch.no_grad():
         together = model(pixels, sigma, conditioning)
-        alone = [
-            model(pixels[i : i + 1], sigma[i : i + 1], conditioning[i : i + 1])
-            for i in range(3)
-        ]
+        alone = [model(pixels[i : i + 1], sigma[i : i + 1], conditioning[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
@@ -120,17 +104,16 @@ def test_a_batch_of_unequal_captions_equals_one_at_a_time() -> None:
 def test_any_multiple_of_the_patch_is_accepted(height: int, width: int) -> None:
     # 132 / 4 = 33 rows exceed the config's rotary table of 32
     with torch.no_grad():
-        assert tiny_model()(
-            torch.randn(1, 3, height, width), torch.ones(1), captions(2)
-        ).shape == (1, 3, height, width)
+        assert tiny_model()(torch.randn(1, 3, height, width), torch.ones(1), captions(2)).shape == (
+            1,
+            3,
+            height,
+            width,
+        )
 
 
 def test_a_longer_rotary_table_leaves_the_result_unchanged() -> None:
-    pixels, sigma, conditioning = (
-        torch.randn(1, 3, 8, 8),
-        torch.tensor([0.5]),
-        captions(3),
-    )
+    pixels, sigma, conditioning = (torch.randn(1, 3, 8, 8), torch.tensor([0.5]), captions(3))
     model = tiny_model()
     with torch.no_grad():
         before = model(pixels, sigma, conditioning)
@@ -141,9 +124,7 @@ def test_a_longer_rotary_table_leaves_the_result_unchanged() -> None:
 def test_the_time_is_not_rounded_in_bfloat16() -> None:
     model = tiny_model().to(torch.bfloat16)
     seen = []
-    model.trunk.t_embedder.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0])
-    )
+    model.trunk.t_embedder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     sigma = torch.tensor([0.1234567])
     with torch.no_grad():
         model(torch.randn(1, 3, 8, 8), sigma, captions(3))
@@ -161,17 +142,10 @@ def test_the_time_is_not_rounded_in_bfloat16() -> None:
         ),
         (torch.zeros(1, 4, 8, 8), torch.zeros(1), 1, "wanted (B, 3, H, W)"),
         (torch.zeros(2, 3, 8, 8), torch.zeros(1), 2, "as many sigmas"),
-        (
-            torch.zeros(1, 3, 8, 8),
-            torch.zeros(1, dtype=torch.bfloat16),
-            1,
-            "pass it as float32",
-        ),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.bfloat16), 1, "pass it as float32"),
     ],
 )
-def test_wrong_inputs_are_named(
-    pixels: Tensor, sigma: Tensor, count: int, complaint: str
-) -> None:
+def test_wrong_inputs_are_named(pixels: Tensor, sigma: Tensor, count: int, complaint: str) -> None:
     with pytest.raises(ArchError) as raised:
         tiny_model()(pixels, sigma, captions(3) * count)
     assert complaint in str(raised.value)
@@ -184,9 +158,7 @@ def test_gradients_reach_the_embedder_with_and_without_checkpointing() -> None:
         if checkpointing:
             model.enable_gradient_checkpointing()
         torch.manual_seed(3)
-        model(
-            torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.8]), captions(3, 9)
-        ).square().mean().backward()
+        model(torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.8]), captions(3, 9)).square().mean().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
         gradients.append(model.trunk.get_submodule("all_x_embedder.1-1").weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])

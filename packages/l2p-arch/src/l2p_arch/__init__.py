@@ -1,4 +1,5 @@
-"""Pixel-space diffusion transformers from latent ones: patchify, Detailer Head, weight surgery (L2P, sec. 3.3)."""
+"""Pixel-space diffusion transformers from latent ones: patchify, Detailer Head, weight surgery (L2P, sec.
+3.3)."""
 
 from importlib import import_module
 from typing import Any
@@ -38,6 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name == "ModelMixin":
-        # diffusers asks the library named in model_index.json for this base class to learn how to load a component.
+        # diffusers asks the library named in model_index.json for this base class to learn how to load a
+        # component.
         return import_module("diffusers").ModelMixin
     raise AttributeError(f"module 'l2p_arch' has no attribute {name!r}")

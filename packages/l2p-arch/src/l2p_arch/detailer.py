@@ -1,4 +1,5 @@
-"""The Detailer Head: a small U-Net that turns token features and noisy pixels into the velocity (sec. 3.3, Table 3)."""
+"""The Detailer Head: a small U-Net that turns token features and noisy pixels into the velocity (sec. 3.3,
+Table 3)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,18 +12,20 @@ from l2p_arch.errors import ArchError
 
 
 class DetailerHead(nn.Module):
-    """Down to the token grid, fuse with the features there, and up again; every convolution has a bias, no norms.
+    """Down to the token grid, fuse with the features there, and up again; every convolution has a bias, no
+    norms.
 
     Table 3 for patch 16: down 3 -> 64 -> 128 -> 256 -> 512, bottleneck (512 + 3840) -> 512,
-    up 512 -> 256 -> 128 -> 64 -> 64, output 64 -> 3. Tensor names (`enc1.0`, `up1.1`, ...) follow the public files.
+    up 512 -> 256 -> 128 -> 64 -> 64, output 64 -> 3. Tensor names (`enc1.0`, `up1.1`, ...) follow the public
+    files.
 
     Args:
         feature_channels: width D of the transformer's tokens.
-        channels: encoder widths, one per halving of the image, finest first. `2 ** len(channels)` usually equals the
-            patch size; where it does not, the features are resampled to the bottleneck's grid.
+        channels: encoder widths, one per halving of the image, finest first. `2 ** len(channels)` usually
+            equals the patch size; where it does not, the features are resampled to the bottleneck's grid.
         bottleneck_channels: width after the fusion; the last encoder width unless given.
-        decoder_floor: no decoder level is narrower than this (16 in the public 8K and 10K heads, whose first encoder
-            level keeps the 3 pixel channels).
+        decoder_floor: no decoder level is narrower than this (16 in the public 8K and 10K heads, whose first
+            encoder level keeps the 3 pixel channels).
         pixel_channels: channels of the image.
     """
 
@@ -42,26 +45,21 @@ class DetailerHead(nn.Module):
             )
         self.levels = len(channels)
         encoder = (pixel_channels, *channels)
-        decoder = [
-            max(width, decoder_floor) for width in channels
-        ]  # width at each level, finest first
+        decoder = [max(width, decoder_floor) for width in channels]  # width at each level, finest first
         width = bottleneck_channels or channels[-1]
         for level, (wide_in, wide_out) in enumerate(pairwise(encoder), start=1):
             self.add_module(f"enc{level}", _conv_silu(wide_in, wide_out, kernel_size=3))
-        self.bottleneck = _conv_silu(
-            channels[-1] + feature_channels, width, kernel_size=1
-        )
+        self.bottleneck = _conv_silu(channels[-1] + feature_channels, width, kernel_size=1)
         for level in range(self.levels, 0, -1):
             up_width = decoder[level - 1]
             out_width = decoder[max(level - 2, 0)]
-            # Index 0 is the parameterless resize of `forward`: the public files call this convolution `up{n}.1`.
+            # Index 0 is the parameterless resize of `forward`: the public files call this convolution
+            # `up{n}.1`.
             self.add_module(
-                f"up{level}",
-                nn.Sequential(nn.Identity(), nn.Conv2d(width, up_width, 3, padding=1)),
+                f"up{level}", nn.Sequential(nn.Identity(), nn.Conv2d(width, up_width, 3, padding=1))
             )
             self.add_module(
-                f"dec{level}",
-                _conv_silu(up_width + channels[level - 1], out_width, kernel_size=3),
+                f"dec{level}", _conv_silu(up_width + channels[level - 1], out_width, kernel_size=3)
             )
             width = out_width
         self.out_conv = nn.Conv2d(width, pixel_channels, 1)
@@ -79,14 +77,10 @@ class DetailerHead(nn.Module):
         x = self.bottleneck(torch.cat((x, features), dim=1))
         for level in range(self.levels, 0, -1):
             skip = skips.pop()
-            x = self.get_submodule(f"up{level}")(
-                F.interpolate(x, size=skip.shape[-2:], mode="nearest")
-            )
+            x = self.get_submodule(f"up{level}")(F.interpolate(x, size=skip.shape[-2:], mode="nearest"))
             x = self.get_submodule(f"dec{level}")(torch.cat((x, skip), dim=1))
         return self.out_conv(x)
 
 
 def _conv_silu(wide_in: int, wide_out: int, *, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(wide_in, wide_out, kernel_size, padding=kernel_size // 2), nn.SiLU()
-    )
+    return nn.Sequential(nn.Conv2d(wide_in, wide_out, kernel_size, padding=kernel_size // 2), nn.SiLU())

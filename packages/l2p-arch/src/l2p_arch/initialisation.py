@@ -1,4 +1,7 @@
-"""First values of the new ends: the pixel embedder and the Detailer Head."""
+"""First values of the new ends: the pixel embedder and the Detailer Head.
+
+The choices can be joined with "+", for example "fitted+zero-output".
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from l2p_arch.errors import ArchError
+
 if TYPE_CHECKING:
     from l2p_arch.model import L2PTransformer
     from l2p_arch.surgery import Source
 
 NewTensors = dict[str, Tensor]
+Initialisation = Callable[["NewTensors", "L2PTransformer", "Source", Tensor | None], dict[str, float]]
+
+
+def check_initialisation(initialisation: str, calibration_images: Tensor | None) -> None:
+    """Raise unless every joined name is known and has what it needs."""
+    for name in initialisation.split("+"):
+        if name not in INITIALISATIONS:
+            raise ArchError(
+                f"unknown initialisation {name!r}; known, joined with '+': {', '.join(INITIALISATIONS)}"
+            )
+        if name.startswith("fitted") and calibration_images is None:
+            raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")
 
 
 def new_tensors(
@@ -22,11 +39,14 @@ def new_tensors(
     calibration_images: Tensor | None,
     *,
     seed: int,
-) -> NewTensors:
-    """Values of all new tensors by their names in `model` (which may lie on the meta device)."""
+) -> tuple[NewTensors, dict[str, float]]:
+    """Values of all new tensors by their names in `model` (which may lie on the meta device), and
+    measures."""
     made = _default(model, seed)
-    INITIALISATIONS[initialisation](made, model, source, calibration_images)
-    return made
+    measures: dict[str, float] = {}
+    for name in initialisation.split("+"):
+        measures |= INITIALISATIONS[name](made, model, source, calibration_images)
+    return made, measures
 
 
 def _default(model: L2PTransformer, seed: int) -> NewTensors:
@@ -40,38 +60,60 @@ def _default(model: L2PTransformer, seed: int) -> NewTensors:
             for layer in module.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.reset_parameters()
-            made.update(
-                {
-                    f"{prefix}.{name}": value
-                    for name, value in module.state_dict().items()
-                }
-            )
+            made.update({f"{prefix}.{name}": value for name, value in module.state_dict().items()})
     return made
 
 
-def _keep(
-    made: NewTensors,
-    model: L2PTransformer,
-    source: Source,
-    calibration_images: Tensor | None,
-) -> None:
+def _keep(made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None) -> dict[str, float]:
     """Leave PyTorch's values as they are."""
+    return {}
 
 
 def _zero_output(
-    made: NewTensors,
-    model: L2PTransformer,
-    source: Source,
-    calibration_images: Tensor | None,
-) -> None:
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+) -> dict[str, float]:
     """Start from a velocity of exactly zero: no random field to unlearn."""
     for name in ("detailer_head.out_conv.weight", "detailer_head.out_conv.bias"):
         made[name] = torch.zeros_like(made[name])
+    return {}
 
 
-INITIALISATIONS: dict[
-    str, Callable[[NewTensors, L2PTransformer, Source, Tensor | None], None]
-] = {
+def _fitted(
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+) -> dict[str, float]:
+    """Embed pixels as the source embeds their latents, noise included."""
+    return _fit_embedder(made, model, source, images, match_noise=True)
+
+
+def _fitted_signal(
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+) -> dict[str, float]:
+    """Embed clean pixels as the source embeds their latents; pixel noise mostly averages out."""
+    return _fit_embedder(made, model, source, images, match_noise=False)
+
+
+def _fit_embedder(
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None, *, match_noise: bool
+) -> dict[str, float]:
+    from l2p_arch.calibration import fit_patches_to_latents, paired_tokens
+
+    assert images is not None
+    layout = source.family.latent_embedder(source.transformer_config)
+    patches, latents = paired_tokens(source, layout, images, model.patch_size)
+    fit = fit_patches_to_latents(patches, latents, match_noise=match_noise)
+    weight = source.tensors[f"{layout.name}.weight"].read().double().flatten(1)
+    embedder = f"trunk.{model.source_family.embedder}"
+    shape = made[f"{embedder}.weight"].shape
+    made[f"{embedder}.weight"] = (weight @ fit.matrix).float().reshape(shape)
+    if f"{embedder}.bias" in made:
+        bias = source.tensors[f"{layout.name}.bias"].read().double()
+        made[f"{embedder}.bias"] = (bias + weight @ fit.offset).float()
+    return {"latent_variance_explained": fit.explained, "noise_gain": fit.noise_gain}
+
+
+INITIALISATIONS: dict[str, Initialisation] = {
     "default": _keep,
     "zero-output": _zero_output,
+    "fitted": _fitted,
+    "fitted-signal": _fitted_signal,
 }

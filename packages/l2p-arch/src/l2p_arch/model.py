@@ -19,8 +19,8 @@ class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         family: name of the source family, a key of `FAMILIES`.
-        trunk_config: config of the SOURCE transformer, as in its config.json; the pixel-space one is derived from it.
-        patch_size: side of a patch, px.
+        trunk_config: config of the SOURCE transformer, as in its config.json; the pixel-space one is derived
+        from it. patch_size: side of a patch, px.
         head_channels: encoder widths of the Detailer Head, finest first (Table 3 by default).
         head_bottleneck: width after the fusion; the last of head_channels unless given.
         head_decoder_floor: least width of a decoder level.
@@ -48,21 +48,15 @@ class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             bottleneck_channels=head_bottleneck,
             decoder_floor=head_decoder_floor,
         )
-        for attribute in (
-            "_no_split_modules",
-            "_repeated_blocks",
-            "_skip_layerwise_casting_patterns",
-        ):
+        for attribute in ("_no_split_modules", "_repeated_blocks", "_skip_layerwise_casting_patterns"):
             setattr(self, attribute, getattr(self.trunk, attribute, None))
 
-    def forward(
-        self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
-    ) -> Tensor:
+    def forward(self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """Predict the velocity of eq. 5.
 
         Args:
-            pixels: x_t = (1 - sigma) x_0 + sigma noise, (B, 3, H, W); any H and W that are multiples of the patch.
-            sigma: (B,) in [0, 1], 0 = image, 1 = noise; float32 or float64.
+            pixels: x_t = (1 - sigma) x_0 + sigma noise, (B, 3, H, W); any H and W that are multiples of the
+            patch. sigma: (B,) in [0, 1], 0 = image, 1 = noise; float32 or float64.
             conditioning: one mapping per sample, as `Family.encode_text` returns them; lengths may differ.
 
         Returns:
@@ -71,9 +65,7 @@ class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _check_inputs(pixels, sigma, conditioning)
         pixels = pixels.to(self.detailer_head.out_conv.weight.dtype)
         patches = pixels_to_patches(pixels, self.patch_size)
-        features = self.source_family.run(
-            self.trunk, patches, sigma.float(), conditioning
-        )
+        features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)
         return self.source_family.velocity_sign * self.detailer_head(pixels, features)
 
     def block_names(self) -> list[str]:
@@ -81,31 +73,22 @@ class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return [
             f"trunk.{block_list}.{index}"
             for block_list in self.source_family.block_lists
-            for index in range(
-                len(list(self.trunk.get_submodule(block_list).children()))
-            )
+            for index in range(len(list(self.trunk.get_submodule(block_list).children())))
         ]
 
     def shallow_names(self) -> list[str]:
-        """Modules and parameters beside the main blocks that train: embedders, refiners, pad tokens and the head."""
-        return [f"trunk.{name}" for name in self.source_family.shallow] + [
-            "detailer_head"
-        ]
+        """Modules and parameters beside the main blocks that train: embedders, refiners, pad tokens and the
+        head."""
+        return [f"trunk.{name}" for name in self.source_family.shallow] + ["detailer_head"]
 
 
-def _check_inputs(
-    pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]
-) -> None:
+def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:
     if pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ArchError(
-            f"pixels have the shape {tuple(pixels.shape)}; wanted (B, 3, H, W)"
-        )
+        raise ArchError(f"pixels have the shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
     if sigma.shape != pixels.shape[:1] or len(conditioning) != len(pixels):
         raise ArchError(
             f"{len(pixels)} images need as many sigmas and conditionings; "
             f"sigma has the shape {tuple(sigma.shape)}, and there are {len(conditioning)} conditionings"
         )
     if sigma.dtype not in (torch.float32, torch.float64):
-        raise ArchError(
-            f"sigma is {sigma.dtype}, which rounds the time by up to 0.4 %; pass it as float32"
-        )
+        raise ArchError(f"sigma is {sigma.dtype}, which rounds the time by up to 0.4 %; pass it as float32")

@@ -27,11 +27,10 @@ _TEXT_COMPONENTS = (
 
 
 class L2PPipeline(DiffusionPipeline):
-    """Samples images with an `L2PTransformer`, the source's own text encoders and any flow-matching scheduler."""
+    """Samples images with an `L2PTransformer`, the source's own text encoders and any flow-matching
+    scheduler."""
 
-    model_cpu_offload_seq: Any = (
-        "text_encoder->text_encoder_2->text_encoder_3->transformer"
-    )
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->text_encoder_3->transformer"
     _optional_components = list(_TEXT_COMPONENTS)  # noqa: RUF012 (diffusers declares it so)
 
     def __init__(
@@ -58,9 +57,7 @@ class L2PPipeline(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def encode(
-        self, prompts: Sequence[str], *, max_sequence_length: int = 512
-    ) -> list[Conditioning]:
+    def encode(self, prompts: Sequence[str], *, max_sequence_length: int = 512) -> list[Conditioning]:
         """The conditioning of each prompt, as the source family encodes text."""
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
@@ -70,10 +67,7 @@ class L2PPipeline(DiffusionPipeline):
                 f"this pipeline was loaded without {', '.join(missing)}; pass prompt_conditioning instead"
             )
         return family.encode_text(
-            components,
-            prompts,
-            device=self._execution_device,
-            max_sequence_length=max_sequence_length,
+            components, prompts, device=self._execution_device, max_sequence_length=max_sequence_length
         )
 
     @torch.no_grad()
@@ -127,25 +121,21 @@ class L2PPipeline(DiffusionPipeline):
                 if isinstance(negative_prompt, str)
                 else list(negative_prompt)
             )
-            negative = self._conditioning(
-                words, negative_conditioning, max_sequence_length
-            )
+            negative = self._conditioning(words, negative_conditioning, max_sequence_length)
             if len(negative) != len(positive):
                 raise ArchError(
                     f"{len(negative)} negative prompts for {len(positive)} prompts; give one or as many"
                 )
         positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
         negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
-        x_t = draw_noise(
-            len(positive), height, width, seeds=seeds, generator=generator
-        ).to(self._execution_device)
+        x_t = draw_noise(len(positive), height, width, seeds=seeds, generator=generator).to(
+            self._execution_device
+        )
         scheduler = self._schedule(num_inference_steps, noise_shift, height, width)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for step, timestep in enumerate(scheduler.timesteps):
                 sigma = timestep / scheduler.config.num_train_timesteps
-                velocity = self._velocity(
-                    x_t, sigma, positive, negative, guidance_scale
-                )
+                velocity = self._velocity(x_t, sigma, positive, negative, guidance_scale)
                 x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]
                 if on_step is not None:
                     on_step(step, float(sigma), x_t)
@@ -162,12 +152,9 @@ class L2PPipeline(DiffusionPipeline):
         if given is not None:
             return list(given)
         if prompt is None or len(prompt) == 0:
-            raise ArchError(
-                "nothing to draw: give a prompt, a list of prompts, or prompt_conditioning"
-            )
+            raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
         return self.encode(
-            [prompt] if isinstance(prompt, str) else prompt,
-            max_sequence_length=max_sequence_length,
+            [prompt] if isinstance(prompt, str) else prompt, max_sequence_length=max_sequence_length
         )
 
     def _velocity(
@@ -188,9 +175,7 @@ class L2PPipeline(DiffusionPipeline):
         pos, neg = both.chunk(2)
         return neg + guidance_scale * (pos - neg)
 
-    def _schedule(
-        self, steps: int, noise_shift: float | None, height: int, width: int
-    ) -> Any:
+    def _schedule(self, steps: int, noise_shift: float | None, height: int, width: int) -> Any:
         """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift."""
         if steps < 1:
             raise ArchError(f"num_inference_steps {steps} must be at least 1")
@@ -198,11 +183,7 @@ class L2PPipeline(DiffusionPipeline):
             raise ArchError(
                 f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px"
             )
-        changes = (
-            {}
-            if noise_shift is None
-            else {"shift": noise_shift, "use_dynamic_shifting": False}
-        )
+        changes = {} if noise_shift is None else {"shift": noise_shift, "use_dynamic_shifting": False}
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         accepted = inspect.signature(scheduler.set_timesteps).parameters
         options: dict[str, Any] = {"device": self._execution_device}
@@ -211,9 +192,7 @@ class L2PPipeline(DiffusionPipeline):
         else:
             options["num_inference_steps"] = steps
         if scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = _dynamic_shift(
-                scheduler.config, height * width // self.transformer.patch_size**2
-            )
+            options["mu"] = _dynamic_shift(scheduler.config, height * width // self.transformer.patch_size**2)
         scheduler.set_timesteps(**options)
         return scheduler
 
@@ -234,20 +213,13 @@ def draw_noise(
     else:
         generators = list(generator)
     if len(generators) != count:
-        raise ArchError(
-            f"{len(generators)} seeds or generators for {count} images; give one per image"
-        )
-    return torch.stack(
-        [torch.randn(3, height, width, generator=each) for each in generators]
-    )
+        raise ArchError(f"{len(generators)} seeds or generators for {count} images; give one per image")
+    return torch.stack([torch.randn(3, height, width, generator=each) for each in generators])
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:
     """The exponent mu of schedulers that shift by image size: linear in the number of tokens."""
-    low, high = (
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-    )
+    low, high = (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096))
     base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return base + (top - base) * (tokens - low) / (high - low)
 

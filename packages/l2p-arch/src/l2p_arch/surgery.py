@@ -1,7 +1,7 @@
 """Weight surgery (sec. 3.3): a source checkpoint becomes the initialisation of a pixel-space model.
 
-The blocks are inherited byte for byte and streamed from file to file; the latent ends are dropped by name; the pixel
-embedder and the Detailer Head are new. The VAE stays behind.
+The blocks are inherited byte for byte and streamed from file to file; the latent ends are dropped by name;
+the pixel embedder and the Detailer Head are new. The VAE stays behind.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,8 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
-from l2p_arch.initialisation import INITIALISATIONS, new_tensors
-from l2p_arch.tensor_files import (
-    PlannedTensor,
-    StoredTensor,
-    copy_range,
-    index_directory,
-    write_directory,
-)
+from l2p_arch.initialisation import check_initialisation, new_tensors
+from l2p_arch.tensor_files import PlannedTensor, StoredTensor, copy_range, index_directory, write_directory
 
 _OPTIONAL_FILES = ("LICENSE", "LICENSE.md", "README.md", "NOTICE")
 
@@ -41,7 +35,8 @@ class TensorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SurgeryReport:
-    """What became of every tensor. Inherited and new tensors carry their new names, dropped ones their old names."""
+    """What became of every tensor. Inherited and new tensors carry their new names, dropped ones their old
+    names."""
 
     source: str
     family: str
@@ -50,6 +45,9 @@ class SurgeryReport:
     inherited: tuple[TensorRecord, ...]
     new: tuple[TensorRecord, ...]
     dropped: tuple[TensorRecord, ...]
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the initialisation measured on the source, for example how much of the latents its fit
+    explains."""
 
     def summary(self) -> str:
         """One line for a terminal."""
@@ -57,9 +55,7 @@ class SurgeryReport:
         for label in ("inherited", "new", "dropped"):
             records: tuple[TensorRecord, ...] = getattr(self, label)
             count = sum(torch.Size(record.shape).numel() for record in records)
-            parts.append(
-                f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)"
-            )
+            parts.append(f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)")
         return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
 
 
@@ -96,7 +92,7 @@ def convert(
         head_channels: encoder widths of the Detailer Head, finest first.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
-        initialisation: a key of `INITIALISATIONS`.
+        initialisation: keys of `INITIALISATIONS`, joined with "+".
         calibration_images: (N, 3, H, W) in [-1, 1], for the initialisations that measure the source.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
@@ -105,22 +101,18 @@ def convert(
         The report, also written as surgery_report.json.
 
     Raises:
-        ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts for.
+        ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
+        for.
     """
     from l2p_arch.model import L2PTransformer
 
-    if initialisation not in INITIALISATIONS:
-        raise ArchError(
-            f"unknown initialisation {initialisation!r}; known: {', '.join(INITIALISATIONS)}"
-        )
+    check_initialisation(initialisation, calibration_images)
     opened = open_source(Path(source))
     wanted_dtype = _dtype_name(dtype)
     config = {
         "family": opened.family.name,
         "trunk_config": {
-            key: value
-            for key, value in opened.transformer_config.items()
-            if not key.startswith("_")
+            key: value for key, value in opened.transformer_config.items() if not key.startswith("_")
         },
         "patch_size": patch_size,
         "head_channels": list(head_channels),
@@ -128,11 +120,9 @@ def convert(
     with torch.device("meta"):
         model = L2PTransformer(**config)
     plan, report = _plan(opened, model, wanted_dtype, patch_size, initialisation)
-    made = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
-    plan = [
-        tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made)
-        for tensor in plan
-    ]
+    made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+    plan = [tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made) for tensor in plan]
+    report = replace(report, measures=measures)
     with _appearing_complete(Path(out), opened.directory, overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
@@ -145,30 +135,15 @@ def convert(
 def open_source(source: Path) -> Source:
     """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
     if not source.is_dir():
-        raise ArchError(
-            f"{source} is not a directory; give a diffusers text-to-image directory"
-        )
-    index = _read_json(
-        source / "model_index.json", f"{source} is no diffusers pipeline directory"
-    )
+        raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
+    index = _read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
     if str((index.get("transformer") or [None])[0]).startswith("l2p_arch"):
-        raise ArchError(
-            f"{source} is already a pixel-space model; surgery starts from a latent one"
-        )
-    config = _read_json(
-        source / "transformer" / "config.json",
-        f"{source} has no transformer to start from",
-    )
+        raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
+    config = _read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
     family = find_family_of_class(config.get("_class_name", ""))
-    missing = [
-        name
-        for name in (*family.text_components, "scheduler")
-        if not (source / name).is_dir()
-    ]
+    missing = [name for name in (*family.text_components, "scheduler") if not (source / name).is_dir()]
     if missing:
-        raise ArchError(
-            f"{source} lacks {', '.join(missing)}, which a {family.name} pipeline needs"
-        )
+        raise ArchError(f"{source} lacks {', '.join(missing)}, which a {family.name} pipeline needs")
     return Source(
         directory=source,
         family=family,
@@ -184,11 +159,7 @@ def _plan(
     """Say for every wanted tensor where it comes from, and for every source tensor what becomes of it."""
     family = source.family
     inherited, new, dropped, plan = [], [], [], []
-    latent = {
-        name: stored
-        for name, stored in source.tensors.items()
-        if family.is_source_end(name)
-    }
+    latent = {name: stored for name, stored in source.tensors.items() if family.is_source_end(name)}
     unclaimed = source.tensors.keys() - latent.keys()
     if not latent:
         raise ArchError(
@@ -199,29 +170,19 @@ def _plan(
         shape = tuple(value.shape)
         source_name = name.removeprefix("trunk.")
         if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
-            plan.append(
-                PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=_not_made)
-            )
+            plan.append(PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=_not_made))
             new.append(TensorRecord(name=name, shape=shape, dtype=new_dtype))
             continue
         stored = source.tensors.get(source_name)
         if stored is None:
-            raise ArchError(
-                f"{source.directory}: the transformer lacks {source_name} {shape}"
-            )
+            raise ArchError(f"{source.directory}: the transformer lacks {source_name} {shape}")
         if stored.shape != shape:
             raise ArchError(
                 f"{source.directory}: {source_name} has the shape {stored.shape}, its config says {shape}"
             )
         unclaimed.discard(source_name)
-        plan.append(
-            PlannedTensor(
-                name=name, dtype=dtype or stored.dtype, shape=shape, origin=stored
-            )
-        )
-        inherited.append(
-            TensorRecord(name=name, shape=shape, dtype=dtype or stored.dtype)
-        )
+        plan.append(PlannedTensor(name=name, dtype=dtype or stored.dtype, shape=shape, origin=stored))
+        inherited.append(TensorRecord(name=name, shape=shape, dtype=dtype or stored.dtype))
     if unclaimed:
         some = ", ".join(sorted(unclaimed)[:3])
         raise ArchError(
@@ -247,12 +208,7 @@ def _not_made() -> Tensor:
 
 def _made(planned: PlannedTensor, made: Mapping[str, Tensor]) -> PlannedTensor:
     value = made[planned.name]
-    return PlannedTensor(
-        name=planned.name,
-        dtype=planned.dtype,
-        shape=planned.shape,
-        origin=lambda: value,
-    )
+    return PlannedTensor(name=planned.name, dtype=planned.dtype, shape=planned.shape, origin=lambda: value)
 
 
 def _copy_components(source: Source, out: Path) -> None:
@@ -263,10 +219,7 @@ def _copy_components(source: Source, out: Path) -> None:
     for name in _OPTIONAL_FILES[:2]:
         if (source.directory / name).is_file():
             _copy_file(source.directory / name, out / name)
-    index: dict[str, Any] = {
-        "_class_name": "L2PPipeline",
-        "transformer": ["l2p_arch", "L2PTransformer"],
-    }
+    index: dict[str, Any] = {"_class_name": "L2PPipeline", "transformer": ["l2p_arch", "L2PTransformer"]}
     if "_diffusers_version" in source.pipeline_index:
         index["_diffusers_version"] = source.pipeline_index["_diffusers_version"]
     index.update({name: source.pipeline_index[name] for name in names})
@@ -274,7 +227,8 @@ def _copy_components(source: Source, out: Path) -> None:
 
 
 def _copy_file(source: str | Path, target: str | Path) -> None:
-    # A copy and not a hard link: a later save into the target would otherwise write into the source's own file.
+    # A copy and not a hard link: a later save into the target would otherwise write into the source's own
+    # file.
     with Path(source).open("rb") as reader, Path(target).open("wb") as writer:
         copy_range(reader, 0, os.fstat(reader.fileno()).st_size, writer)
 
@@ -283,13 +237,9 @@ def _copy_file(source: str | Path, target: str | Path) -> None:
 def _appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
     """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
     if out.exists() and not overwrite:
-        raise ArchError(
-            f"{out} already exists; choose another directory or allow it to be overwritten"
-        )
+        raise ArchError(f"{out} already exists; choose another directory or allow it to be overwritten")
     if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
-        raise ArchError(
-            f"{out} holds the source; choose another directory for the result"
-        )
+        raise ArchError(f"{out} holds the source; choose another directory for the result")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.parent / f".{out.name}.partial-{os.getpid()}"

@@ -76,56 +76,37 @@ class PlannedTensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; ArchError for a damaged or foreign file."""
+    """The tensors of a safetensors file by name, and its metadata; ArchError for a damaged or foreign
+    file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 10 or not 2 <= length <= min(size - 8, 100 << 20):
-            raise ArchError(
-                f"{path} is not a safetensors file, or is cut off within its header"
-            )
+            raise ArchError(f"{path} is not a safetensors file, or is cut off within its header")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             metadata = header.pop("__metadata__", {})
-            tensors = {
-                name: _stored(path, name, entry, 8 + length)
-                for name, entry in header.items()
-            }
+            tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ArchError):
                 raise
-            raise ArchError(
-                f"{path} is not a safetensors file: its header cannot be read"
-            ) from error
+            raise ArchError(f"{path} is not a safetensors file: its header cannot be read") from error
     end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
     if end != size:
         state = "cut off" if size < end else "longer than its header says"
-        raise ArchError(
-            f"{path} is {state}: {size} bytes, but its header describes {end}; fetch it again"
-        )
+        raise ArchError(f"{path} is {state}: {size} bytes, but its header describes {end}; fetch it again")
     return tensors, metadata
 
 
-def _stored(
-    path: Path, name: str, entry: Mapping[str, Any], data_start: int
-) -> StoredTensor:
+def _stored(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> StoredTensor:
     start, stop = entry["data_offsets"]
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype not in DTYPES:
-        raise ArchError(
-            f"{path} holds {name} as {dtype}, which is not supported; known: {', '.join(DTYPES)}"
-        )
+        raise ArchError(f"{path} holds {name} as {dtype}, which is not supported; known: {', '.join(DTYPES)}")
     if stop - start != prod(shape) * DTYPES[dtype].itemsize:
-        raise ArchError(
-            f"{path} is damaged: {name} {shape} {dtype} does not fit its {stop - start} bytes"
-        )
+        raise ArchError(f"{path} is damaged: {name} {shape} {dtype} does not fit its {stop - start} bytes")
     return StoredTensor(
-        path=path,
-        name=name,
-        dtype=dtype,
-        shape=shape,
-        start=data_start + start,
-        stop=data_start + stop,
+        path=path, name=name, dtype=dtype, shape=shape, start=data_start + start, stop=data_start + stop
     )
 
 
@@ -133,25 +114,14 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
     """All tensors of a diffusers model directory, sharded or not."""
     index = directory / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))[
-            "weight_map"
-        ]
-        missing = [
-            name
-            for name in sorted(set(weight_map.values()))
-            if not (directory / name).is_file()
-        ]
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        missing = [name for name in sorted(set(weight_map.values())) if not (directory / name).is_file()]
         if missing:
             raise ArchError(
                 f"{directory} lacks {', '.join(missing)}, which its index names; fetch the model again"
             )
-        shards = {
-            name: read_header(directory / name)[0]
-            for name in sorted(set(weight_map.values()))
-        }
-        absent = [
-            name for name, shard in weight_map.items() if name not in shards[shard]
-        ]
+        shards = {name: read_header(directory / name)[0] for name in sorted(set(weight_map.values()))}
+        absent = [name for name, shard in weight_map.items() if name not in shards[shard]]
         if absent:
             raise ArchError(
                 f"{directory}: the index names {absent[0]}, which {weight_map[absent[0]]} does not hold"
@@ -168,24 +138,16 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def write_file(
-    path: Path,
-    tensors: Iterable[PlannedTensor],
-    metadata: Mapping[str, str] | None = None,
+    path: Path, tensors: Iterable[PlannedTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write one safetensors file, tensor by tensor."""
     # Widest dtypes first: every tensor then starts at a multiple of its item size.
-    ordered = sorted(
-        tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name)
-    )
+    ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for tensor in ordered:
         stop = position + tensor.size
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": [position, stop],
-        }
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, stop]}
         position = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -198,7 +160,8 @@ def write_file(
 def write_directory(
     directory: Path, tensors: Sequence[PlannedTensor], *, max_shard_bytes: int = 5 << 30
 ) -> None:
-    """Write the weights of a diffusers model directory: one file, or shards of at most `max_shard_bytes` and an index."""
+    """Write the weights of a diffusers model directory: one file, or shards of at most `max_shard_bytes` and
+    an index."""
     shards: list[list[PlannedTensor]] = [[]]
     room = max_shard_bytes
     for tensor in tensors:
@@ -215,14 +178,9 @@ def write_directory(
         name = f"{WEIGHTS}-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(directory / name, shard)
         weight_map.update({tensor.name: name for tensor in shard})
-    index = {
-        "metadata": {"total_size": sum(tensor.size for tensor in tensors)},
-        "weight_map": weight_map,
-    }
+    index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
     path = directory / f"{WEIGHTS}.safetensors.index.json"
-    path.write_text(
-        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_tensor(file: BinaryIO, tensor: PlannedTensor) -> None:
@@ -233,9 +191,7 @@ def _write_tensor(file: BinaryIO, tensor: PlannedTensor) -> None:
         return
     value = origin.read() if isinstance(origin, StoredTensor) else origin()
     if tuple(value.shape) != tensor.shape:
-        raise AssertionError(
-            f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}"
-        )
+        raise AssertionError(f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}")
     value = value.detach().to("cpu", DTYPES[tensor.dtype]).contiguous()
     file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
@@ -245,11 +201,7 @@ def copy_range(source: BinaryIO, start: int, count: int, target: BinaryIO) -> No
     target.flush()
     if hasattr(os, "copy_file_range"):
         try:
-            while count and (
-                moved := os.copy_file_range(
-                    source.fileno(), target.fileno(), count, start
-                )
-            ):
+            while count and (moved := os.copy_file_range(source.fileno(), target.fileno(), count, start)):
                 start, count = start + moved, count - moved
         except OSError:  # between some file systems: copy the rest through memory
             pass
@@ -258,8 +210,6 @@ def copy_range(source: BinaryIO, start: int, count: int, target: BinaryIO) -> No
     while count:
         chunk = source.read(min(_CHUNK, count))
         if not chunk:
-            raise ArchError(
-                f"{source.name} ended {count} bytes early while it was copied"
-            )
+            raise ArchError(f"{source.name} ended {count} bytes early while it was copied")
         target.write(chunk)
         count -= len(chunk)

@@ -4,9 +4,7 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families.base import Conditioning, Family
 from l2p_arch.families.z_image import Z_IMAGE
 
-FAMILIES: dict[str, Family] = {
-    "z-image": Z_IMAGE,
-}
+FAMILIES: dict[str, Family] = {"z-image": Z_IMAGE}
 
 __all__ = ["FAMILIES", "Conditioning", "Family", "find_family", "find_family_of_class"]
 
@@ -23,9 +21,5 @@ def find_family_of_class(transformer_class: str) -> Family:
     for family in FAMILIES.values():
         if family.transformer_class == transformer_class:
             return family
-    known = ", ".join(
-        f"{family.transformer_class} ({family.name})" for family in FAMILIES.values()
-    )
-    raise ArchError(
-        f"no family for a source transformer of class {transformer_class!r}; known: {known}"
-    )
+    known = ", ".join(f"{family.transformer_class} ({family.name})" for family in FAMILIES.values())
+    raise ArchError(f"no family for a source transformer of class {transformer_class!r}; known: {known}")

@@ -12,12 +12,30 @@ Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
 
 
+def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
+    """(mode - shift) * scale, as AutoencoderKL's users do."""
+    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentEmbedder:
+    """The source's own first layer: a linear map of folded latent patches."""
+
+    name: str
+    """Prefix of its weight and bias among the source's tensors; a convolution counts as linear."""
+    patch_size: int
+    """Side of a patch, in latent pixels."""
+    fold: str = "b c (h py) (w px) -> b h w (c py px)"
+    """einops pattern from latents to the vectors that the weight multiplies."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One source family: diffusers' own transformer class, unmodified, with its latent ends taken off.
 
-    The time axis of this package is sigma, 0 = image, 1 = noise; a family's other conventions stay inside `run`
-    and `velocity_sign`.
+    The time axis of this package is sigma, 0 = image, 1 = noise; a family's other conventions stay inside
+    `run` and `velocity_sign`.
     """
 
     name: str
@@ -27,9 +45,11 @@ class Family:
     embedder: str
     """Module of the trunk that maps patch channels to tokens (new in pixel space)."""
     source_ends: tuple[str, ...]
-    """Prefixes of the source's tensors that belong to the latent space and are dropped, by name and never by shape."""
+    """Prefixes of the source's tensors that belong to the latent space and are dropped, by name and never by
+    shape."""
     block_lists: tuple[str, ...]
-    """Module lists of the main blocks, in the order in which data flows; the freezing of sec. 3.3 counts along them."""
+    """Module lists of the main blocks, in the order in which data flows; the freezing of sec. 3.3 counts
+    along them."""
     shallow: tuple[str, ...]
     """Modules and parameters outside the main blocks that train together with the first and last blocks."""
     velocity_sign: int
@@ -39,26 +59,30 @@ class Family:
     feature_channels: Callable[[Mapping[str, Any]], int]
     """Source config -> width D of the image tokens."""
     pixel_config: Callable[[Mapping[str, Any], int], dict[str, Any]]
-    """(source config, patch channels) -> config of the trunk, whose patch size is 1 on the grid of patches."""
+    """(source config, patch channels) -> config of the trunk, whose patch size is 1 on the grid of
+    patches."""
     strip_output: Callable[[Any], None]
-    """Replace the final norm and projection in place, so that the trunk's forward returns the last block's tokens."""
+    """Replace the final norm and projection in place, so that the trunk's forward returns the last block's
+    tokens."""
     run: Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
-    """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h, w)."""
+    """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h,
+    w)."""
     encode_text: Callable[..., list[Conditioning]]
     """(components by name, prompts, *, device, max_sequence_length) -> one Conditioning per prompt."""
+    encode_latents: Callable[[Any, Tensor], Tensor] = latents_as_scaled
+    """(the source's VAE, pixels (B, 3, H, W) in [-1, 1]) -> the latents that the source's transformer
+    sees."""
+    latent_embedder: Callable[[Mapping[str, Any]], LatentEmbedder]
+    """Source config -> how the source turns latents into tokens, for initialisations that imitate it."""
 
     def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> Any:
         """Build the trunk for a source config (weights as PyTorch initialises them)."""
         import diffusers
 
         trunk_class = getattr(diffusers, self.transformer_class)
-        source_config = {
-            key: value for key, value in config.items() if not key.startswith("_")
-        }
+        source_config = {key: value for key, value in config.items() if not key.startswith("_")}
         try:
-            trunk = trunk_class.from_config(
-                self.pixel_config(source_config, patch_channels)
-            )
+            trunk = trunk_class.from_config(self.pixel_config(source_config, patch_channels))
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ArchError(
                 f"the source's config is no valid {self.transformer_class} config: {error!r}"
@@ -68,14 +92,12 @@ class Family:
 
     def is_source_end(self, tensor_name: str) -> bool:
         """True for a source tensor that is dropped."""
-        return any(
-            tensor_name == end or tensor_name.startswith(f"{end}.")
-            for end in self.source_ends
-        )
+        return any(tensor_name == end or tensor_name.startswith(f"{end}.") for end in self.source_ends)
 
 
 class FeaturesOnly(nn.Module):
-    """Stands where a final norm or projection stood and hands the tokens on untouched, whatever else is passed."""
+    """Stands where a final norm or projection stood and hands the tokens on untouched, whatever else is
+    passed."""
 
     def forward(self, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
         return tokens

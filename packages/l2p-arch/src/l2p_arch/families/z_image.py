@@ -1,7 +1,8 @@
 """Z-Image: one stream of image and caption tokens, both padded to multiples of 32 by learned pad tokens.
 
-Conventions (facts measured on diffusers' class): the time passed is 1 - sigma, and the raw output is x_0 - noise.
-Conditioning: {"caption": (L, cap_feat_dim)}, the text encoder's next-to-last hidden states without padding.
+Conventions (facts measured on diffusers' class): the time passed is 1 - sigma, and the raw output is x_0 -
+noise. Conditioning: {"caption": (L, cap_feat_dim)}, the text encoder's next-to-last hidden states without
+padding.
 """
 
 from collections import defaultdict
@@ -11,52 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
 
 
 def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
-    return {
-        **source,
-        "all_patch_size": [1],
-        "all_f_patch_size": [1],
-        "in_channels": patch_channels,
-    }
+    return {**source, "all_patch_size": [1], "all_f_patch_size": [1], "in_channels": patch_channels}
 
 
 def _strip_output(trunk: Any) -> None:
     trunk.all_final_layer["1-1"] = FeaturesOnly()
-    trunk.out_channels = (
-        trunk.dim
-    )  # makes the unpatchify of diffusers' forward a plain reshape
+    trunk.out_channels = trunk.dim  # makes the unpatchify of diffusers' forward a plain reshape
 
 
-def _run(
-    trunk: Any,
-    patches: Tensor,
-    sigma: Tensor,
-    conditioning: Sequence[Conditioning],
-) -> Tensor:
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     dtype = patches.dtype
     captions = [sample["caption"].to(patches.device, dtype) for sample in conditioning]
     _extend_rope(trunk, patches.shape[-2:], max(len(caption) for caption in captions))
     images = list(patches.unsqueeze(2).unbind(0))  # (C, 1, h, w) each
-    features = trunk(
-        images, 1 - sigma, captions, patch_size=1, f_patch_size=1, return_dict=False
-    )[0]
+    features = trunk(images, 1 - sigma, captions, patch_size=1, f_patch_size=1, return_dict=False)[0]
     return torch.stack(features).squeeze(2)
 
 
 def _extend_rope(trunk: Any, grid: Sequence[int], caption_length: int) -> None:
-    """Lengthen the table of rotary angles where the grid or caption exceeds it; the existing rows do not change."""
+    """Lengthen the table of rotary angles where the grid or caption exceeds it; the existing rows do not
+    change."""
     rope = trunk.rope_embedder
-    wanted = [
-        caption_length + 34,
-        *grid,
-    ]  # caption rounded up to 32 tokens, then the image's own index
+    wanted = [caption_length + 34, *grid]  # caption rounded up to 32 tokens, then the image's own index
     if any(want > have for want, have in zip(wanted, rope.axes_lens, strict=True)):
-        rope.axes_lens = [
-            max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)
-        ]
+        rope.axes_lens = [max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)]
         rope.freqs_cis = None
 
 
@@ -69,7 +52,8 @@ def _encode_text(
 ) -> list[Conditioning]:
     """One user message per prompt through the chat template; hidden_states[-2] of the text encoder.
 
-    Prompts of equal token count share a batch, so that none is padded and no result depends on its neighbours.
+    Prompts of equal token count share a batch, so that none is padded and no result depends on its
+    neighbours.
     """
     tokenizer, encoder = components["tokenizer"], components["text_encoder"]
     by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
@@ -84,9 +68,7 @@ def _encode_text(
     for group in by_length.values():
         ids = torch.tensor([ids for _, ids in group], device=device)
         hidden = encoder(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            output_hidden_states=True,
+            input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
         ).hidden_states
         for (index, _), caption in zip(group, hidden[-2], strict=True):
             result[index] = {"caption": caption}
@@ -115,4 +97,9 @@ Z_IMAGE = Family(
     strip_output=_strip_output,
     run=_run,
     encode_text=_encode_text,
+    latent_embedder=lambda config: LatentEmbedder(
+        name=f"all_x_embedder.{config['all_patch_size'][0]}-{config['all_f_patch_size'][0]}",
+        patch_size=config["all_patch_size"][0],
+        fold="b c (h py) (w px) -> b h w (py px c)",
+    ),
 )

@@ -1,0 +1,139 @@
+"""A linear map from pixel patches to the source's latent patches, fitted on images that the VAE encodes.
+
+The embedder sees x_t = (1 - sigma) x_0 + sigma noise, and the frozen blocks expect what the source gave them
+at that sigma: (1 - sigma) z_0 + sigma * (unit noise). So a good map M has two properties:
+
+1. M x_0 + c is close to z_0: ridge regression of latent patches on pixel patches;
+2. M noise has unit covariance: M M^T = I.
+
+A large pixel patch averages noise away (the mean of 256 pixels keeps 1/16 of it), so the regression alone
+gives M M^T < I: tokens at high sigma would look like those of a clean grey image. The missing noise is taken
+from the pixel directions in which images have the least energy, which adds noise and next to no image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from l2p_arch.errors import ArchError
+from l2p_arch.patchify import pixels_to_patches
+
+if TYPE_CHECKING:
+    from l2p_arch.families.base import LatentEmbedder
+    from l2p_arch.surgery import Source
+
+_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchFit:
+    """latent patch = matrix @ pixel patch + offset."""
+
+    matrix: Tensor
+    """(latent patch channels, pixel patch channels), float64."""
+    offset: Tensor
+    """(latent patch channels,), float64."""
+    explained: float
+    """Share of the latent patches' variance that the map explains on clean images, 0 to 1."""
+    noise_gain: float
+    """Mean variance of the map's answer to unit pixel noise; the source's latent noise has 1."""
+
+
+@torch.no_grad()
+def paired_tokens(
+    source: Source, layout: LatentEmbedder, images: Tensor, patch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Pixel patches (T, 3*P*P) and the source's latent patches (T, C*p*p) of the same token positions."""
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise ArchError(
+            f"calibration_images have the shape {tuple(images.shape)}; wanted (N, 3, H, W) in [-1, 1]"
+        )
+    vae = _load_vae(source)
+    pixels_per_token = 2 ** (len(vae.config.block_out_channels) - 1) * layout.patch_size
+    patches, latents = [], []
+    for batch in images.float().split(_BATCH):
+        folded = pixels_to_patches(batch, patch_size)
+        size = (folded.shape[-2] * pixels_per_token, folded.shape[-1] * pixels_per_token)
+        if size != batch.shape[-2:]:  # a larger patch covers the same token at a higher resolution
+            batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True)
+        latent = source.family.encode_latents(vae, batch)
+        patches.append(rearrange(folded, "b c h w -> (b h w) c"))
+        tokens = rearrange(latent, layout.fold, py=layout.patch_size, px=layout.patch_size)
+        latents.append(tokens.flatten(0, 2))
+    return torch.cat(patches), torch.cat(latents)
+
+
+def fit_patches_to_latents(patches: Tensor, latents: Tensor, *, match_noise: bool) -> PatchFit:
+    """Fit the map; with `match_noise` its answer to unit pixel noise has unit covariance, as the source's
+    latents.
+
+    The ridge is the least one at which no direction of the latent gets more noise than the source's own.
+    """
+    patches, latents = patches.double(), latents.double()
+    patch_mean, latent_mean = patches.mean(0), latents.mean(0)
+    x, z = patches - patch_mean, latents - latent_mean
+    energies, directions = torch.linalg.eigh(x.T @ x / len(x))  # ascending
+    energies = energies.clamp_min(0)
+    covariance = (z.T @ x / len(x)) @ directions
+
+    def ridge_map(ridge: float) -> Tensor:
+        return covariance / (energies + ridge)
+
+    ridge = _least_ridge(ridge_map, float(energies[-1]))
+    matrix = ridge_map(ridge)
+    if match_noise:
+        matrix = _with_unit_noise(matrix)
+    residual = z - x @ directions @ matrix.T
+    return PatchFit(
+        matrix=matrix @ directions.T,
+        offset=latent_mean - matrix @ (directions.T @ patch_mean),
+        explained=1 - float(residual.square().sum() / z.square().sum()),
+        noise_gain=float(matrix.square().sum() / len(matrix)),
+    )
+
+
+def _least_ridge(ridge_map: Any, largest_energy: float) -> float:
+    """The least ridge whose map amplifies no noise beyond unit gain, by bisection on a logarithmic scale."""
+    low, high = 1e-3, max(largest_energy, 1.0) * 10
+    if torch.linalg.matrix_norm(ridge_map(low), ord=2) <= 1:
+        return low
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        low, high = (
+            (low, middle) if torch.linalg.matrix_norm(ridge_map(middle), ord=2) <= 1 else (middle, high)
+        )
+    return high
+
+
+def _with_unit_noise(matrix: Tensor) -> Tensor:
+    """Fill the noise up to unit covariance from the columns (directions) of least energy, which come
+    first."""
+    rows, columns = matrix.shape
+    if columns < rows:
+        raise ArchError(
+            f"{columns} pixel channels per patch cannot carry the noise of {rows} latent channels"
+        )
+    matrix = matrix.clone()
+    matrix[:, :rows] = 0
+    missing = torch.eye(rows, dtype=matrix.dtype) - matrix @ matrix.T
+    values, vectors = torch.linalg.eigh(missing)
+    matrix[:, :rows] = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    return matrix
+
+
+def _load_vae(source: Source) -> Any:
+    import diffusers
+
+    directory = source.directory / "vae"
+    if not directory.is_dir():
+        raise ArchError(
+            f"{source.directory} has no vae, which a fitted initialisation needs; use the default one"
+        )
+    vae_class = getattr(diffusers, source.pipeline_index["vae"][1])
+    return vae_class.from_pretrained(directory).eval()
