@@ -1,0 +1,136 @@
+"""`l2p-transfer CONFIG`: prompts -> filter -> images -> surgery -> training -> evaluation -> report.
+
+Exit codes: 0 done, 1 a bug, 2 usage, config or input, 3 training failed (the loss is not a number), 130/143
+interrupted. Running the same command again goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    command = ["l2p-transfer", *(sys.argv[1:] if arguments is None else arguments)]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options, command)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"error: {' '.join(str(error).split())}" if code <= 3 else str(error), file=sys.stderr)
+        return code
+
+
+def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
+    from l2p_transfer.config import load_config
+    from l2p_transfer.plan import check_inputs, make_plan
+
+    config = load_config(options.config, options.set)
+    _quiet_libraries()
+    if options.dry_run:
+        plan = make_plan(config)
+        print(json.dumps(plan.to_row(), indent=1) if options.json else plan.text())
+        for problem in plan.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return USAGE_ERROR if plan.problems else 0
+    check_inputs(config)
+    from l2p_transfer.display import choose_display
+    from l2p_transfer.runner import execute
+
+    display = choose_display()
+    try:
+        summary = execute(config, display, command=command, update=options.update)
+    finally:
+        display.close()
+    if options.json:
+        print(json.dumps(summary.to_row(), indent=1))
+    else:
+        _say_where(summary.root, bool(summary.executed))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Tells libraries what they would otherwise guess and warn about, here and in worker processes."""
+    import torch
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _say_where(root: Path, executed: bool) -> None:
+    """Ends the run with where to look."""
+    from l2p_transfer.paths import RunPaths, shorten
+
+    paths = RunPaths(root)
+    shown = shorten(root)
+    print("\nDone." if executed else "\nAll stages are done; nothing was left to do.")
+    print(f"  report    {shown / paths.report.name}  (and report.md)")
+    print(f"  pictures  {shown / 'samples'}{os.sep}")
+    print(f"  model     {shown / 'model'}{os.sep}")
+    print(f'\nPaint with it:  l2p-generate --model {shown} "your prompt" -o out.png')
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user can put right, the trainer's own codes, None for a bug."""
+    from l2p_arch.errors import ArchError
+    from l2p_data.errors import DataError
+    from l2p_eval.errors import EvalError
+    from l2p_train.errors import Interrupted, TrainError
+
+    from l2p_transfer.errors import TransferError
+
+    if isinstance(error, TrainError | Interrupted):
+        return int(error.exit_code)
+    return USAGE_ERROR if isinstance(error, ArchError | DataError | EvalError | TransferError) else None
+
+
+def _terminate(number: int, frame: object) -> None:
+    print("terminated; run the same command again to go on", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="l2p-transfer",
+        description="Turn a latent diffusion model into a pixel-space one: prompts, filter, images, surgery,"
+        " training, evaluation, report. Run the same command again to resume.",
+        epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 training failed, 130/143 interrupted.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file such as configs/mini.toml")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override one setting; can be repeated",
+    )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="accept a changed [evaluate], [report] or train.steps in a run, and redo what it touches",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result (or the plan) as JSON on stdout"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

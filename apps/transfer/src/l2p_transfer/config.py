@@ -1,0 +1,256 @@
+"""`Config`: one TOML file that says everything about a transfer, table by table in the order of the stages.
+
+Relative paths start from the directory of the file they stand in; `run.output` and paths given with `--set`
+start from the working directory.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from l2p_data.filters import FilterRules
+from l2p_train.config import TrainConfig, config_from_mapping
+
+from l2p_transfer.errors import TransferError
+from l2p_transfer.schema import check_keys, convert, read_table, to_table
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Where the run lives. Every file of the run is below `output`."""
+
+    output: Path
+    seed: int = 0  # of prompts, new weights and training; image seeds derive from the prompts
+    title: str = ""  # heading of the report; the output directory's name by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSection:
+    """The latent model that is transferred, and how it samples (sec. 4.1: Z-Image-Turbo)."""
+
+    model: Path  # a diffusers text-to-image directory
+    num_inference_steps: int = 9
+    guidance_scale: float = 0.0
+    max_sequence_length: int = 512  # tokens of a prompt
+    dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else its pipeline takes
+    family: str = ""  # only for --dry-run without the weights: a family at its full size
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of the source's pipeline."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "max_sequence_length": self.max_sequence_length,
+            **self.pipeline_kwargs,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsSection:
+    """Where prompts come from (sec. 3.2; the paper: 10k)."""
+
+    engine: Literal["grammar", "file"] = "grammar"
+    grammar: Path | None = None  # for engine = "grammar": a grammar file
+    file: Path | None = None  # for engine = "file": .jsonl, .txt, .csv or .parquet with prompts
+    count: int = 10_000  # prompts to write; with a file, the most to take
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesSection:
+    """The corpus that the source paints (sec. 3.2; the paper: 2 seeds a prompt, 1024 px)."""
+
+    seeds_per_prompt: int = 2
+    width: int = 1024
+    height: int = 1024
+    batch_size: int = 8
+    rows_per_shard: int = 64
+    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurgerySection:
+    """From the source's transformer to the pixel-space initialisation (sec. 3.3, Table 3)."""
+
+    patch_size: int = 16
+    head_channels: tuple[int, ...] = (64, 128, 256, 512)
+    initialisation: str = "default"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as in the source
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection:
+    """GenEval of the source and of the L2P model, and a Frechet distance between them (sec. 4)."""
+
+    metadata: Path  # evaluation_metadata.jsonl
+    detector: str = "scenes"  # a key of l2p_transfer.detectors.DETECTORS
+    images_per_prompt: int = 4
+    num_inference_steps: int = 30
+    guidance_scale: float = 2.0
+    noise_shift: float | None = None  # None: the model's scheduler decides
+    batch_size: int = 16
+    workers: int | None = None  # None: one per GPU or per CPU core
+    seed: int = 42  # of the first image
+    dtype: Dtype = "auto"
+    features: str = "efficientnet-lite0"  # for the Frechet distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """What the report shows."""
+
+    pairs_per_tag: int = 4
+    failures: int = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole transfer. `train` holds the run's own paths; `processes` is train.processes of the file."""
+
+    run: RunSection
+    source: SourceSection
+    prompts: PromptsSection
+    filter: FilterRules
+    images: ImagesSection
+    surgery: SurgerySection
+    train: TrainConfig
+    processes: int
+    evaluate: EvaluateSection
+    report: ReportSection
+
+    def to_tables(self) -> dict[str, dict[str, Any]]:
+        """The resolved config as TOML tables, every default written out."""
+        tables = {name: to_table(getattr(self, name)) for name in TABLES if name != "train"}
+        train = {key: value for key, value in self.train.to_dict().items() if value is not None}
+        for key in (*_RUN_PATHS, *_SHARED):
+            train.pop(key)
+        tables["train"] = {"processes": self.processes, **train}
+        return {name: tables[name] for name in TABLES}
+
+
+TABLES = {
+    "run": RunSection,
+    "source": SourceSection,
+    "prompts": PromptsSection,
+    "filter": FilterRules,
+    "images": ImagesSection,
+    "surgery": SurgerySection,
+    "train": TrainConfig,
+    "evaluate": EvaluateSection,
+    "report": ReportSection,
+}
+_RUN_PATHS = ("model", "corpus", "output")  # of TrainConfig: the run decides them
+_SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] and [source]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file strictly.
+
+    Args:
+        overrides: "table.key=value" with a TOML value; bare text is taken as a string.
+
+    Raises:
+        TransferError: no such file, no TOML, an unknown key, a wrong type, a missing key.
+    """
+    if not path.is_file():
+        raise TransferError(
+            f"no config file {path}; the shipped ones are in configs/, for example configs/mini.toml"
+        )
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TransferError(f"{path} is not valid TOML: {error}") from None
+    check_keys(tables, TABLES, "")
+    base, here = path.absolute().parent, Path.cwd()
+    if "output" in tables.get("run", {}):
+        tables["run"]["output"] = _absolute(tables["run"]["output"], "run.output", here)
+    for override in overrides:
+        _override(tables, override, here)
+    return _build(tables, base)
+
+
+def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
+    for name in ("run", "source", "evaluate"):
+        if name not in tables:
+            raise TransferError(f"table [{name}] is missing; compare configs/mini.toml")
+    sections: dict[str, Any] = {
+        name: read_table(kind, tables.get(name, {}), name, base)
+        for name, kind in TABLES.items()
+        if kind is not TrainConfig
+    }
+    run: RunSection = sections["run"]
+    train = dict(tables.get("train", {}))
+    processes = convert(train.pop("processes", 1), int, "train.processes", base)
+    for key in (*_RUN_PATHS, *_SHARED):
+        if key in train:
+            raise TransferError(
+                f"train.{key} cannot be set; it follows from [run], [source] and the run directory"
+            )
+    paths = {
+        "model": str(run.output / "initial"),
+        "corpus": str(run.output / "corpus"),
+        "output": str(run.output / "train"),
+    }
+    shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
+    settings = config_from_mapping({**train, **paths, **shared}, source="train")
+    config = Config(train=settings, processes=processes, **sections)
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """What a table cannot know alone."""
+    images, patch = config.images, config.surgery.patch_size
+    for name, size in (("width", images.width), ("height", images.height)):
+        if size < patch or size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            usable = f"{below} or {above}" if below else f"{above}"
+            raise TransferError(
+                f"images.{name} {size} is not a multiple of surgery.patch_size {patch}; use {usable}"
+            )
+    positive = {
+        "prompts.count": config.prompts.count,
+        "images.seeds_per_prompt": images.seeds_per_prompt,
+        "evaluate.images_per_prompt": config.evaluate.images_per_prompt,
+        "evaluate.num_inference_steps": config.evaluate.num_inference_steps,
+        "source.num_inference_steps": config.source.num_inference_steps,
+        "train.processes": config.processes,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise TransferError(f"{name} is {value}; it must be at least 1")
+    wanted = {"grammar": config.prompts.grammar, "file": config.prompts.file}[config.prompts.engine]
+    if wanted is None:
+        raise TransferError(
+            f'prompts.engine = "{config.prompts.engine}" needs prompts.{config.prompts.engine}'
+        )
+    config.train.batch_layout(config.processes)
+
+
+def _override(tables: dict[str, Any], override: str, here: Path) -> None:
+    """Applies one "table.key=value" in place; paths become absolute from `here`."""
+    key, separator, text = override.partition("=")
+    table, dot, name = key.strip().partition(".")
+    if not separator or not dot:
+        raise TransferError(
+            f"--set {override!r} is not of the form table.key=value, for example train.steps=500"
+        )
+    check_keys({table: None}, TABLES, "")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    kinds = {f.name: f.type for f in dataclasses.fields(TABLES[table])}
+    if "Path" in str(kinds.get(name, "")) and table != "train":
+        value = _absolute(value, f"{table}.{name}", here)
+    tables.setdefault(table, {})[name] = value
+
+
+def _absolute(value: Any, where: str, base: Path) -> str:
+    return str(convert(value, Path, where, base))

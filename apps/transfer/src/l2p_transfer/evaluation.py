@@ -1,0 +1,115 @@
+"""The evaluation stage: paint, judge, compare."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from l2p_eval.features import load_extractor
+from l2p_eval.frechet import frechet_between
+from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
+from l2p_eval.layout import image_path, score_folder, write_prompts
+
+from l2p_transfer.config import Config
+from l2p_transfer.detectors import load_detector
+from l2p_transfer.generation import Job, Painter, default_workers, paint, plan_jobs, resolve_dtype
+from l2p_transfer.paths import RunPaths
+
+Progress = Callable[[float, float, str], None]
+
+
+def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[str, Any]:
+    """Scores the source and the L2P model on the same prompts and seeds; the content of results.json."""
+    section = config.evaluate
+    prompts = read_metadata(section.metadata)
+    description, detector = load_detector(section.detector)
+    extractor = load_extractor(section.features)
+    jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
+    results: dict[str, Any] = {
+        "detector": description,
+        "metadata": {
+            "file": section.metadata.name,
+            "sha256": hashlib.sha256(section.metadata.read_bytes()).hexdigest(),
+        },
+        "images_per_prompt": section.images_per_prompt,
+        "seed": section.seed,
+    }
+    folders = {}
+    for name, painter in painters(config, paths).items():
+        folder = folders[name] = paths.evaluation / name
+        scores = _paint_and_judge(painter, prompts, jobs, folder, detector, config, progress)
+        results[name] = {
+            "sampling": dict(painter.options) | {"dtype": painter.dtype},
+            "scores": summarise(scores).to_row(),
+            "images": [asdict(score) for score in scores],
+        }
+    files = {
+        name: [image_path(folder, job.prompt_index, job.sample) for job in jobs]
+        for name, folder in folders.items()
+    }
+    step = lambda done, total: progress(done, total, "image features")  # noqa: E731
+    results["frechet"] = frechet_between(files["source"], files["l2p"], extractor, on_image=step).to_row()
+    source, l2p = (results[name]["scores"]["overall"] for name in ("source", "l2p"))
+    results["retention"] = l2p / source if source else None
+    return results
+
+
+def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
+    """The two models and how each samples."""
+    from l2p_data.identity import model_fingerprint
+
+    section = config.evaluate
+    size = {"width": config.images.width, "height": config.images.height}
+    model = paths.model.resolve()
+    return {
+        "source": Painter(
+            kind="source",
+            model=str(config.source.model),
+            fingerprint=model_fingerprint(config.source.model),
+            dtype=resolve_dtype(config.source.dtype),
+            options=config.source.sampling,
+            **size,
+        ),
+        "l2p": Painter(
+            kind="l2p",
+            model=str(model),
+            fingerprint=model_fingerprint(model),
+            dtype=resolve_dtype(section.dtype),
+            options={
+                "num_inference_steps": section.num_inference_steps,
+                "guidance_scale": section.guidance_scale,
+                "noise_shift": section.noise_shift,
+                "max_sequence_length": config.source.max_sequence_length,
+            },
+            **size,
+        ),
+    }
+
+
+def _paint_and_judge(
+    painter: Painter,
+    prompts: Sequence[GenEvalPrompt],
+    jobs: Sequence[Job],
+    folder: Path,
+    detector: Any,
+    config: Config,
+    progress: Progress,
+) -> list[ImageScore]:
+    section = config.evaluate
+    name = "L2P" if painter.kind == "l2p" else "source"
+    paint(
+        painter,
+        jobs,
+        folder,
+        batch_size=section.batch_size,
+        workers=section.workers or default_workers(),
+        on_image=lambda done, total: progress(done, total, f"{name} paints"),
+    )
+    write_prompts(folder, prompts)
+    return score_folder(
+        folder,
+        detector,
+        images_per_prompt=section.images_per_prompt,
+        on_image=lambda done, total: progress(done, total, f"judging {name}"),
+    )

@@ -1,0 +1,229 @@
+"""`--dry-run`: what a config would do, counted on meta tensors; and the checks before a run. Nothing is
+written.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from l2p_transfer.config import Config
+from l2p_transfer.detectors import check_detector
+from l2p_transfer.errors import TransferError
+from l2p_transfer.paths import RunPaths, read_json, shorten
+from l2p_transfer.runner import identities
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage: what it will do and where its output goes."""
+
+    title: str
+    work: str
+    output: str
+    done: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """Sizes of the pixel-space model."""
+
+    family: str
+    counted_from: str  # the source's config, or the family's full size where there are no weights
+    patch_size: int
+    grid: tuple[int, int]  # tokens (height, width)
+    tokens: int  # image tokens
+    trainable: int  # parameters
+    frozen: int
+    freeze_table: str
+    memory: str  # the trainer's estimate, as text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What --dry-run prints."""
+
+    run: str
+    source: str
+    model: ModelPlan | None
+    stages: Sequence[StagePlan]
+    problems: Sequence[str]
+
+    def to_row(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"run directory   {self.run}", f"source model    {self.source}"]
+        if self.model:
+            model = self.model
+            total = model.trainable + model.frozen
+            lines += [
+                f"family          {model.family}, counted from {model.counted_from}",
+                f"image tokens    {model.tokens:,} ({model.grid[0]} x {model.grid[1]}, patch"
+                f" {model.patch_size})",
+                f"parameters      {total:,}: {model.trainable:,} train ({model.trainable / total:.1%}),"
+                f" {model.frozen:,} frozen",
+                "",
+                "what trains",
+                *_indented(model.freeze_table),
+            ]
+            if model.memory:
+                lines += ["", "memory of training", *_indented(model.memory)]
+        lines += ["", "stages"]
+        width = max(len(stage.title) for stage in self.stages)
+        work = max(len(stage.work) for stage in self.stages)
+        for stage in self.stages:
+            state = "done" if stage.done else "to do"
+            lines.append(f"  {stage.title:{width}}  {stage.work:{work}}  {state:5}  {stage.output}")
+        lines += ["", "Nothing was written."]
+        return "\n".join(lines)
+
+
+def make_plan(config: Config) -> Plan:
+    """Counts what can be counted; what is missing is listed in `problems`, not raised."""
+    problems = [str(error) for error in _problems(config)]
+    known = config.source.model.is_dir() or config.source.family
+    model = _plan_model(config) if known else None
+    return Plan(
+        run=str(shorten(config.run.output)),
+        source=str(shorten(config.source.model)),
+        model=model,
+        stages=list(_plan_stages(config)),
+        problems=problems,
+    )
+
+
+def check_inputs(config: Config) -> None:
+    """Raises the first thing that would make a stage fail later, before anything is written."""
+    for problem in _problems(config):
+        raise problem
+
+
+def _problems(config: Config) -> Iterator[Exception]:
+    """Everything that the stages need and cannot find."""
+    for check in (_check_source, _check_prompts, _check_evaluation):
+        try:
+            check(config)
+        except ValueError as error:
+            yield error
+
+
+def _check_source(config: Config) -> None:
+    from l2p_arch.surgery import open_source
+
+    if not config.source.model.is_dir():
+        raise TransferError(
+            f"source.model {shorten(config.source.model)} does not exist; give a diffusers directory"
+        )
+    open_source(config.source.model)
+
+
+def _check_prompts(config: Config) -> None:
+    from l2p_data.grammar import load_grammar
+    from l2p_data.prompts import read_prompts
+
+    if config.prompts.engine == "grammar" and config.prompts.grammar:
+        load_grammar(config.prompts.grammar)
+    elif config.prompts.file:
+        read_prompts(config.prompts.file)
+
+
+def _check_evaluation(config: Config) -> None:
+    from l2p_eval.features import EXTRACTORS
+    from l2p_eval.geneval import read_metadata
+
+    check_detector(config.evaluate.detector)
+    if config.evaluate.features not in EXTRACTORS:
+        raise TransferError(
+            f"evaluate.features is {config.evaluate.features!r}; there is {', '.join(EXTRACTORS)}"
+        )
+    read_metadata(config.evaluate.metadata)
+
+
+def _plan_model(config: Config) -> ModelPlan:
+    """The pixel-space model on meta tensors: no memory, no weights."""
+    import torch
+    from l2p_arch.model import L2PTransformer
+    from l2p_train.freeze import plan_for_model
+
+    family, trunk, counted_from = _trunk_config(config)
+    with torch.device("meta"):
+        model = L2PTransformer(
+            family=family,
+            trunk_config=dict(trunk),
+            patch_size=config.surgery.patch_size,
+            head_channels=config.surgery.head_channels,
+        )
+    train = config.train
+    freeze = plan_for_model(
+        model,
+        trainable=train.trainable,
+        train_patterns=train.train_patterns,
+        freeze_patterns=train.freeze_patterns,
+    )
+    patch = config.surgery.patch_size
+    grid = (config.images.height // patch, config.images.width // patch)
+    return ModelPlan(
+        family=family,
+        counted_from=counted_from,
+        patch_size=patch,
+        grid=grid,
+        tokens=grid[0] * grid[1],
+        trainable=freeze.trainable_count,
+        frozen=freeze.frozen_count,
+        freeze_table=freeze.table(),
+        memory=_memory(config, model),
+    )
+
+
+def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
+    """(family, transformer config, where that came from)."""
+    from l2p_arch.families import find_family
+    from l2p_arch.surgery import open_source
+
+    if not config.source.model.is_dir() and config.source.family:
+        import diffusers
+        import torch
+
+        family = find_family(config.source.family)
+        with torch.device("meta"):
+            full = getattr(diffusers, family.transformer_class)()
+        return family.name, dict(full.config), f"the full size of {family.name} (source.model is not there)"
+    source = open_source(config.source.model)
+    trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
+    return source.family.name, trunk, "the source's config"
+
+
+def _memory(config: Config, model: Any) -> str:
+    return ""
+
+
+def _plan_stages(config: Config) -> Iterator[StagePlan]:
+    paths, images, evaluate = RunPaths(config.run.output), config.images, config.evaluate
+    painted = config.prompts.count * images.seeds_per_prompt
+    size = f"{images.width}x{images.height} px"
+    work = {
+        "prompts": (f"{config.prompts.count:,} prompts, engine {config.prompts.engine}", paths.prompts),
+        "filter": ("keep or drop, with a reason", paths.filtered),
+        "images": (f"{painted:,} images of {size}", paths.corpus),
+        "surgery": (f"patch {config.surgery.patch_size}, {config.surgery.initialisation}", paths.initial),
+        "training": (
+            f"{config.train.steps:,} steps of {config.train.batch_size} images, {config.processes} process(es)",
+            paths.train,
+        ),
+        "evaluation": (f"{evaluate.images_per_prompt} images a prompt, twice", paths.evaluation),
+        "report": ("report.html, report.md", paths.report),
+    }
+    for stage, identity in identities(config):
+        marker = read_json(paths.marker(stage.name)) or {}
+        yield StagePlan(
+            title=stage.title,
+            work=work[stage.name][0],
+            output=str(shorten(work[stage.name][1])),
+            done=marker.get("state") == "done" and marker.get("identity") == identity,
+        )
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]

@@ -1,0 +1,227 @@
+"""Fills the report of `l2p_eval` from a run directory."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from l2p_eval.frechet import FrechetResult
+from l2p_eval.geneval import GenEvalScores
+from l2p_eval.report import Pair, Picture, RunReport, StageCost, Table, duration, write_report
+
+from l2p_transfer.config import Config
+from l2p_transfer.paths import RunPaths, read_json
+
+PROGRESS_PICTURES = 6
+
+
+def write_run_report(config: Config, paths: RunPaths) -> Path:
+    """Writes report.html and report.md; returns the page."""
+    results = read_json(paths.results)
+    markers = {path.stem: read_json(path) for path in sorted((paths.root / "stages").glob("*.json"))}
+    pairs = list(_pairs(results, paths))
+    report = RunReport(
+        title=config.run.title or config.run.output.name,
+        summary=_summary(config, markers),
+        source_name=config.source.model.name,
+        facts=_facts(markers),
+        pairs=_first_per_tag(pairs, config.report.pairs_per_tag),
+        failures=_failures(pairs, config.report.failures),
+        source_scores=GenEvalScores(**results["source"]["scores"]),
+        l2p_scores=GenEvalScores(**results["l2p"]["scores"]),
+        detector=results["detector"],
+        sampling={
+            name: _sampling(results[key]["sampling"]) for name, key in (("Source", "source"), ("L2P", "l2p"))
+        },
+        frechet=[_frechet(results["frechet"])],
+        loss=_loss(paths),
+        progress=_progress(paths),
+        stages=_costs(markers),
+        tables=list(_tables(paths, markers)),
+        config=paths.config.read_text(encoding="utf-8"),
+        provenance=_provenance(paths),
+    )
+    page = write_report(report, paths.root)
+    for caption, picture in report.progress[-1:]:
+        (paths.samples / f"training-{caption.replace(' ', '-')}.png").write_bytes(picture.read_bytes())
+    return page
+
+
+def _summary(config: Config, markers: Mapping[str, Any]) -> str:
+    images = markers["images"]["values"]["images"]
+    return (
+        f"{config.source.model.name}, a latent diffusion model, became a pixel-space model with patch size"
+        f" {config.surgery.patch_size} and no VAE, trained for {config.train.steps:,} steps on {images:,}"
+        f" of its own images at {config.images.width} x {config.images.height} px."
+    )
+
+
+def _facts(markers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    seconds = sum(marker["seconds"] for name, marker in markers.items() if name != "report")
+    training = markers["training"]["values"]
+    trainable = training["trainable_parameters"]
+    total = trainable + training["frozen_parameters"]
+    return [
+        ("from prompts to scores", duration(seconds), ""),
+        ("parameters train", _millions(trainable), f"of {_millions(total)}"),
+    ]
+
+
+def _pairs(results: Mapping[str, Any], paths: RunPaths) -> Iterator[Pair]:
+    """Every evaluated prompt and sample, source and L2P side by side."""
+    per_prompt, seed = results["images_per_prompt"], results["seed"]
+    for source, l2p in zip(results["source"]["images"], results["l2p"]["images"], strict=True):
+        pictures = [
+            Picture(path=paths.evaluation / name / row["path"], correct=row["correct"], reason=row["reason"])
+            for name, row in (("source", source), ("l2p", l2p))
+        ]
+        yield Pair(
+            prompt=l2p["prompt"],
+            tag=l2p["tag"],
+            seed=seed + l2p["prompt_index"] * per_prompt + l2p["sample"],
+            source=pictures[0],
+            l2p=pictures[1],
+        )
+
+
+def _first_per_tag(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """The first `count` different prompts of each tag, one image each."""
+    chosen: dict[str, dict[str, Pair]] = defaultdict(dict)
+    for pair in pairs:
+        if len(chosen[pair.tag]) < count:
+            chosen[pair.tag].setdefault(pair.prompt, pair)
+    return [pair for group in chosen.values() for pair in group.values()]
+
+
+def _failures(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """L2P's failures in turn over the tags; first those that the source got right."""
+    failed: dict[str, list[Pair]] = defaultdict(list)
+    for pair in sorted(pairs, key=lambda pair: not pair.source.correct):
+        if not pair.l2p.correct:
+            failed[pair.tag].append(pair)
+    in_turn = (pair for row in zip_longest(*failed.values()) for pair in row if pair)
+    return [pair for pair, _ in zip(in_turn, range(count), strict=False)]
+
+
+def _frechet(row: Mapping[str, Any]) -> FrechetResult:
+    names = {field.name for field in fields(FrechetResult)}
+    return FrechetResult(**{key: value for key, value in row.items() if key in names})
+
+
+def _sampling(options: Mapping[str, Any]) -> str:
+    names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "noise_shift": "noise shift"}
+    parts = [f"{names[key]} {options[key]}" for key in names if options.get(key) is not None]
+    return ", ".join([*parts, str(options["dtype"])])
+
+
+def _loss(paths: RunPaths) -> list[tuple[int, float]]:
+    records = _lines(paths.train / "metrics.jsonl")
+    return [(record["step"], record["loss"]) for record in records if record.get("event") == "step"]
+
+
+def _progress(paths: RunPaths) -> list[tuple[str, Path]]:
+    """Sample grids of the training, evenly chosen, the first and the last among them."""
+    grids = sorted((paths.train / "samples").glob("step-*.png"))
+    if len(grids) > PROGRESS_PICTURES:
+        last = len(grids) - 1
+        grids = [grids[round(i * last / (PROGRESS_PICTURES - 1))] for i in range(PROGRESS_PICTURES)]
+    return [(f"step {int(path.stem.removeprefix('step-'))}", path) for path in grids]
+
+
+def _costs(markers: Mapping[str, Any]) -> list[StageCost]:
+    from l2p_transfer.stages import STAGES
+
+    return [
+        StageCost(
+            title=stage.title,
+            seconds=markers[stage.name]["seconds"],
+            peak_bytes=markers[stage.name]["peak_bytes"],
+            note=markers[stage.name]["note"],
+        )
+        for stage in STAGES
+        if stage.name in markers and stage.name != "report"
+    ]
+
+
+def _tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Table]:
+    yield from _surgery_tables(paths, markers)
+    freeze = read_json(paths.train / "freeze_table.json")
+    if freeze:
+        rows = [(r["module"], r["role"], f"{r['trainable']:,}", f"{r['frozen']:,}") for r in freeze["rows"]]
+        total = ("all", "", f"{freeze['trainable_parameters']:,}", f"{freeze['frozen_parameters']:,}")
+        yield Table(
+            title="Freezing: what trained",
+            columns=("module", "role", "parameters trained", "frozen"),
+            rows=[*rows, total],
+            note="Frozen tensors are bit-identical before and after.",
+        )
+    dropped = markers["filter"]["values"]
+    if dropped["reasons"]:
+        yield Table(
+            title="Dropped prompts",
+            columns=("reason", "prompts"),
+            rows=[(reason, f"{count:,}") for reason, count in dropped["reasons"].items()],
+            note=f"{dropped['kept']:,} of {dropped['kept'] + dropped['dropped']:,} prompts were kept.",
+        )
+
+
+def _surgery_tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Table]:
+    meaning = {
+        "inherited": "taken over from the source, unchanged",
+        "new": "pixel embedder and Detailer Head",
+        "dropped": "the source's latent ends",
+    }
+    counts = markers["surgery"]["values"]["counts"]
+    yield Table(
+        title="Surgery",
+        columns=("tensors", "number", "parameters", "what"),
+        rows=[(k, f"{v['tensors']:,}", f"{v['parameters']:,}", meaning[k]) for k, v in counts.items()],
+        note="Every tensor of the source transformer is accounted for.",
+    )
+    report = read_json(paths.initial / "surgery_report.json")
+    if report:
+        rows = [
+            (record["name"], " x ".join(str(size) for size in record["shape"]), record["dtype"], kind)
+            for kind in meaning
+            for record in report[kind]
+        ]
+        yield Table(
+            title="Every tensor of the surgery",
+            columns=("name", "shape", "dtype", "what became of it"),
+            rows=rows,
+            note=f"{len(rows)} tensors",
+            folded=True,
+        )
+
+
+def _provenance(paths: RunPaths) -> dict[str, str]:
+    row = read_json(paths.provenance)
+    machine = row["machine"]
+    return {
+        "command": row["command"],
+        "date": row["started"],
+        "commit": row["commit"] or "installed packages",
+        "machine": ", ".join(
+            [machine["processor"], f"{machine['cores']} cores", *(machine["gpus"] or ["no GPU"])]
+        ),
+        "versions": ", ".join(f"{name} {version}" for name, version in row["packages"].items()),
+        "config": row["config_sha256"][:16],
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON Lines file without a torn last line."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"

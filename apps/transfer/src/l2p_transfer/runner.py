@@ -1,0 +1,202 @@
+"""Runs the stages: skips what is done, goes on with what is not, refuses a changed config, keeps two runs
+apart.
+"""
+
+import fcntl
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from l2p_transfer.config import Config
+from l2p_transfer.display import Display
+from l2p_transfer.errors import TransferError
+from l2p_transfer.memory import MemoryMeter
+from l2p_transfer.paths import RunPaths, read_json, write_json, write_text
+from l2p_transfer.provenance import collect_provenance
+from l2p_transfer.stages import STAGES, Run, Stage
+
+MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
+MAY_CHANGE_IN_TRAIN = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "loader_workers",
+)
+IRRELEVANT = (("run", "output"), ("run", "title"), ("images", "workers"), ("evaluate", "workers"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a finished command reports."""
+
+    root: Path
+    stages: Mapping[str, Mapping[str, Any]]  # name -> marker
+    executed: Sequence[str]  # stages that ran now
+
+    def to_row(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "run": str(self.root),
+            "report": str(RunPaths(self.root).report),
+            "model": str(RunPaths(self.root).model),
+            "executed": list(self.executed),
+            "stages": dict(self.stages),
+        }
+
+
+def execute(config: Config, display: Display, *, command: Sequence[str], update: bool = False) -> RunSummary:
+    """Runs every stage that is not done.
+
+    Args:
+        command: the command line, for provenance.json.
+        update: allow changes in `MAY_CHANGE`; the stages they touch run again.
+
+    Raises:
+        TransferError: the directory belongs to another config or another running process, or cannot be
+        written.
+    """
+    paths = RunPaths(config.run.output)
+    with _locked(paths):
+        _claim(config, paths, update)
+        write_json(paths.provenance, collect_provenance(config, command))
+        run = Run(config=config, paths=paths)
+        executed = []
+        for number, (stage, identity) in enumerate(identities(config), start=1):
+            marker = read_json(paths.marker(stage.name)) or {}
+            if marker.get("state") == "done" and marker.get("identity") == identity:
+                display.skip(number, len(STAGES), stage.title, marker["note"])
+                continue
+            display.start(number, len(STAGES), stage.title)
+            marker = _execute_stage(stage, identity, run, display, marker)
+            display.finish(marker["note"], marker["seconds"])
+            executed.append(stage.name)
+        markers = {stage.name: read_json(paths.marker(stage.name)) for stage in STAGES}
+        return RunSummary(root=paths.root, stages=markers, executed=executed)
+
+
+def identities(config: Config) -> Iterator[tuple[Stage, str]]:
+    """Each stage with a hash of all settings that its output depends on, those of earlier stages included."""
+    tables = config.to_tables()
+    for table, key in IRRELEVANT:
+        tables[table].pop(key, None)
+    state = hashlib.sha256()
+    for stage in STAGES:
+        for table in stage.tables:
+            state.update(json.dumps([table, tables[table]], sort_keys=True).encode())
+        yield stage, state.hexdigest()[:16]
+
+
+def _execute_stage(
+    stage: Stage, identity: str, run: Run, display: Display, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Runs one stage and writes its marker; an interrupted one keeps its time and memory for the next
+    attempt.
+    """
+    resumed = before if before.get("identity") == identity else {}
+    started = time.perf_counter()
+    marker: dict[str, Any] = {"stage": stage.name, "identity": identity, "state": "unfinished"}
+    meter = MemoryMeter()
+    try:
+        with meter:
+            outcome = stage.execute(run, display.progress)
+        marker |= {"state": "done", "note": outcome.note, "values": dict(outcome.values)}
+    finally:
+        marker |= {
+            "seconds": round(time.perf_counter() - started + resumed.get("seconds", 0.0), 2),
+            "peak_bytes": max(meter.peak_bytes, resumed.get("peak_bytes", 0)),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(run.paths.marker(stage.name), marker)
+        write_ledgers(run.paths)
+    return marker
+
+
+def write_ledgers(paths: RunPaths) -> None:
+    """timings.json and metrics.jsonl, from the markers."""
+    markers = [marker for stage in STAGES if (marker := read_json(paths.marker(stage.name)))]
+    keys = ("stage", "state", "seconds", "peak_bytes", "ended")
+    write_json(paths.timings, [{key: marker[key] for key in keys} for marker in markers])
+    lines = [json.dumps({k: marker.get(k) for k in ("stage", "note", "values")}) for marker in markers]
+    write_text(paths.metrics, "\n".join(lines) + "\n")
+
+
+# ------------------------------------------------------------------------------------- the run directory
+
+
+@contextmanager
+def _locked(paths: RunPaths) -> Iterator[None]:
+    """Holds the run directory; it is free again when the process ends, however it ends."""
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        file = paths.lock.open("a")
+    except OSError as error:
+        raise TransferError(
+            f"cannot write to the run directory {paths.root}: {error.strerror}; choose another run.output"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TransferError(
+                f"another l2p-transfer is working in {paths.root}; wait for it, or choose another run.output"
+            ) from None
+        yield
+
+
+def _claim(config: Config, paths: RunPaths, update: bool) -> None:
+    """Writes config.toml, or checks that the directory is this config's."""
+    import tomli_w
+
+    tables = config.to_tables()
+    if paths.config.is_file():
+        try:
+            known = tomllib.loads(paths.config.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise TransferError(f"{paths.config} is damaged ({error}); choose another run.output") from None
+        _refuse_changes(known, tables, paths, update)
+    elif foreign := sorted(path.name for path in paths.root.iterdir() if path.name != paths.lock.name):
+        raise TransferError(
+            f"{paths.root} is not empty ({foreign[0]}) and holds no run; choose another run.output"
+        )
+    write_text(paths.config, tomli_w.dumps(tables))
+
+
+def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], paths: RunPaths, update: bool) -> None:
+    changes = list(differences(old, new))
+    fixed = [text for table, key, text in changes if not _may_change(table, key)]
+    if fixed:
+        raise TransferError(
+            f"{paths.root} was made with another config: {'; '.join(fixed)}."
+            " Restore it, or choose another run.output"
+        )
+    if changes and not update:
+        shown = "; ".join(text for _, _, text in changes)
+        raise TransferError(
+            f"{paths.root} was made with another config: {shown}. Restore it, choose another run.output,"
+            " or add --update to redo what depends on it"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(table, key, "table.key: old -> new") for every setting that differs and matters."""
+    for table in new:
+        before, after = old.get(table, {}), new[table]
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key) and (table, key) not in IRRELEVANT:
+                values = [json.dumps(side[key]) if key in side else "nothing" for side in (before, after)]
+                yield table, key, f"{table}.{key}: {values[0]} -> {values[1]}"
+
+
+def _may_change(table: str, key: str) -> bool:
+    return table in MAY_CHANGE or (
+        table == "train" and (key in MAY_CHANGE_IN_TRAIN or key.startswith("sample_"))
+    )

@@ -1,0 +1,256 @@
+"""The stages of a transfer, in the order of Fig. 2 and Fig. 3 of the paper: each a function from the run to
+its outcome.
+
+A stage writes below the run directory only, and is safe to run again: it goes on where it stopped.
+`runner.py` decides which stages still have to run.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from l2p_transfer.config import Config
+from l2p_transfer.errors import TransferError
+from l2p_transfer.paths import RunPaths, shorten, write_json
+
+Progress = Callable[[float, float, str], None]
+"""Called with (done, total, note)."""
+
+CALIBRATION_PIXELS = 2**20  # of corpus images that surgery may measure the source with
+CALIBRATION_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage left: one line for people, numbers for the report."""
+
+    note: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a stage may use."""
+
+    config: Config
+    paths: RunPaths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the transfer.
+
+    Attributes:
+        tables: the config tables that it reads; a change in them, or in an earlier stage, makes it run again.
+    """
+
+    name: str
+    title: str
+    tables: tuple[str, ...]
+    execute: Callable[[Run, Progress], Outcome]
+
+
+def write_prompts(run: Run, progress: Progress) -> Outcome:
+    """Category tree or file -> prompt records (sec. 3.2)."""
+    from l2p_data.grammar import GrammarGenerator
+    from l2p_data.prompts import generate_prompts, read_prompts
+    from l2p_data.prompts import write_prompts as write
+
+    section = run.config.prompts
+    if section.engine == "grammar":
+        assert section.grammar is not None
+        generator = GrammarGenerator(section.grammar, seed=run.config.run.seed)
+        prompts = generate_prompts(generator, section.count, seed=run.config.run.seed)
+    else:
+        assert section.file is not None
+        prompts = read_prompts(section.file).head(section.count)
+    write(prompts, run.paths.prompts)
+    categories = prompts["category"].n_unique()
+    return Outcome(
+        note=f"{_count(prompts.height, 'prompt')} in {_count(categories, 'category')}",
+        values={"prompts": prompts.height, "categories": categories},
+    )
+
+
+def filter_prompts(run: Run, progress: Progress) -> Outcome:
+    """Every prompt is kept or dropped with a reason (sec. 3.2)."""
+    from l2p_data.filters import filter_prompts as judge
+    from l2p_data.filters import kept, reasons
+    from l2p_data.prompts import read_prompts
+    from l2p_data.prompts import write_prompts as write
+
+    judged = judge(read_prompts(run.paths.prompts), run.config.filter)
+    keep = kept(judged).height
+    write(judged, run.paths.filtered)
+    return Outcome(
+        note=f"{keep:,} kept, {judged.height - keep:,} dropped",
+        values={"kept": keep, "dropped": judged.height - keep, "reasons": reasons(judged)},
+    )
+
+
+def make_images(run: Run, progress: Progress) -> Outcome:
+    """The source paints the corpus on Ray actors (sec. 3.2)."""
+    from l2p_data.prompts import read_prompts
+    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
+
+    images, source = run.config.images, run.config.source
+    settings = SynthesisConfig(
+        model=source.model,
+        output=run.paths.corpus,
+        dtype=source.dtype,
+        pipeline_kwargs=source.sampling,
+        **asdict(images),
+    )
+
+    def report(state: SynthesisProgress) -> None:
+        progress(state.images, state.total, f"{state.failed} failed" if state.failed else "")
+
+    manifest = synthesize(read_prompts(run.paths.filtered), settings, on_progress=report)
+    failed = len(manifest.failures)
+    return Outcome(
+        note=f"{_count(manifest.rows, 'image')} in {_count(len(manifest.shards), 'shard')}"
+        + (f", {failed} failed" if failed else ""),
+        values={"images": manifest.rows, "shards": len(manifest.shards), "failed": failed},
+    )
+
+
+def operate(run: Run, progress: Progress) -> Outcome:
+    """The source's transformer becomes the pixel-space initialisation (sec. 3.3)."""
+    from l2p_arch.surgery import convert
+
+    section = run.config.surgery
+    report = convert(
+        run.config.source.model,
+        run.paths.initial,
+        patch_size=section.patch_size,
+        head_channels=section.head_channels,
+        seed=run.config.run.seed,
+        dtype=section.dtype,
+        initialisation=section.initialisation,
+        calibration_images=_calibration_images(run),
+        overwrite=True,
+    )
+    counts = {
+        kind: {
+            "tensors": len(getattr(report, kind)),
+            "parameters": sum(math.prod(record.shape) for record in getattr(report, kind)),
+        }
+        for kind in ("inherited", "new", "dropped")
+    }
+    return Outcome(
+        note=", ".join(f"{value['tensors']} tensors {kind}" for kind, value in counts.items()),
+        values={"family": report.family, "counts": counts},
+    )
+
+
+def train(run: Run, progress: Progress) -> Outcome:
+    """Eq. 5 on the source's own images, everything but the shallow layers frozen (sec. 3.3)."""
+    from l2p_train.launcher import launch
+
+    steps = run.config.train.steps
+
+    def report(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step":
+            progress(
+                event["step"], steps, f"loss {event['loss']:.4f}, {event['images_per_second']:.1f} images/s"
+            )
+        elif event["event"] == "embed":
+            progress(0, steps, f"text {event['done']}/{event['of']}")
+
+    result = launch(run.config.train, processes=run.config.processes, on_event=report)
+    _write_sampling_defaults(run)
+    _link_model(run.paths)
+    return Outcome(
+        note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {result.images_per_second:.0f} images/s",
+        values=asdict(result) | {"model": "model"},
+    )
+
+
+def evaluate(run: Run, progress: Progress) -> Outcome:
+    """GenEval of source and L2P model, and the Frechet distance between their images (sec. 4)."""
+    from l2p_transfer.evaluation import evaluate_run
+
+    results = evaluate_run(run.config, run.paths, progress)
+    write_json(run.paths.results, results)
+    source, l2p = results["source"]["scores"]["overall"], results["l2p"]["scores"]["overall"]
+    kept = (
+        f"{100 * results['retention']:.1f} % kept" if results["retention"] is not None else "nothing to keep"
+    )
+    return Outcome(
+        note=f"L2P {l2p:.3f}, source {source:.3f}: {kept}",
+        values={
+            "source": source,
+            "l2p": l2p,
+            "retention": results["retention"],
+            results["frechet"]["name"]: results["frechet"]["value"],
+        },
+    )
+
+
+def report(run: Run, progress: Progress) -> Outcome:
+    """`report.html` and `report.md`."""
+    from l2p_transfer.reporting import write_run_report
+
+    page = write_run_report(run.config, run.paths)
+    return Outcome(note=str(shorten(page)), values={})
+
+
+STAGES = (
+    Stage(name="prompts", title="Prompts", tables=("run", "prompts"), execute=write_prompts),
+    Stage(name="filter", title="Filter", tables=("filter",), execute=filter_prompts),
+    Stage(name="images", title="Images from the source", tables=("source", "images"), execute=make_images),
+    Stage(name="surgery", title="Surgery", tables=("surgery",), execute=operate),
+    Stage(name="training", title="Training", tables=("train",), execute=train),
+    Stage(name="evaluation", title="Evaluation", tables=("evaluate",), execute=evaluate),
+    Stage(name="report", title="Report", tables=("report",), execute=report),
+)
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def _calibration_images(run: Run) -> Any:
+    """Some corpus images as (N, 3, H, W) in [-1, 1], for initialisations that measure the source."""
+    import numpy as np
+    import torch
+    from l2p_data.dataset import decode_image, iterate_corpus
+
+    images = run.config.images
+    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // (images.width * images.height)))
+    pixels = []
+    for row in iterate_corpus(run.paths.corpus, ["id", "image"]):
+        pixels.append(np.asarray(decode_image(row["image"])))
+        if len(pixels) == count:
+            break
+    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return stacked.float() / 127.5 - 1
+
+
+def _write_sampling_defaults(run: Run) -> None:
+    """How to sample the model, beside its weights: what `l2p-generate` uses when it is told nothing."""
+    section = run.config.evaluate
+    defaults = {
+        "height": run.config.images.height,
+        "width": run.config.images.width,
+        "num_inference_steps": section.num_inference_steps,
+        "guidance_scale": section.guidance_scale,
+        "noise_shift": section.noise_shift,
+    }
+    write_json(run.config.train.output / "model" / "sampling.json", defaults)
+
+
+def _link_model(paths: RunPaths) -> None:
+    """`model` -> `train/model`."""
+    if paths.model.is_symlink():
+        paths.model.unlink()
+    elif paths.model.exists():
+        raise TransferError(f"{paths.model} is in the way of the trained model; move it away and run again")
+    os.symlink(Path("train") / "model", paths.model)
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun[:-1] + "ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
