@@ -31,7 +31,25 @@ _EXPORTS = {
     "verify": "dataset",
     "write_prompts": "prompts",
 }
-__all__ = list(_EXPORTS)  # noqa: PLE0605
+__all__ = [
+    "Category",
+    "DataError",
+    "FilterRules",
+    "GrammarGenerator",
+    "Manifest",
+    "PromptRequest",
+    "SynthesisConfig",
+    "SynthesisProgress",
+    "TextGenerator",
+    "filter_prompts",
+    "generate_prompts",
+    "load_manifest",
+    "read_corpus",
+    "read_prompts",
+    "synthesize",
+    "verify",
+    "write_prompts",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,9 @@
 """The corpus: immutable Parquet shards of prompt-image pairs, and a manifest with row counts and hashes.
 
-    corpus/part-00000.parquet ...   rows of `CORPUS_SCHEMA`; images in the Hugging Face datasets convention, so that
-                                    `datasets.load_dataset("parquet", data_files=...)` shows them as pictures
-    corpus/manifest.json            written last: a corpus without it is unfinished
+corpus/part-00000.parquet ...   rows of `CORPUS_SCHEMA`; images in the Hugging Face datasets convention, so
+that
+                                `datasets.load_dataset("parquet", data_files=...)` shows them as pictures
+corpus/manifest.json            written last: a corpus without it is unfinished
 """
 
 import io
@@ -51,7 +52,10 @@ CORPUS_SCHEMA = pa.schema(
                         "width": {"dtype": "int32", "_type": "Value"},
                         "height": {"dtype": "int32", "_type": "Value"},
                         "image": {"_type": "Image"},
-                        **{name: {"dtype": "string", "_type": "Value"} for name in ("source_model", "created_by")},
+                        **{
+                            name: {"dtype": "string", "_type": "Value"}
+                            for name in ("source_model", "created_by")
+                        },
                     }
                 }
             }
@@ -112,7 +116,8 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(corpus: Path, index: int, rows: Sequence[Mapping[str, Any]]) -> Shard:
-    """Write rows of `CORPUS_SCHEMA` as one shard: whole under its final name, or absent. Equal rows, equal bytes."""
+    """Write rows of `CORPUS_SCHEMA` as one shard: whole under its final name, or absent. Equal rows, equal
+    bytes."""
     path = corpus / shard_name(index)
     table = pa.Table.from_pylist(list(rows), schema=CORPUS_SCHEMA)
     with atomic_path(path) as temporary:
@@ -141,7 +146,9 @@ def load_manifest(corpus: str | Path) -> Manifest:
         raise DataError(f"corpus directory {corpus} does not exist")
     path = corpus / "manifest.json"
     if not path.is_file():
-        raise DataError(f"{corpus} has no manifest.json: the corpus is unfinished; run the synthesis again to finish it")
+        raise DataError(
+            f"{corpus} has no manifest.json: the corpus is unfinished; run the synthesis again to finish it"
+        )
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} is no corpus manifest of format {FORMAT!r}")
@@ -162,14 +169,17 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         DataError: it is missing, truncated, no Parquet, or has other columns.
     """
     if not path.is_file():
-        raise DataError(f"shard {path} is missing; restore it, or delete manifest.json and run the synthesis again")
+        raise DataError(
+            f"shard {path} is missing; restore it, or delete manifest.json and run the synthesis again"
+        )
     try:
         schema = pq.read_schema(path)
         _check_columns(schema, path)
         return pq.ParquetFile(path).read(columns=list(columns) if columns is not None else None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"shard {path} is corrupt or truncated ({one_line(error, 120)}); delete it and run the synthesis again"
+            f"shard {path} is corrupt or truncated ({one_line(error, 120)}); "
+            "delete it and run the synthesis again"
         ) from error
 
 
@@ -217,7 +227,9 @@ def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
         if table.num_rows != shard.rows:
             raise DataError(f"shard {path} has {table.num_rows} rows; the manifest says {shard.rows}")
         if sha256_file(path) != shard.sha256:
-            raise DataError(f"shard {path} has changed since it was written (sha256 differs from the manifest)")
+            raise DataError(
+                f"shard {path} has changed since it was written (sha256 differs from the manifest)"
+            )
         names = table["id"].to_pylist()
         if len(ids | set(names)) != len(ids) + len(names):
             raise DataError(f"shard {path} repeats the id of another row")
@@ -226,7 +238,9 @@ def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
             _check_images(table, path)
     listed = {shard.file for shard in manifest.shards}
     if stray := sorted(path.name for path in corpus.glob("part-*.parquet") if path.name not in listed):
-        raise DataError(f"{corpus / stray[0]} is not in the manifest; remove it, or delete manifest.json and run again")
+        raise DataError(
+            f"{corpus / stray[0]} is not in the manifest; remove it, or delete manifest.json and run again"
+        )
     total = sum(shard.bytes for shard in manifest.shards)
     return {"shards": len(listed), "rows": manifest.rows, "bytes": total, "failed": len(manifest.failures)}
 
@@ -289,7 +303,9 @@ def write_corpus(
 def _check_columns(schema: pa.Schema, path: Path) -> None:
     missing = [name for name in CORPUS_SCHEMA.names if name not in schema.names]
     if missing:
-        raise DataError(f"{path} is no corpus shard: no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+        raise DataError(
+            f"{path} is no corpus shard: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
+        )
     for name in CORPUS_SCHEMA.names:
         if schema.field(name).type != CORPUS_SCHEMA.field(name).type:
             wanted = CORPUS_SCHEMA.field(name).type
@@ -303,4 +319,6 @@ def _check_images(table: pa.Table, path: Path) -> None:
         except DataError as error:
             raise DataError(f"shard {path}, row {row['id']}: {error}") from error
         if size != (row["width"], row["height"]):
-            raise DataError(f"shard {path}, row {row['id']}: image is {size}, not {row['width']}x{row['height']}")
+            raise DataError(
+                f"shard {path}, row {row['id']}: image is {size}, not {row['width']}x{row['height']}"
+            )

@@ -27,7 +27,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; choose a writable folder"
+        ) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""Prompts from a grammar instead of an LLM: templates with slots, read from a TOML file. No model, no download."""
+"""Prompts from a grammar instead of an LLM: templates with slots, read from a TOML file. No model, no
+download."""
 
 import json
 import random
@@ -34,8 +35,8 @@ class Grammar:
 class GrammarGenerator:
     """A `TextGenerator` that fills the templates of a grammar file.
 
-    A slot used twice in one template draws without replacement. Held-out prompts are never produced. An answer
-    depends on its request and on `seed` only.
+    A slot used twice in one template draws without replacement. Held-out prompts are never produced. An
+    answer depends on its request and on `seed` only.
     """
 
     def __init__(self, path: str | Path, seed: int = 0) -> None:
@@ -67,8 +68,9 @@ class GrammarGenerator:
             if not is_held_out(prompt, self.grammar.exclude_modulus):
                 return prompt
         raise DataError(
-            f"every prompt of category {request.category.category!r} in grammar {self.grammar.name!r} is held out by "
-            f"exclude_modulus = {self.grammar.exclude_modulus}; add templates or words to it, or remove the category"
+            f"every prompt of category {request.category.category!r} in grammar {self.grammar.name!r} is "
+            f"held out by exclude_modulus = {self.grammar.exclude_modulus}; add templates or words to it, or "
+            "remove the category"
         )
 
 
@@ -91,14 +93,18 @@ def load_grammar(path: str | Path) -> Grammar:
     except FileNotFoundError as error:
         raise DataError(f"grammar file {path} does not exist") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"grammar file {path} is not readable TOML: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"grammar file {path} is not readable TOML: {' '.join(str(error).split())}"
+        ) from error
     _check_keys(content, _TOP_KEYS, f"{path}")
     name = _text(content, "name", path)
     language = content.get("language", "en")
     slots = _read_slots(content.get("slots", {}), path)
     modulus = content.get("exclude_modulus")
     if modulus is not None and (not isinstance(modulus, int) or isinstance(modulus, bool) or modulus < 2):
-        raise DataError(f"{path}: exclude_modulus is {modulus!r}; it must be an integer of at least 2, or absent")
+        raise DataError(
+            f"{path}: exclude_modulus is {modulus!r}; it must be an integer of at least 2, or absent"
+        )
     entries = content.get("category", [])
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path} has no [[category]]; a grammar needs at least one")
@@ -112,7 +118,11 @@ def load_grammar(path: str | Path) -> Grammar:
         categories[category.path] = category
         templates[category.path] = templates.get(category.path, ()) + texts
     return Grammar(
-        name=name, exclude_modulus=modulus, slots=slots, categories=tuple(categories.values()), templates=templates
+        name=name,
+        exclude_modulus=modulus,
+        slots=slots,
+        categories=tuple(categories.values()),
+        templates=templates,
     )
 
 
@@ -142,9 +152,13 @@ def _read_category(
 
 def _read_slots(content: Any, path: Path) -> dict[str, tuple[str, ...]]:
     if not isinstance(content, dict):
-        raise DataError(f"{path}: slots must be a table of word lists, as in [slots] color = [\"red\"]")
+        raise DataError(f'{path}: slots must be a table of word lists, as in [slots] color = ["red"]')
     for slot, words in content.items():
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
+        if (
+            not isinstance(words, list)
+            or not words
+            or not all(isinstance(word, str) and word for word in words)
+        ):
             raise DataError(f"{path}: slot {slot!r} must be a list of at least one word")
         if twice := [word for word, count in Counter(words).items() if count > 1]:
             raise DataError(f"{path}: slot {slot!r} lists {twice[0]!r} twice; list each word once")
@@ -154,9 +168,13 @@ def _read_slots(content: Any, path: Path) -> dict[str, tuple[str, ...]]:
 def _check_template(template: str, slots: Mapping[str, Sequence[str]], where: str) -> None:
     for slot, count in Counter(_SLOT.findall(template)).items():
         if slot not in slots:
-            raise DataError(f"{where}: unknown slot {{{slot}}}; the grammar has {', '.join(sorted(slots)) or 'none'}")
+            raise DataError(
+                f"{where}: unknown slot {{{slot}}}; the grammar has {', '.join(sorted(slots)) or 'none'}"
+            )
         if count > len(slots[slot]):
-            raise DataError(f"{where}: uses {{{slot}}} {count} times, but the slot has only {len(slots[slot])} words")
+            raise DataError(
+                f"{where}: uses {{{slot}}} {count} times, but the slot has only {len(slots[slot])} words"
+            )
     if set("{}") & set(_SLOT.sub("", template)):
         raise DataError(f"{where}: has a brace without its partner")
 

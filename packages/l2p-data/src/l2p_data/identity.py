@@ -28,7 +28,8 @@ def image_seed(prompt_id: str, seed_index: int) -> int:
 
 
 def is_held_out(prompt: str, modulus: int | None) -> bool:
-    """Whether `prompt` is reserved for evaluation: its sha256, as a big-endian integer, is 0 modulo `modulus`."""
+    """Whether `prompt` is reserved for evaluation: its sha256, as a big-endian integer, is 0 modulo
+    `modulus`."""
     if modulus is None:
         return False
     return int.from_bytes(hashlib.sha256(prompt.encode("utf-8")).digest(), "big") % modulus == 0

@@ -1,7 +1,8 @@
 """The joint between prompt generation and whatever writes text: a request, and one method that answers it.
 
-Engines: `l2p_data.grammar.GrammarGenerator` (no model). An engine answers with what an LLM would return, a JSON
-object such as `{"prompt": "..."}`; `l2p_data.prompts` parses and judges it, so that every engine takes the same path.
+Engines: `l2p_data.grammar.GrammarGenerator` (no model). An engine answers with what an LLM would return, a
+JSON object such as `{"prompt": "..."}`; `l2p_data.prompts` parses and judges it, so that every engine takes
+the same path.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """Category -> structured prompt records (sec. 3.2, "General Prompt Generation"), and their files.
 
-A record is a row of `PROMPT_SCHEMA`. Every answer of an engine becomes a row: one that could not be used has its
-cause in `problem`, and the filter drops it with that reason, so nothing vanishes unseen.
+A record is a row of `PROMPT_SCHEMA`. Every answer of an engine becomes a row: one that could not be used has
+its cause in `problem`, and the filter drops it with that reason, so nothing vanishes unseen.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -47,8 +47,8 @@ def generate_prompts(
         kind: "simple" or "detailed", passed to the engine (Fig. 10).
 
     Returns:
-        A frame of `PROMPT_SCHEMA` in a shuffled but reproducible order, with `count` usable rows and, besides, one
-        row for each answer that was no valid record (`problem` is not null).
+        A frame of `PROMPT_SCHEMA` in a shuffled but reproducible order, with `count` usable rows and,
+        besides, one row for each answer that was no valid record (`problem` is not null).
 
     Raises:
         DataError: the engine cannot give so many distinct prompts.
@@ -57,7 +57,9 @@ def generate_prompts(
         raise DataError(f"count is {count}; ask for at least 1 prompt")
     leaves = list(categories if categories is not None else getattr(generator, "categories", ()))
     if not leaves:
-        raise DataError(f"no categories for engine {generator.name!r}; pass some, for example from a taxonomy")
+        raise DataError(
+            f"no categories for engine {generator.name!r}; pass some, for example from a taxonomy"
+        )
     usable: dict[str, dict[str, str | None]] = {}  # by normalised prompt
     unusable: dict[str, dict[str, str | None]] = {}  # by record id
     attempts = dict.fromkeys(range(len(leaves)), 0)
@@ -66,8 +68,8 @@ def generate_prompts(
         open_leaves = [index for index in dry if dry[index] < _DRY_ATTEMPTS]
         if not open_leaves:
             raise DataError(
-                f"{generator.name} gave only {len(usable)} distinct prompts in {sum(attempts.values())} attempts, "
-                f"{count} were wanted; ask for fewer, or add categories, templates or words"
+                f"{generator.name} gave only {len(usable)} distinct prompts in {sum(attempts.values())} "
+                f"attempts, {count} were wanted; ask for fewer, or add categories, templates or words"
             )
         shares = apportion(count - len(usable), [leaves[index].weight for index in open_leaves])
         requests, sources = [], []
@@ -79,7 +81,9 @@ def generate_prompts(
                 attempts[index] += 1
         answers = generator.generate(requests)
         if len(answers) != len(requests):
-            raise RuntimeError(f"{generator.name} returned {len(answers)} answers to {len(requests)} requests")
+            raise RuntimeError(
+                f"{generator.name} returned {len(answers)} answers to {len(requests)} requests"
+            )
         for index, request, answer in zip(sources, requests, answers, strict=True):
             record = _record(answer, request, generator.name)
             key = " ".join(str(record["prompt"]).split()).casefold()
@@ -152,8 +156,8 @@ def write_prompts(prompts: pl.DataFrame, path: str | Path) -> Path:
 def read_prompts(path: str | Path) -> pl.DataFrame:
     """Read prompt records from `.parquet` or `.jsonl`, or bare prompts from `.txt` (one a line) or `.csv`.
 
-    Missing provenance columns are filled in (`created_by` = "file:NAME"), so that a user's own list of prompts runs
-    through the same pipeline.
+    Missing provenance columns are filled in (`created_by` = "file:NAME"), so that a user's own list of
+    prompts runs through the same pipeline.
 
     Raises:
         DataError: the file is missing, damaged or empty, or has no column "prompt".
@@ -161,7 +165,7 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"prompt file {path} does not exist")
-    readers = {
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".parquet": pl.read_parquet,
         ".jsonl": pl.read_ndjson,
         ".csv": lambda source: pl.read_csv(source, infer_schema=False),
@@ -199,13 +203,23 @@ def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
 
 
 def _from_lines(text: str) -> pl.DataFrame:
-    return pl.DataFrame({"prompt": [line.strip() for line in text.splitlines() if line.strip()]}, schema=["prompt"])
+    return pl.DataFrame(
+        {"prompt": [line.strip() for line in text.splitlines() if line.strip()]}, schema=["prompt"]
+    )
 
 
 def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
     if "prompt" not in frame.columns:
-        raise DataError(f"prompt file {path} has no column 'prompt'; it has {', '.join(frame.columns) or 'none'}")
-    defaults = {"language": "en", "category": "", "subclass": "", "superclass": "", "created_by": f"file:{path.name}"}
+        raise DataError(
+            f"prompt file {path} has no column 'prompt'; it has {', '.join(frame.columns) or 'none'}"
+        )
+    defaults = {
+        "language": "en",
+        "category": "",
+        "subclass": "",
+        "superclass": "",
+        "created_by": f"file:{path.name}",
+    }
     frame = frame.with_columns(pl.lit(v).alias(k) for k, v in defaults.items() if k not in frame.columns)
     if "problem" not in frame.columns:
         frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias("problem"))

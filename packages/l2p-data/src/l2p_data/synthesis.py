@@ -1,15 +1,15 @@
-"""Prompts x seeds -> images -> corpus (sec. 3.2, "Image Synthesis"): Ray Data actors around a diffusers pipeline.
+"""Prompts x seeds -> images -> corpus (sec. 3.2, "Image Synthesis"): Ray Data actors around a diffusers
+pipeline.
 
-The unit of work is the shard. Which rows a shard holds, and each row's seed, follow from the prompts and the settings
-alone, so any worker can make any shard, finished shards are skipped, and an interrupted run that is started again ends
-with the same bytes as one that ran through. Ray is the executor only: what is done is read from the disk.
+The unit of work is the shard. Which rows a shard holds, and each row's seed, follow from the prompts and the
+settings alone, so any worker can make any shard, finished shards are skipped, and an interrupted run that is
+started again ends with the same bytes as one that ran through. Ray is the executor only: what is done is
+read from the disk.
 """
 
 import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import polars as pl
 
 from l2p_data.dataset import Failure, Manifest, Shard, shard_name
 from l2p_data.errors import DataError
+from l2p_data.executor import RayShare, run_here, run_on_ray
 from l2p_data.files import TEMPORARY_SUFFIX, make_directory, read_json, write_json
 from l2p_data.filters import kept
 from l2p_data.identity import digest, image_seed, model_fingerprint
 from l2p_data.prompts import check_prompts
-from l2p_data.worker import SynthesisWorker, WorkerSettings, ledger_path
+from l2p_data.worker import WorkerSettings, ledger_path
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,28 +32,43 @@ _DTYPES = ("float32", "bfloat16", "float16")
 class SynthesisConfig:
     """How prompts become images. The paper: 10k prompts, 2 seeds each, 1024 px, Z-Image-Turbo (sec. 4.1)."""
 
-    model: str | Path  # diffusers text-to-image directory, or the id of a model in the local Hugging Face cache
+    model: (
+        str | Path
+    )  # diffusers text-to-image directory, or the id of a model in the local Hugging Face cache
     output: str | Path  # corpus directory
     seeds_per_prompt: int = 2  # images per prompt
     width: int = 1024  # px
     height: int = 1024  # px
     batch_size: int = 8  # images per pipeline call
     rows_per_shard: int = 64  # images per Parquet file; what a crash can cost at most, per worker
-    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold
+    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
     threads_per_worker: int = 1  # of torch, on the CPU
     gpus_per_worker: float | None = None  # None: 1 if the Ray cluster has GPUs, else 0; fractions share a GPU
-    dtype: str = "auto"  # float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: str = (
+        "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device computes in it, else float32
+    )
     image_format: str = "png"  # or "jpeg"
     max_attempts: int = 2  # per image
     ray_address: str | None = None  # a running cluster; None: Ray on this machine only
-    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)  # num_inference_steps, guidance_scale, ...
+    pipeline_kwargs: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # num_inference_steps, guidance_scale, ...
 
     def __post_init__(self) -> None:
-        for name in ("seeds_per_prompt", "width", "height", "batch_size", "rows_per_shard", "threads_per_worker"):
+        for name in (
+            "seeds_per_prompt",
+            "width",
+            "height",
+            "batch_size",
+            "rows_per_shard",
+            "threads_per_worker",
+        ):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise DataError(f"workers is {self.workers}; it must be at least 1, or absent to decide by the machine")
+        if self.workers is not None and self.workers < 0:
+            raise DataError(
+                f"workers is {self.workers}; it must be at least 0, or absent to decide by the machine"
+            )
         if self.dtype not in ("auto", *_DTYPES):
             raise DataError(f"dtype {self.dtype!r} is not known; use auto, {', '.join(_DTYPES)}")
         if self.image_format not in ("png", "jpeg"):
@@ -77,9 +93,9 @@ def synthesize(
 ) -> Manifest:
     """Make `config.seeds_per_prompt` images of each kept prompt; returns the finished corpus's manifest.
 
-    Running it again with the same arguments continues where it stopped, or returns at once if all is done. Rows that
-    failed are counted and listed in the manifest, with their errors. Nothing is drawn at random: the seed of an image is
-    a hash of its prompt's id and its number.
+    Running it again with the same arguments continues where it stopped, or returns at once if all is done.
+    Rows that failed are counted and listed in the manifest, with their errors. Nothing is drawn at random:
+    the seed of an image is a hash of its prompt's id and its number.
 
     Args:
         prompts: prompt records; with a `status` column, only rows that are "keep".
@@ -87,14 +103,21 @@ def synthesize(
         on_progress: called from this process.
 
     Raises:
-        DataError: a missing model, an unwritable or foreign output directory, no prompt, a pipeline that cannot run.
+        DataError: a missing model, an unwritable or foreign output directory, no prompt, a pipeline that
+        cannot run.
     """
     check_prompts(prompts)
     corpus = Path(config.output).absolute()
     model = resolve_model(config.model)
     shards = plan_shards(kept(prompts), config)
     make_directory(corpus)
-    settings = {
+    try:
+        json.dumps(dict(config.pipeline_kwargs))
+    except TypeError as error:
+        raise DataError(
+            f"pipeline_kwargs {dict(config.pipeline_kwargs)} must be plain numbers and texts"
+        ) from error
+    settings: dict[str, Any] = {
         "source_model": f"{Path(config.model).name}@{model_fingerprint(model)}",
         "seeds_per_prompt": config.seeds_per_prompt,
         "width": config.width,
@@ -112,18 +135,40 @@ def synthesize(
     missing = [index for index in range(len(shards)) if index not in entries]
     if missing:
         _remove_partial_files(corpus)
-        with _ray(config) as ray:
-            worker = _worker_settings(config, corpus, model, settings["source_model"], ray)
-            for entry in _run(shards, missing, config, worker, ray):
+        worker = WorkerSettings(
+            model=str(model),
+            corpus=str(corpus),
+            source_model=settings["source_model"],
+            width=config.width,
+            height=config.height,
+            batch_size=config.batch_size,
+            threads=config.threads_per_worker,
+            dtype=config.dtype,
+            image_format=config.image_format,
+            max_attempts=config.max_attempts,
+            pipeline_kwargs=dict(config.pipeline_kwargs),
+        )
+        work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
+        share = RayShare(
+            workers=config.workers,
+            threads_per_worker=config.threads_per_worker,
+            gpus_per_worker=config.gpus_per_worker,
+            address=config.ray_address,
+        )
+        run = run_here(work, worker) if config.workers == 0 else run_on_ray(work, worker, share)
+        with closing(run):
+            for entry in run:
                 if "broken" in entry:
                     raise DataError(f"cannot make images with {config.model}: {entry['broken']}")
                 entries[entry["shard"]] = entry
                 if not any("file" in known for known in entries.values()):
-                    first = entry["failures"][0]
-                    raise DataError(f"{config.model} failed on every image of the first shard: {first['error']}")
+                    cause = entry["failures"][0]["error"]
+                    raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
                 progress.report()
     manifest = Manifest(
-        shards=tuple(Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]),
+        shards=tuple(
+            Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]
+        ),
         failures=tuple(Failure(**row) for index in sorted(entries) for row in entries[index]["failures"]),
         settings=settings,
     )
@@ -162,15 +207,16 @@ def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
         entry = read_json(path)
         if file.stat().st_size != entry["file"]["bytes"]:
             raise DataError(
-                f"shard {file} has {file.stat().st_size} bytes, {entry['file']['bytes']} were written: it is truncated or "
-                "was changed; delete it and run the synthesis again"
+                f"shard {file} has {file.stat().st_size} bytes, {entry['file']['bytes']} were written: "
+                "it is truncated or was changed; delete it and run the synthesis again"
             )
         entries[index] = entry
     return entries
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The directory of a model: a path, or the id of one in the local Hugging Face cache (nothing is downloaded).
+    """The directory of a model: a path, or the id of one in the local Hugging Face cache (nothing is
+    downloaded).
 
     Raises:
         DataError: there is no diffusers pipeline there.
@@ -190,7 +236,9 @@ def resolve_model(model: str | Path) -> Path:
         raise DataError(f"model directory {model} does not exist")
     index = path / "model_index.json"
     if not index.is_file():
-        raise DataError(f"{model} has no model_index.json; wanted a diffusers text-to-image pipeline directory")
+        raise DataError(
+            f"{model} has no model_index.json; wanted a diffusers text-to-image pipeline directory"
+        )
     read_json(index)
     return path.absolute()
 
@@ -230,7 +278,9 @@ def _claim(corpus: Path, settings: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(settings))
         if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
             differences = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
-            raise DataError(f"{corpus} was begun with other settings ({differences}); choose another directory")
+            raise DataError(
+                f"{corpus} was begun with other settings ({differences}); choose another directory"
+            )
     elif next(corpus.glob("*.parquet"), None) is not None:
         raise DataError(f"{corpus} holds Parquet files of another origin; choose another directory")
     else:
@@ -240,97 +290,3 @@ def _claim(corpus: Path, settings: Mapping[str, Any]) -> None:
 def _remove_partial_files(corpus: Path) -> None:
     for path in [*corpus.glob(f".*{TEMPORARY_SUFFIX}"), *corpus.glob(f"ledger/.*{TEMPORARY_SUFFIX}")]:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _ray(config: SynthesisConfig) -> Iterator[Any]:
-    """Ray, started quietly on this machine unless it runs already or an address is given; stopped if started here."""
-    # `uv run` as the driver would make Ray rebuild the environment for every worker; ours are local and have it.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import logging
-
-    import ray
-
-    started = not ray.is_initialized()
-    if started and config.ray_address is not None:
-        ray.init(config.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-    elif started:
-        wanted = (config.workers or 1) * config.threads_per_worker
-        ray.init(
-            "local",
-            num_cpus=max(os.cpu_count() or 1, wanted),  # logical: more workers than cores is the caller's decision
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=256 << 20,  # images go to disk, not through the store
-        )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _worker_settings(
-    config: SynthesisConfig, corpus: Path, model: Path, source_model: str, ray: Any
-) -> tuple[WorkerSettings, int, float]:
-    """What a worker gets, how many there are, and each one's GPUs."""
-    resources = ray.cluster_resources()
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if resources.get("GPU", 0) >= 1 else 0.0
-    cpus_hold = int(resources.get("CPU", 1)) // config.threads_per_worker
-    holds = cpus_hold if gpus == 0 else min(cpus_hold, math.floor(resources.get("GPU", 0) / gpus))
-    workers = config.workers or holds
-    if workers < 1 or workers > holds:
-        raise DataError(
-            f"{workers or 'no'} workers of {config.threads_per_worker} CPUs and {gpus:g} GPUs do not fit Ray's "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; at most {max(holds, 0)} do"
-        )
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if gpus else "float32"
-    settings = WorkerSettings(
-        model=str(model),
-        corpus=str(corpus),
-        source_model=source_model,
-        width=config.width,
-        height=config.height,
-        batch_size=config.batch_size,
-        threads=config.threads_per_worker,
-        device="cuda" if gpus else "cpu",
-        dtype=dtype,
-        image_format=config.image_format,
-        max_attempts=config.max_attempts,
-        pipeline_kwargs=dict(config.pipeline_kwargs),
-    )
-    return settings, workers, gpus
-
-
-def _run(
-    shards: list[list[dict[str, Any]]],
-    missing: list[int],
-    config: SynthesisConfig,
-    worker: tuple[WorkerSettings, int, float],
-    ray: Any,
-) -> Iterator[dict[str, Any]]:
-    """Ledger entries of the missing shards, as they get finished, in no particular order."""
-    settings, workers, gpus = worker
-    workers = min(workers, len(missing))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
-    results = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        SynthesisWorker,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=settings.threads,
-        num_gpus=gpus,
-    )
-    for row in results.iter_rows():
-        yield json.loads(row["result"])

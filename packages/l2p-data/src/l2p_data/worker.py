@@ -1,4 +1,5 @@
-"""One worker of the synthesis: holds a diffusers pipeline, turns one shard's prompts into one Parquet file at a time.
+"""One worker of the synthesis: holds a diffusers pipeline, turns one shard's prompts into one Parquet file
+at a time.
 
 Runs in a Ray actor; has no state besides the pipeline, so that any worker may make any shard.
 """
@@ -31,17 +32,18 @@ class WorkerSettings:
     height: int  # px
     batch_size: int
     threads: int  # of torch, within the worker
-    device: str  # "cpu" or "cuda"
-    dtype: str  # "float32", "bfloat16", "float16"
+    dtype: str  # "auto", "float32", "bfloat16", "float16"
     image_format: str  # "png" or "jpeg"
     max_attempts: int  # per image, the batch's attempt included
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"  # or "cuda"
 
 
 class SynthesisWorker:
     """Callable for `ray.data.Dataset.map_batches`: {"shard": [i], "rows": [json]} -> {"result": [json]}.
 
-    It never raises: an exception would make Ray retry or kill the whole job. What goes wrong is in the result.
+    It never raises: an exception would make Ray retry or kill the whole job. What goes wrong is in the
+    result.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -66,7 +68,8 @@ class SynthesisWorker:
 
 
 def load_generator(settings: WorkerSettings) -> ImageGenerator:
-    """Load the pipeline from local files and fix its settings. Only safetensors are accepted, never pickles."""
+    """Load the pipeline from local files and fix its settings. Only safetensors are accepted, never
+    pickles."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from diffusers import DiffusionPipeline
@@ -78,7 +81,7 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
         logging.set_verbosity_error()
     torch.set_num_threads(settings.threads)
     pipeline = DiffusionPipeline.from_pretrained(
-        settings.model, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+        settings.model, dtype=_dtype(settings), local_files_only=True, use_safetensors=True
     ).to(settings.device)
     pipeline.set_progress_bar_config(disable=True)
     vae = getattr(pipeline, "vae", None)
@@ -87,7 +90,8 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
 
     @torch.inference_mode()
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        # One generator per image, on the CPU: an image's noise depends neither on its batch nor on the device.
+        # One generator per image, on the CPU: an image's noise depends neither on its batch nor on the
+        # device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images: list[Image.Image] = pipeline(
             prompt=list(prompts),
@@ -104,8 +108,25 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
     return generate
 
 
+def _dtype(settings: WorkerSettings) -> Any:
+    """The torch dtype to compute in."""
+    import torch
+
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    features = torch.cpu.get_capabilities()
+    in_hardware = (
+        settings.device == "cuda"
+        or features.get("avx512_bf16")
+        or features.get("amx_bf16")
+        or features.get("bf16")
+    )
+    return torch.bfloat16 if in_hardware else torch.float32
+
+
 def make_shard(index: int, rows: Batch, generate: ImageGenerator, settings: WorkerSettings) -> dict[str, Any]:
-    """Make one shard and its ledger entry; returns the entry. A shard in which every row failed is not written."""
+    """Make one shard and its ledger entry; returns the entry. A shard in which every row failed is not
+    written."""
     finished: list[dict[str, Any]] = []
     failures: list[Failure] = []
     for start in range(0, len(rows), settings.batch_size):
@@ -121,14 +142,16 @@ def make_shard(index: int, rows: Batch, generate: ImageGenerator, settings: Work
 
 
 def ledger_path(corpus: Path, index: int) -> Path:
-    """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as done."""
+    """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as
+    done."""
     return corpus / "ledger" / f"part-{index:05d}.json"
 
 
 def make_batch(
     rows: Batch, generate: ImageGenerator, settings: WorkerSettings
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
-    """Images for some rows. If the batch fails as a whole, each of its rows is tried alone: one bad row costs itself."""
+    """Images for some rows. If the batch fails as a whole, each of its rows is tried alone: one bad row
+    costs itself."""
     try:
         images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
         return [_corpus_row(row, image, settings) for row, image in zip(rows, images, strict=True)], []
