@@ -1,4 +1,4 @@
-"""A tiny model directory and corpus that the trainer's tests share, and a way to run trainings in processes."""
+"""A tiny model directory and corpus that the trainer's tests share."""
 
 import io
 from pathlib import Path

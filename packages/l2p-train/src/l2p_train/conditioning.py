@@ -117,7 +117,7 @@ def encode_missing(
     max_sequence_length: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[int]:
-    """Encode `prompts` with the model directory's own text encoder into `directory`; yield how many are done."""
+    """Encode `prompts` with the model's own text encoder into `directory`; yield how many are done."""
     from l2p_arch import L2PPipeline
 
     if not prompts:

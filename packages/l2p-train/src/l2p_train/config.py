@@ -33,8 +33,7 @@ class TrainConfig:
     output: Path  # the run's directory; running again with the same one resumes
     seed: int = 0
 
-    # Length. One "sample" is one image seen once; step s uses samples s * batch_size ... (s + 1) *
-    # batch_size - 1.
+    # Length. A sample is one image seen once; step s uses samples s * batch_size to (s + 1) * batch_size - 1.
     steps: int = field(default=1000, metadata=MAY_CHANGE)  # optimiser steps of the whole run
     batch_size: int = 8  # images per optimiser step over ALL processes (Table 3)
     micro_batch_size: int | None = None  # images per process and forward; None: batch_size / processes.
@@ -43,7 +42,7 @@ class TrainConfig:
     # Optimiser: AdamW (Table 3)
     learning_rate: float = 5e-5  # peak
     new_end_multiplier: float = (
-        1.0  # learning rate of the new ends (pixel embedder, Detailer Head) over the inherited
+        1.0  # learning rate of the new ends (embedder, head) over the inherited blocks
     )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -61,9 +60,7 @@ class TrainConfig:
     logit_mean: float = 0.0  # logit-normal only: below 0 visits low noise more often
     logit_std: float = 1.0  # logit-normal only
     sigma_points: int = 500  # discrete only
-    stratified_sigma: bool = (
-        False  # spread the sigmas of neighbouring samples evenly: less variance, same density
-    )
+    stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
     loss_weighting: Literal["none", "x_0", "cosmap"] = "none"  # eq. 5 has none
     caption_dropout: float = 0.0  # probability of the empty prompt (classifier-free guidance); official: none
 
@@ -74,18 +71,14 @@ class TrainConfig:
 
     # Engine
     zero_stage: int = 1  # DeepSpeed ZeRO 0, 1, 2 or 3
-    precision: Literal["bf16", "fp32"] = (
-        "bf16"  # bf16: float32 masters of what trains, frozen weights bf16 only
-    )
+    precision: Literal["bf16", "fp32"] = "bf16"  # bf16: float32 masters of what trains, and only of that
     gradient_checkpointing: bool = False  # recompute each block: about 1/10 of the activations, 1/3 more time
     offload_optimizer: bool = False  # ZeRO >= 1: masters and Adam moments in host memory
     compile: bool = False  # torch.compile each block
 
     # Data
     max_sequence_length: int = 512  # longest text, in tokens
-    resolution: int | None = (
-        None  # None: images as they are. r: buckets of about r x r pixels, aspect kept, no crop
-    )
+    resolution: int | None = None  # None: images as they are; r: about r x r pixels, aspect kept, no crop
     loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
     image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process
 

@@ -152,9 +152,10 @@ def bucket_size(size: Size, resolution: int | None, multiple: int) -> Size:
     height, width = size
     if resolution is None:
         if height % multiple or width % multiple:
+            near = max(multiple, round(math.sqrt(height * width) / multiple) * multiple)
             raise TrainError(
-                f"the corpus holds an image of {width} x {height} px, not a multiple of patch size "
-                f"{multiple}; set resolution = {max(multiple, round((height * width) ** 0.5) // multiple * multiple)}"
+                f"the corpus holds an image of {width} x {height} px, not multiples of the patch size "
+                f"{multiple}; set resolution = {near} to have images resized"
             )
         return size
     if resolution % multiple:
@@ -169,9 +170,9 @@ class BatchPlan:
     """Which rows make up the batch of a step: a pure function of (seed, step).
 
     Rows of one size form a bucket; a batch comes from one bucket. Epoch e takes
-    floor((e+1) * n / B) - floor(e * n / B) batches from a bucket of n rows, in an order shuffled by (seed, e); within a bucket the rows are an
-    endless stream of permutations. So each row is seen once per pass over its bucket, and none is ever
-    dropped or repeated to fill up.
+    floor((e+1) * n / B) - floor(e * n / B) batches from a bucket of n rows, in an order of (seed, e);
+    within a bucket the rows are an endless stream of permutations. So each row is seen once per pass over
+    its bucket, and none is ever dropped or repeated to fill up.
     """
 
     def __init__(self, sizes: Sequence[Size], batch_size: int, seed: int) -> None:

@@ -6,10 +6,12 @@ and a way to read or write anything of that shape (masters, Adam moments, averag
 
 from __future__ import annotations
 
+import gc
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -101,15 +103,21 @@ def build_engine(
             }
             for group in groups
         ],
-        lr=0.0,  # set before every step; 0 makes the empty step harmless with which some stages allocate
-        their state betas=config.betas,
+        lr=0.0,  # set before every step; some ZeRO stages allocate their state with an empty step
+        betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(config, processes), dist_init_required=False
-    )
+    # DeepSpeed collects garbage and prints at every stage of its set-up; frozen objects make that quick.
+    gc.freeze()
+    with redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, processes),
+            dist_init_required=False,
+        )
     return engine, Masters(engine, optimizer, [pair for group in groups for pair in group])
 
 
@@ -203,7 +211,7 @@ class Masters:
     @torch.no_grad()
     def write_to_model(self, values: Sequence[Tensor]) -> None:
         """Make the model compute with shard-shaped `values`, rounded to its dtype."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         parameters = dict(self.named)
         for name, tensor in self.gather(values):

@@ -57,7 +57,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         save_file(tensors, temporary / "transformer" / path.name, metadata=metadata)
     if names:
         raise TrainError(
-            f"{model_dir} has no tensor {sorted(names)[0]!r}, which was trained; the run began with another model"
+            f"{model_dir} has no tensor {sorted(names)[0]!r}, which was trained; it is not the first model"
         )
     provenance = {
         "step": checkpoint.step,

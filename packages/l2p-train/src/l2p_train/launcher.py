@@ -20,6 +20,7 @@ from typing import Any
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
+from l2p_train.metrics import read_metrics
 from l2p_train.run_directory import TrainResult, read_result
 
 
@@ -94,7 +95,7 @@ def _wait(
     children: list[subprocess.Popen[bytes]], metrics: Path, on_event: Callable[[dict[str, Any]], None] | None
 ) -> list[int]:
     """Hand on signals and metrics until all processes have ended; if one fails, end the others."""
-    follow = _Follower(metrics)
+    follow = _Follower(metrics, since=time.time())
 
     def hand_on(number: int, _frame: Any) -> None:
         for child in children:
@@ -139,7 +140,7 @@ def _outcome(config: TrainConfig, codes: list[int], logs: Path) -> TrainResult:
         return result
     stopped = [code for code in codes if code in (130, 143)]
     if stopped and all(code in (0, 130, 143) for code in codes):
-        records = _Follower(config.output / "metrics.jsonl", from_start=True).new_records()
+        records = read_metrics(config.output / "metrics.jsonl")
         steps = [record["step"] for record in records if record.get("event") == "interrupted"]
         raise Interrupted(stopped[0] - 128, steps[-1] if steps else 0)
     # The rank that failed by itself, not one that we killed or that lost its peer.
@@ -158,25 +159,23 @@ def _outcome(config: TrainConfig, codes: list[int], logs: Path) -> TrainResult:
 
 
 class _Follower:
-    """Reads the records that are appended to a JSON Lines file."""
+    """Reads the records that are appended to a JSON Lines file from a moment on."""
 
-    def __init__(self, path: Path, *, from_start: bool = False) -> None:
-        self.path, self.rest = path, ""
-        self.position = 0 if from_start or not path.is_file() else path.stat().st_size
-        self.inode = path.stat().st_ino if path.is_file() else None
+    def __init__(self, path: Path, since: float) -> None:
+        self.path, self.since, self.position, self.rest = path, since, 0, ""
+        self.inode: int | None = None
 
     def new_records(self) -> list[dict[str, Any]]:
-        """Return the complete new lines; a run that resumes replaces the file."""
+        """Return the complete new lines; a run that resumes replaces the file, old records included."""
         if not self.path.is_file():
             return []
         with self.path.open(encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            if self.inode is not None and status.st_ino != self.inode:
-                # The rewritten file holds the old records that stay; they were reported in an earlier
-                # session. self.position, self.rest = min(self.position, status.st_size), ""
-            self.inode = status.st_ino
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self.inode:
+                self.inode, self.position, self.rest = inode, 0, ""
             file.seek(self.position)
             text = self.rest + file.read()
             self.position = file.tell()
         *lines, self.rest = text.split("\n")
-        return [json.loads(line) for line in lines if line.strip()]
+        records = [json.loads(line) for line in lines if line.strip()]
+        return [record for record in records if record.get("time", 0) >= self.since]

@@ -51,11 +51,15 @@ class Reporter:
 
             self._board = SummaryWriter(str(output / "tensorboard"), purge_step=first_step)
 
+    def restart(self, step: int) -> None:
+        """Start measuring throughput now, after `step` steps."""
+        self._last, self._paused = (time.perf_counter(), step), 0.0
+
     def event(self, kind: str, **values: Any) -> None:
         """Report anything."""
         if self._file is None:
             return
-        record = {"event": kind, "time": round(time.time(), 3), **values}
+        record = {"event": kind, "time": round(time.time(), 6), **values}
         self._file.write(json.dumps(record) + "\n")
         if self._board is not None and kind == "step":
             for name, value in values.items():

@@ -58,7 +58,7 @@ SIGMA_DISTRIBUTIONS: dict[str, Callable[[Tensor, TrainConfig], Tensor]] = {
 
 
 def sample_generator(seed: int, counter: int) -> np.random.Generator:
-    """Return sample `counter`'s own generator: a function of (seed, counter) on any device, in any process."""
+    """Return sample `counter`'s own generator: a function of (seed, counter) in any process."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, counter], dtype=np.uint64)))
 
 

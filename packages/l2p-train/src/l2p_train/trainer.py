@@ -110,6 +110,7 @@ class _Run:
             self.plan.save(self.config.output / "freeze_table.json")
         counts = {"trainable": self.plan.trainable_count, "frozen": self.plan.frozen_count}
         self.reporter.event("start", step=self.step, steps=self.config.steps, **counts)
+        self.reporter.restart(self.step)
         loop_started, first = time.perf_counter(), self.step
         for step, batches in prefetched(
             self.maker, range(self.step, self.config.steps), self.config.loader_workers
@@ -182,8 +183,9 @@ class _Run:
         ids = json.dumps([batch.ids for batch in batches])
         save_file(tensors, path, metadata={"ids": ids, "step": str(self.step)})
         raise NonFiniteLossError(
-            f"the loss of step {self.step} is {float(totals[0])}; the batch is in {folder}. Lower learning_rate, "
-            f"set gradient_clipping, or look at the images of the batch; the last checkpoint is intact"
+            f"the loss of step {self.step} is {float(totals[0])}; the batch is in {folder}. Lower "
+            f"learning_rate, set gradient_clipping, or look at the images of the batch; the last checkpoint "
+            f"is intact"
         )
 
     def _after_step(self, stopping: int) -> None:
@@ -238,7 +240,7 @@ class _Run:
             self.reporter.event("sample", step=self.step, path=str(path))
 
     def _embed_prompts(self, rank: int, processes: int) -> ConditioningCache:
-        """Encode what the cache lacks, each process a share; return the cache, the encoder gone from memory."""
+        """Encode what the cache lacks, each process a share; return the cache with the encoder gone."""
         config = self.config
         components = source_family(config.model).text_components
         directory = (
