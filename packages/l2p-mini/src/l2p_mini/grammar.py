@@ -6,6 +6,7 @@ engine reads, and `parse` reads any sentence of theirs back.
 """
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -184,18 +185,19 @@ def write_grammar(path: Path) -> None:
 
 
 def write_evaluation(path: Path, per_tag: int, seed: int = 20) -> None:
-    """Write `per_tag` distinct held-out prompts of each task as GenEval metadata, one JSON object a line.
+    """Write `per_tag` held-out prompts of each task as GenEval metadata, one JSON object a line.
 
-    A task with fewer held-out sentences gives all it has.
+    They are distinct, but for a task with fewer held-out sentences, which repeats them: every row is drawn with seeds of its own.
     """
     rows = []
     for tag in TEMPLATES:
-        rng, prompts = random.Random(f"{seed}-{tag}"), {}
+        rng = random.Random(f"{seed}-{tag}")
+        prompts: dict[str, None] = {}
         for _ in range(20_000):
             prompt = draw_prompt(rng, tag)
             if is_held_out(prompt):
                 prompts[prompt] = None
-        rows += [geneval_row(prompt) for prompt in list(prompts)[:per_tag]]
+        rows += [geneval_row(prompt) for prompt in itertools.islice(itertools.cycle(prompts), per_tag)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
