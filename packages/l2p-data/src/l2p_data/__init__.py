@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from l2p_data.filters import FilterRules, filter_prompts
     from l2p_data.grammar import GrammarGenerator
     from l2p_data.llm import Category, PromptRequest, TextGenerator
-    from l2p_data.prompts import generate_prompts, read_prompts, write_prompts
+    from l2p_data.prompts import generate_prompts, prompt_records, read_prompts, write_prompts
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
 
 #: name -> module; loaded on first use, so that importing the package costs nothing
@@ -25,6 +25,7 @@ _EXPORTS = {
     "filter_prompts": "filters",
     "generate_prompts": "prompts",
     "load_manifest": "dataset",
+    "prompt_records": "prompts",
     "read_corpus": "dataset",
     "read_prompts": "prompts",
     "synthesize": "synthesis",
@@ -44,6 +45,7 @@ __all__ = [
     "filter_prompts",
     "generate_prompts",
     "load_manifest",
+    "prompt_records",
     "read_corpus",
     "read_prompts",
     "synthesize",

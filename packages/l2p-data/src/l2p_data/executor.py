@@ -1,4 +1,4 @@
-"""Where shards get made: on Ray Data actors, or in this process. Ray is the executor only; it keeps no state."""
+"""Where shards get made: on Ray Data actors, or in this process. Ray only executes; it keeps no state."""
 
 import dataclasses
 import json

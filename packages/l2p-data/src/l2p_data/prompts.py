@@ -5,6 +5,7 @@ its cause in `problem`, and the filter drops it with that reason, so nothing van
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -144,6 +145,25 @@ def _record(answer: str, request: PromptRequest, created_by: str) -> dict[str, s
     }
 
 
+def prompt_records(
+    prompts: Sequence[str],
+    *,
+    created_by: str = "user",
+    language: str = "en",
+    category: str = "",
+    subclass: str = "",
+    superclass: str = "",
+) -> pl.DataFrame:
+    """Records around prompts that exist already, in their order. A prompt given twice gets two ids."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for prompt in prompts:
+        row_id = stable_id(created_by, superclass, subclass, category, language, prompt, seen[prompt])
+        seen[prompt] += 1
+        rows.append((row_id, prompt, language, category, subclass, superclass, created_by, None))
+    return pl.DataFrame(rows, schema=PROMPT_SCHEMA, orient="row")
+
+
 def write_prompts(prompts: pl.DataFrame, path: str | Path) -> Path:
     """Write prompt records as Parquet, atomically. Filter columns (`status`, `reason`), if any, stay."""
     path = Path(path)
@@ -169,7 +189,7 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
         ".parquet": pl.read_parquet,
         ".jsonl": pl.read_ndjson,
         ".csv": lambda source: pl.read_csv(source, infer_schema=False),
-        ".txt": lambda source: _from_lines(source.read_text(encoding="utf-8")),
+        ".txt": _read_lines,
     }
     if path.suffix not in readers:
         raise DataError(f"prompt file {path} has suffix {path.suffix!r}; wanted one of {', '.join(readers)}")
@@ -202,10 +222,9 @@ def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
         raise DataError(f"{where}: the ids are not unique; each record needs its own")
 
 
-def _from_lines(text: str) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"prompt": [line.strip() for line in text.splitlines() if line.strip()]}, schema=["prompt"]
-    )
+def _read_lines(path: Path) -> pl.DataFrame:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return pl.DataFrame({"prompt": [line for line in lines if line]}, schema={"prompt": pl.String()})
 
 
 def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:

@@ -1,0 +1,133 @@
+"""The rule filter: each rule drops what it should, keeps what looks alike, and names its reason."""
+
+import polars as pl
+import pytest
+from l2p_data import DataError, FilterRules, filter_prompts, prompt_records
+from l2p_data.filters import REASONS, kept, reasons
+
+
+def verdict(prompt: str, rules: FilterRules | None = None, **columns: str) -> str | None:
+    return filter_prompts(prompt_records([prompt], **columns), rules)["reason"][0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("", "empty"),
+        ("  ...  ", "empty"),
+        ("a cat \x00 on a mat", "control-characters"),
+        ("Sure, here is a prompt about a cat", "chatter"),
+        ("I'm sorry, but I cannot help with that.", "chatter"),
+        ("1. A cat sits on a wall.", "format"),
+        ("**A cat** sits on a wall.", "format"),
+        ("Prompt: A cat sits on a wall.", "format"),
+        ("A cat sits on a wall --ar 16:9", "format"),
+        ("A (fluffy:1.3) cat sits on a wall.", "format"),
+        ("x" * 3000, "too-long"),
+        ("Кошка сидит на стене.", "language"),
+        ("一只猫坐在墙上。", "language"),
+        ('A sign that says "OPEN in the window.', "quotes-unbalanced"),
+        ('"A cat sits on a wall."', "quotes-unbalanced"),
+        ('A sign that says "" in the window.', "quotes-empty"),
+        ("A sign that says OPEN in the window.", "text-not-quoted"),
+        ("A street sign reading 'STOP' at the corner.", "text-not-quoted"),
+        ("cat, dog, house, tree, blue sky, cloud", "tag-soup"),
+        ("masterpiece, best quality, 1girl, long hair, smile", "tag-soup"),
+        ("A naked woman lies on a bed.", "unsafe"),
+        ("An iPhone lies on a marble table.", "brand"),
+    ],
+)
+def test_a_bad_prompt_is_dropped_for_its_reason(prompt: str, reason: str) -> None:
+    assert verdict(prompt) == reason
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle",
+        "two red circles and a blue star on a gray background",
+        "A great tit perches on a branch.",
+        "A bloody mary stands on the bar, garnished with celery.",
+        "A cock crowing at dawn on a farm fence.",
+        "A woman reading a book in a library.",
+        "A teacher says hello to her class.",
+        'A neon sign reading "OPEN 24 HOURS" hangs over a diner.',
+        "A sign that says “Bienvenue” over the door.",
+        'A 27" monitor stands on a desk.',
+        "A red apple, a green pear, a yellow banana, and a bunch of grapes lie on a wooden table.",
+        "The dog's bowl and the cat's toy are on the kitchen floor.",
+        "👩‍🍳 cooks soup in a bright kitchen.",
+    ],
+)
+def test_a_good_prompt_is_kept(prompt: str) -> None:
+    assert verdict(prompt) is None
+
+
+@pytest.mark.parametrize(
+    ("subclass", "language", "prompt", "reason"),
+    [
+        ("Posters", "en", "A travel poster of a mountain lake.", "text-missing"),
+        ("Posters", "en", 'A travel poster of a mountain lake with the title "ALPINE".', None),
+        ("Chinese Text", "zh", "一块木牌挂在门口，上面写着“欢迎光临”。", None),
+        ("Chinese Text", "zh", "一块木牌挂在门口，上面写着“OPEN”。", "text-missing"),
+        ("English Text", "en", 'A mug with the words "好" on it.', "text-missing"),
+        ("Animals", "zh", "一只橘猫蜷缩在窗台上，阳光洒在它的毛发上。", None),
+        ("Animals", "zh", "An orange cat on the window sill.", "language"),
+    ],
+)
+def test_sub_classes_and_languages_have_their_own_demands(
+    subclass: str, language: str, prompt: str, reason: str | None
+) -> None:
+    assert verdict(prompt, subclass=subclass, language=language) == reason
+
+
+def test_duplicates_are_found_beyond_case_and_punctuation_and_the_first_stays() -> None:
+    judged = filter_prompts(
+        prompt_records(["A red circle.", "a blue star", "a red  circle", "a red circle!"])
+    )
+    assert judged["reason"].to_list() == [None, None, "duplicate", "duplicate"]
+
+
+def test_a_dropped_prompt_does_not_shadow_its_kept_twin() -> None:
+    frame = prompt_records(["A plain mug.", "A plain mug."]).with_columns(
+        subclass=pl.Series(["Posters", "Objects"])
+    )
+    assert filter_prompts(frame)["reason"].to_list() == ["text-missing", None]
+
+
+def test_openers_repeated_too_often_are_dropped_beyond_their_share() -> None:
+    frame = prompt_records(
+        [f"A photo of thing {i}." for i in range(50)] + [f"Thing {i} stands on a table." for i in range(50)]
+    )
+    judged = filter_prompts(frame, FilterRules(max_opener_share=0.1, min_opener_count=5))
+    assert reasons(judged) == {"repeated-opener": 40}
+
+
+def test_the_paper_rules_want_two_to_three_hundred_characters_and_a_full_stop() -> None:
+    rules = FilterRules.paper()
+    sentence = "A quiet harbour rests under a pale morning sky while small boats drift beside the pier. "
+    assert verdict("A cat on a wall.", rules) == "too-short"
+    assert verdict((sentence * 3).strip(), rules) is None
+    assert verdict((sentence * 3).strip().rstrip("."), rules) == "not-a-sentence"
+    assert verdict(sentence * 5, rules) == "too-long"
+
+
+def test_no_row_is_lost_and_judging_again_replaces_the_verdict() -> None:
+    frame = prompt_records(["", "a cat", "A sign that says OPEN on the door."])
+    once = filter_prompts(frame)
+    assert once.height == 3 and once["status"].to_list() == ["drop", "keep", "drop"]
+    assert filter_prompts(once).equals(once)
+    relaxed = filter_prompts(once, FilterRules(disabled=("text-not-quoted",)))
+    assert relaxed["status"].to_list() == ["drop", "keep", "keep"]
+
+
+def test_every_reason_given_is_a_documented_one() -> None:
+    judged = filter_prompts(prompt_records(["", "1. x", "nude naked", "An iPhone."]))
+    assert set(judged["reason"]) <= set(REASONS)
+
+
+def test_unknown_rule_names_and_an_empty_result_are_clear_errors() -> None:
+    with pytest.raises(DataError, match="disabled rule 'tagsoup' does not exist"):
+        FilterRules(disabled=("tagsoup",))
+    with pytest.raises(DataError, match=r"no prompt passed the filter \(empty: 1\)"):
+        kept(filter_prompts(prompt_records([""])))
