@@ -208,10 +208,7 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
         "filter": ("keep or drop, with a reason", paths.filtered),
         "images": (f"{painted:,} images of {size}", paths.corpus),
         "surgery": (f"patch {config.surgery.patch_size}, {config.surgery.initialisation}", paths.initial),
-        "training": (
-            f"{config.train.steps:,} steps of {config.train.batch_size} images, {config.processes} process(es)",
-            paths.train,
-        ),
+        "training": (f"{config.train.steps:,} steps of {config.train.batch_size} images", paths.train),
         "evaluation": (f"{evaluate.images_per_prompt} images a prompt, twice", paths.evaluation),
         "report": ("report.html, report.md", paths.report),
     }

@@ -10,12 +10,14 @@ from typing import Any
 
 from l2p_eval.frechet import FrechetResult
 from l2p_eval.geneval import GenEvalScores
+from l2p_eval.layout import open_image
 from l2p_eval.report import Pair, Picture, RunReport, StageCost, Table, duration, write_report
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths, read_json
 
 PROGRESS_PICTURES = 6
+GRID_GAP = 2  # px between the pictures of a trainer's sample grid
 
 
 def write_run_report(config: Config, paths: RunPaths) -> Path:
@@ -38,16 +40,13 @@ def write_run_report(config: Config, paths: RunPaths) -> Path:
         },
         frechet=[_frechet(results["frechet"])],
         loss=_loss(paths),
-        progress=_progress(paths),
+        progress=_progress(config, paths),
         stages=_costs(markers),
         tables=list(_tables(paths, markers)),
         config=paths.config.read_text(encoding="utf-8"),
         provenance=_provenance(paths),
     )
-    page = write_report(report, paths.root)
-    for caption, picture in report.progress[-1:]:
-        (paths.samples / f"training-{caption.replace(' ', '-')}.png").write_bytes(picture.read_bytes())
-    return page
+    return write_report(report, paths.root)
 
 
 def _summary(config: Config, markers: Mapping[str, Any]) -> str:
@@ -122,13 +121,31 @@ def _loss(paths: RunPaths) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records if record.get("event") == "step"]
 
 
-def _progress(paths: RunPaths) -> list[tuple[str, Path]]:
-    """Sample grids of the training, evenly chosen, the first and the last among them."""
+def _progress(config: Config, paths: RunPaths) -> list[tuple[str, Path]]:
+    """Strips of training samples, evenly chosen over the run, under the source's images of the same prompts.
+
+    The trainer's grids have the source's images as their upper row, unless the user chose the prompts.
+    """
     grids = sorted((paths.train / "samples").glob("step-*.png"))
     if len(grids) > PROGRESS_PICTURES:
         last = len(grids) - 1
         grids = [grids[round(i * last / (PROGRESS_PICTURES - 1))] for i in range(PROGRESS_PICTURES)]
-    return [(f"step {int(path.stem.removeprefix('step-'))}", path) for path in grids]
+    rows = 1 if config.train.sample_prompts else 2
+    strips = [(f"step {int(path.stem.removeprefix('step-'))}", path, rows - 1) for path in grids]
+    if grids and rows == 2:
+        strips.insert(0, ("source", grids[-1], 0))
+    return [(caption, _strip(caption, path, row, rows, paths)) for caption, path, row in strips]
+
+
+def _strip(caption: str, grid: Path, row: int, rows: int, paths: RunPaths) -> Path:
+    """Cuts one row out of a sample grid, and saves it among the run's samples."""
+    image = open_image(grid)
+    height = (image.height - GRID_GAP * (rows - 1)) // rows
+    top = row * (height + GRID_GAP)
+    path = paths.samples / f"training-{caption.replace(' ', '-')}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.crop((0, top, image.width, top + height)).save(path)
+    return path
 
 
 def _costs(markers: Mapping[str, Any]) -> list[StageCost]:

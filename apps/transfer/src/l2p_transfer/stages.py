@@ -163,8 +163,9 @@ def train(run: Run, progress: Progress) -> Outcome:
     result = launch(run.config.train, processes=run.config.processes, on_event=report)
     _write_sampling_defaults(run)
     _link_model(run.paths)
+    speed = f"{result.images_per_second:.0f} images/s"
     return Outcome(
-        note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {result.images_per_second:.0f} images/s",
+        note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {speed}",
         values=asdict(result) | {"model": "model"},
     )
 

@@ -78,7 +78,7 @@ class RunReport:
     sampling: Mapping[str, str] = field(default_factory=dict)  # "source" and "L2P" -> how they were sampled
     frechet: Sequence[FrechetResult] = ()
     loss: Sequence[tuple[int, float]] = ()
-    progress: Sequence[tuple[str, Path]] = ()  # (caption, sample image) in the order of training
+    progress: Sequence[tuple[str, Path]] = ()  # (caption, row of samples) in the order of training
     stages: Sequence[StageCost] = ()
     tables: Sequence[Table] = ()
     config: str = ""

@@ -1,0 +1,189 @@
+"""A config file is read strictly, and a dry run only reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from l2p_transfer.cli import main
+from l2p_transfer.config import load_config
+from l2p_transfer.errors import TransferError
+from l2p_transfer.runner import differences, identities
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+MINIMAL = f"""
+[run]
+output = "out"
+[source]
+model = "source"
+[prompts]
+grammar = "{GRAMMAR}"
+[images]
+width = 64
+height = 64
+[evaluate]
+metadata = "{EVALUATION_METADATA}"
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The least that a config must say, in a directory of its own below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "configs" / "least.toml"
+    path.parent.mkdir()
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    config = load_config(path)
+    assert config.to_tables()["train"]["processes"] >= 1
+
+
+def test_paths_start_from_the_file_and_the_output_from_the_working_directory(config_file: Path) -> None:
+    config = load_config(config_file, ["surgery.patch_size=32"])
+    here = Path.cwd()
+    assert config.source.model == here / "configs" / "source"
+    assert config.run.output == here / "out"
+    assert config.train.output == here / "out" / "train"
+    assert config.surgery.patch_size == 32
+    assert load_config(config_file, ["source.model=elsewhere"]).source.model == here / "elsewhere"
+
+
+def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
+    import tomli_w
+
+    config = load_config(config_file, ["images.seeds_per_prompt=3", "evaluate.noise_shift=2.5"])
+    config_file.write_text(tomli_w.dumps(config.to_tables()))
+    assert load_config(config_file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
+        ("images.widht=64", "unknown key 'images.widht'; did you mean 'width'?"),
+        ("train.stesp=3", "unknown key 'stesp'; did you mean 'steps'?"),
+        ("filter.brand=true", "unknown key 'filter.brand'; did you mean 'brands'?"),
+        ("images.width=72", "images.width 72 is not a multiple of surgery.patch_size 16; use 64 or 80"),
+        ("images.width='wide'", "images.width is 'wide'; it must be a whole number"),
+        ("source.dtype='int8'", "source.dtype is 'int8'; it must be one of 'auto', 'float32'"),
+        ("surgery.head_channels=[16, 'x']", r"surgery.head_channels\[1\] is 'x'"),
+        ("prompts.count=0", "prompts.count is 0; it must be at least 1"),
+        ("prompts.engine='file'", "needs prompts.file"),
+        ("train.model='x'", "train.model cannot be set"),
+        ("train.batch_size=7", "does not divide over 2 processes"),
+        ("steps=3", "not of the form table.key=value"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_path(config_file: Path, override: str, message: str) -> None:
+    overrides = [override, "train.processes=2"] if "batch_size" in override else [override]
+    with pytest.raises(ValueError, match=message):
+        load_config(config_file, overrides)
+
+
+def test_a_missing_key_and_a_missing_file_are_named(config_file: Path) -> None:
+    with pytest.raises(TransferError, match="no config file"):
+        load_config(config_file.with_name("none.toml"))
+    config_file.write_text(MINIMAL.replace('model = "source"', ""))
+    with pytest.raises(TransferError, match=r"source\.model is missing"):
+        load_config(config_file)
+    config_file.write_text("[run\n")
+    with pytest.raises(TransferError, match="is not valid TOML"):
+        load_config(config_file)
+
+
+def test_differences_name_both_values_and_skip_what_does_not_matter(config_file: Path) -> None:
+    old = load_config(config_file).to_tables()
+    new = load_config(config_file, ["train.steps=5", "images.workers=7"]).to_tables()
+    assert [text for _, _, text in differences(old, new)] == ["train.steps: 1000 -> 5"]
+
+
+def test_a_change_touches_its_stage_and_the_later_ones_only(config_file: Path) -> None:
+    before, after = (
+        {stage.name: identity for stage, identity in identities(load_config(config_file, overrides))}
+        for overrides in ([], ["train.steps=5"])
+    )
+    assert [name for name in before if before[name] != after[name]] == ["training", "evaluation", "report"]
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    config_file: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = set(Path.cwd().rglob("*"))
+    overrides = ["--set", f"source.model={untrained_source}", "--set", "train.trainable=1"]
+    assert main([str(config_file), "--dry-run", "--json", *overrides]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"]["tokens"] == 16
+    assert plan["model"]["grid"] == [4, 4]
+    assert 0 < plan["model"]["trainable"] < plan["model"]["trainable"] + plan["model"]["frozen"]
+    assert plan["problems"] == []
+    assert main([str(config_file), "--dry-run", *overrides]) == 0
+    assert "Nothing was written." in capsys.readouterr().out
+    assert set(Path.cwd().rglob("*")) == files
+
+
+def test_a_dry_run_without_weights_counts_the_full_size(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The released model has 6,166,464,515 parameters, of which 2.548 B train."""
+    overrides = [
+        "source.family=z-image",
+        "images.width=1024",
+        "images.height=1024",
+        "train.trainable=shallow",
+    ]
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    assert main([str(config_file), "--dry-run", "--json", *sets]) == 2
+    out, err = capsys.readouterr()
+    plan = json.loads(out)
+    assert plan["model"]["trainable"] + plan["model"]["frozen"] == 6_166_464_515
+    assert round(plan["model"]["trainable"] / 1e9, 3) == 2.548
+    assert plan["model"]["tokens"] == 4096
+    assert err.startswith("error: source.model")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "source.model configs/source does not exist; give a diffusers directory"),
+        (["source.model=configs"], "is no diffusers pipeline directory"),
+        (["prompts.grammar=none.toml"], "none.toml"),
+        (["prompts.engine=file", "prompts.file=empty.txt"], "empty.txt is empty"),
+        (["evaluate.metadata=none.jsonl"], "no metadata file"),
+        (["evaluate.detector=yolo"], "evaluate.detector is 'yolo'; there is scenes"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
+    config_file: Path,
+    untrained_source: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    message: str,
+) -> None:
+    Path("empty.txt").touch()
+    if overrides and "source.model" not in overrides[0]:
+        overrides = [f"source.model={untrained_source}", *overrides]
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    assert main([str(config_file), *sets]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert not Path("out").exists()
+
+
+def test_an_unwritable_or_foreign_run_directory_is_refused(
+    config_file: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("precious")
+    Path("foreign").mkdir()
+    Path("foreign/notes.txt").write_text("precious")
+    for output, message in (("file/run", "cannot write"), ("foreign", "is not empty (notes.txt)")):
+        sets = ["--set", f"source.model={untrained_source}", "--set", f"run.output={output}"]
+        assert main([str(config_file), *sets]) == 2
+        assert message in capsys.readouterr().err
+    assert Path("file").read_text() == Path("foreign/notes.txt").read_text() == "precious"
