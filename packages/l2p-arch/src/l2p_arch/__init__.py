@@ -13,14 +13,23 @@ _HOMES = {
     "Family": "l2p_arch.families",
     "L2PPipeline": "l2p_arch.pipeline",
     "L2PTransformer": "l2p_arch.model",
+    "PUBLIC_LAYOUTS": "l2p_arch.public_layout",
     "SurgeryReport": "l2p_arch.surgery",
     "convert": "l2p_arch.surgery",
+    "export_public": "l2p_arch.public_layout",
+    "fingerprint": "l2p_arch.public_layout",
+    "identify": "l2p_arch.public_layout",
+    "import_public": "l2p_arch.public_layout",
+    "merge_delta": "l2p_arch.checkpoint",
     "patches_to_pixels": "l2p_arch.patchify",
     "pixels_to_patches": "l2p_arch.patchify",
+    "save_delta": "l2p_arch.checkpoint",
+    "weights_hash": "l2p_arch.checkpoint",
 }
 
 __all__ = [
     "FAMILIES",
+    "PUBLIC_LAYOUTS",
     "ArchError",
     "Conditioning",
     "DetailerHead",
@@ -29,8 +38,15 @@ __all__ = [
     "L2PTransformer",
     "SurgeryReport",
     "convert",
+    "export_public",
+    "fingerprint",
+    "identify",
+    "import_public",
+    "merge_delta",
     "patches_to_pixels",
     "pixels_to_patches",
+    "save_delta",
+    "weights_hash",
 ]
 
 

@@ -14,7 +14,7 @@ from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.patchify import pixels_to_patches
 
 
-class L2PTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class L2PTransformer(ModelMixin, ConfigMixin):
     """Predicts the velocity (noise - x_0) of pixels.
 
     Args:

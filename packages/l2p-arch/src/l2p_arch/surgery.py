@@ -4,11 +4,7 @@ The blocks are inherited byte for byte and streamed from file to file; the laten
 the pixel embedder and the Detailer Head are new. The VAE stays behind.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2p_arch.directories import appearing_complete, check_components, copy_components, read_json, write_json
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
 from l2p_arch.initialisation import check_initialisation, new_tensors
-from l2p_arch.tensor_files import PlannedTensor, StoredTensor, copy_range, index_directory, write_directory
-
-_OPTIONAL_FILES = ("LICENSE", "LICENSE.md", "README.md", "NOTICE")
+from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +118,12 @@ def convert(
     made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
     plan = [tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made) for tensor in plan]
     report = replace(report, measures=measures)
-    with _appearing_complete(Path(out), opened.directory, overwrite) as partial:
+    with appearing_complete(Path(out), opened.directory, overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         model.save_config(partial / "transformer")
-        _copy_components(opened, partial)
-        _write_json(partial / "surgery_report.json", asdict(report))
+        copy_components(opened.directory, [*opened.family.text_components, "scheduler"], partial)
+        write_json(partial / "surgery_report.json", asdict(report))
     return report
 
 
@@ -136,14 +131,12 @@ def open_source(source: Path) -> Source:
     """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
     if not source.is_dir():
         raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
-    index = _read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
+    index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
     if str((index.get("transformer") or [None])[0]).startswith("l2p_arch"):
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
-    config = _read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
+    config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
     family = find_family_of_class(config.get("_class_name", ""))
-    missing = [name for name in (*family.text_components, "scheduler") if not (source / name).is_dir()]
-    if missing:
-        raise ArchError(f"{source} lacks {', '.join(missing)}, which a {family.name} pipeline needs")
+    check_components(source, [*family.text_components, "scheduler"], family.name)
     return Source(
         directory=source,
         family=family,
@@ -211,56 +204,6 @@ def _made(planned: PlannedTensor, made: Mapping[str, Tensor]) -> PlannedTensor:
     return PlannedTensor(name=planned.name, dtype=planned.dtype, shape=planned.shape, origin=lambda: value)
 
 
-def _copy_components(source: Source, out: Path) -> None:
-    """Take the text encoders and the scheduler along; write the new pipeline's index."""
-    names = [*source.family.text_components, "scheduler"]
-    for name in names:
-        shutil.copytree(source.directory / name, out / name, copy_function=_copy_file)
-    for name in _OPTIONAL_FILES[:2]:
-        if (source.directory / name).is_file():
-            _copy_file(source.directory / name, out / name)
-    index: dict[str, Any] = {"_class_name": "L2PPipeline", "transformer": ["l2p_arch", "L2PTransformer"]}
-    if "_diffusers_version" in source.pipeline_index:
-        index["_diffusers_version"] = source.pipeline_index["_diffusers_version"]
-    index.update({name: source.pipeline_index[name] for name in names})
-    _write_json(out / "model_index.json", index)
-
-
-def _copy_file(source: str | Path, target: str | Path) -> None:
-    # A copy and not a hard link: a later save into the target would otherwise write into the source's own
-    # file.
-    with Path(source).open("rb") as reader, Path(target).open("wb") as writer:
-        copy_range(reader, 0, os.fstat(reader.fileno()).st_size, writer)
-
-
-@contextmanager
-def _appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
-    if out.exists() and not overwrite:
-        raise ArchError(f"{out} already exists; choose another directory or allow it to be overwritten")
-    if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
-        raise ArchError(f"{out} holds the source; choose another directory for the result")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
-    try:
-        yield partial
-        if out.exists():
-            replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
-            out.rename(replaced)
-            partial.rename(out)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _dtype_name(dtype: str | None) -> str | None:
     if dtype is None:
         return None
@@ -268,19 +211,3 @@ def _dtype_name(dtype: str | None) -> str | None:
     if name is None:
         raise ArchError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
     return name
-
-
-def _read_json(path: Path, complaint: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArchError(f"{complaint}: there is no {path}") from error
-    except ValueError as error:
-        raise ArchError(f"{complaint}: {path} is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise ArchError(f"{complaint}: {path} is not a JSON object")
-    return value
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Trained-delta files: only what training changed, tied by a hash to the base that it changes."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from l2p_arch.directories import (
+    appearing_complete,
+    appearing_file,
+    check_components,
+    copy_components,
+    copy_file,
+    read_json,
+)
+from l2p_arch.errors import ArchError
+from l2p_arch.families import find_family
+from l2p_arch.tensor_files import (
+    DTYPE_NAMES,
+    PlannedTensor,
+    StoredTensor,
+    index_directory,
+    read_header,
+    write_directory,
+    write_file,
+)
+
+_CHUNK = 8 << 20
+_KIND = "l2p-trained-delta"
+
+
+def weights_hash(model: Path | str) -> str:
+    """sha256 over names, dtypes, shapes and bytes of a model's transformer, independent of how it is
+    sharded."""
+    return _hash(index_directory(Path(model) / "transformer").values())
+
+
+def save_delta(
+    trained: Mapping[str, Tensor], base: Path | str, out: Path | str, *, overwrite: bool = False
+) -> None:
+    """Write a trained-delta file.
+
+    Args:
+        trained: tensors by their names in the `L2PTransformer`, with new values.
+        base: model directory that training started from; its hash goes into the file.
+        out: safetensors file to create; it appears complete or not at all.
+        overwrite: replace an existing file.
+    """
+    stored = index_directory(Path(base) / "transformer")
+    if not trained:
+        raise ArchError("a delta of no tensors was asked for; pass the trained ones")
+    for name, value in trained.items():
+        if name not in stored:
+            raise ArchError(f"{name} is not a tensor of {base}; pass names of its L2PTransformer")
+        if tuple(value.shape) != stored[name].shape:
+            raise ArchError(
+                f"{name} has the shape {tuple(value.shape)}, in {base} it is {stored[name].shape}"
+            )
+    metadata = {"kind": _KIND, "base_sha256": _hash(stored.values())}
+    with appearing_file(Path(out), overwrite) as partial:
+        write_file(partial, [_in_memory(name, value) for name, value in trained.items()], metadata)
+
+
+def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwrite: bool = False) -> None:
+    """Write a complete model directory: the base with the delta's tensors in place of its own."""
+    base, delta, out = Path(base), Path(delta), Path(out)
+    changed, metadata = read_header(delta)
+    if metadata.get("kind") != _KIND:
+        from l2p_arch.public_layout import identify
+
+        raise ArchError(f"{delta} is no trained-delta file: {identify(delta)}")
+    stored = index_directory(base / "transformer")
+    if _hash(stored.values()) != metadata["base_sha256"]:
+        raise ArchError(
+            f"{delta} was trained from another base than {base}: the hashes of the weights differ"
+        )
+    config = read_json(base / "transformer" / "config.json", f"{base} is no L2P model directory")
+    components = [*find_family(config["family"]).text_components, "scheduler"]
+    check_components(base, components, config["family"])
+    plan = []
+    for name, tensor in stored.items():
+        origin = changed.get(name, tensor)
+        plan.append(PlannedTensor(name=name, dtype=origin.dtype, shape=origin.shape, origin=origin))
+    with appearing_complete(out, base, overwrite) as partial:
+        (partial / "transformer").mkdir()
+        write_directory(partial / "transformer", plan)
+        copy_file(base / "transformer" / "config.json", partial / "transformer" / "config.json")
+        copy_components(base, components, partial)
+
+
+def _in_memory(name: str, value: Tensor) -> PlannedTensor:
+    return PlannedTensor(
+        name=name, dtype=DTYPE_NAMES[value.dtype], shape=tuple(value.shape), origin=lambda: value
+    )
+
+
+def _hash(tensors: Iterable[StoredTensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} ".encode())
+        with tensor.path.open("rb") as file:
+            file.seek(tensor.start)
+            left = tensor.stop - tensor.start
+            while left:
+                chunk = file.read(min(left, _CHUNK))
+                digest.update(chunk)
+                left -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""Model directories on disk: they appear complete or not at all, and share no file with their source."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from l2p_arch.errors import ArchError
+from l2p_arch.tensor_files import copy_range
+
+_LICENCES = ("LICENSE", "LICENSE.md")
+
+
+@contextmanager
+def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a file name to write; it takes the name `out` on success and vanishes on any failure."""
+    if out.exists() and not overwrite:
+        raise ArchError(f"{out} already exists; choose another name or allow it to be overwritten")
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        partial.replace(out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
+    if out.exists() and not overwrite:
+        raise ArchError(f"{out} already exists; choose another directory or allow it to be overwritten")
+    if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
+        raise ArchError(f"{out} holds the source; choose another directory for the result")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        if out.exists():
+            replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
+            out.rename(replaced)
+            partial.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def copy_components(source: Path, names: Sequence[str], out: Path) -> None:
+    """Take components of a pipeline along (text encoders, scheduler), and write the index of an
+    L2PPipeline."""
+    source_index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
+    for name in names:
+        shutil.copytree(source / name, out / name, copy_function=copy_file)
+    for name in _LICENCES:
+        if (source / name).is_file():
+            copy_file(source / name, out / name)
+    index: dict[str, Any] = {"_class_name": "L2PPipeline", "transformer": ["l2p_arch", "L2PTransformer"]}
+    if "_diffusers_version" in source_index:
+        index["_diffusers_version"] = source_index["_diffusers_version"]
+    write_json(out / "model_index.json", index | {name: source_index[name] for name in names})
+
+
+def check_components(source: Path, names: Sequence[str], family: str) -> None:
+    """Raise unless the pipeline directory holds these components."""
+    missing = [name for name in names if not (source / name).is_dir()]
+    if missing:
+        raise ArchError(f"{source} lacks {', '.join(missing)}, which a {family} pipeline needs")
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy; never a hard link, through which a later save into the target would write into the source's own
+    file."""
+    with Path(source).open("rb") as reader, Path(target).open("wb") as writer:
+        copy_range(reader, 0, os.fstat(reader.fileno()).st_size, writer)
+
+
+def read_json(path: Path, complaint: str) -> dict[str, Any]:
+    """A JSON object from a file; the ArchError otherwise starts with the complaint."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArchError(f"{complaint}: there is no {path}") from error
+    except ValueError as error:
+        raise ArchError(f"{complaint}: {path} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise ArchError(f"{complaint}: {path} is not a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,267 @@
+"""The single-file layouts in which L2P models of the Z-Image family are published (1K, 4K, 8K, 10K)."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from l2p_arch.directories import (
+    appearing_complete,
+    appearing_file,
+    check_components,
+    copy_components,
+    read_json,
+)
+from l2p_arch.errors import ArchError
+from l2p_arch.families import find_family
+from l2p_arch.tensor_files import (
+    PlannedTensor,
+    StoredTensor,
+    index_directory,
+    read_header,
+    write_directory,
+    write_file,
+)
+
+_PARTS = ("enc", "up", "dec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicLayout:
+    """Names of one published head."""
+
+    name: str
+    levels: tuple[str, ...]
+    """What stands after enc, up and dec at each level, finest first."""
+    keeps_pixel_channels: bool = False
+    """The first encoder level has 3 channels, and the decoder is nowhere narrower than 16."""
+
+    def head_name(self, ours: str) -> str:
+        """Our name of a head's tensor, without `detailer_head.`, to the public one, with `local_decoder.`."""
+        module, rest = ours.split(".", 1)
+        for part in _PARTS:
+            if module.startswith(part) and module[len(part) :].isdigit():
+                module = part + self.levels[int(module[len(part) :]) - 1]
+        return f"local_decoder.{module}.{rest}"
+
+
+PUBLIC_LAYOUTS: dict[str, PublicLayout] = {
+    "1k": PublicLayout(name="1k", levels=("1", "2", "3", "4")),
+    "4k": PublicLayout(name="4k", levels=("0", "0b", "1", "2", "3", "4")),
+    "8k": PublicLayout(name="8k", levels=("_8k", "0", "0b", "1", "2", "3", "4"), keeps_pixel_channels=True),
+    "10k": PublicLayout(name="10k", levels=("_10k_a", "0", "0b", "1", "2", "3"), keeps_pixel_channels=True),
+}
+
+KNOWN_FINGERPRINTS = {
+    "577b2d3e0acea1fb784ca600f966805e": "L2P-Z-Image 1K",
+    "69e8fd5b562ea858b9f864508c1263b3": "L2P-Z-Image 4K",
+    "df0e4e865d39501e2fe96c7ea8aa40f6": "L2P-Z-Image 8K",
+    "e6094ba663b7c10011eb47db072ead0b": "L2P-Z-Image 10K",
+}
+
+
+def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The field's structural fingerprint: md5 over the sorted, comma-joined names and name:shape strings."""
+    parts = [*shapes, *(f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items())]
+    return hashlib.md5(",".join(sorted(parts)).encode(), usedforsecurity=False).hexdigest()
+
+
+def identify(path: Path | str) -> str:
+    """Say in a few words what a file is, by its content and never by its name."""
+    path = Path(path)
+    if not path.is_file():
+        return "a directory" if path.is_dir() else "missing"
+    if zipfile.is_zipfile(path) or path.open("rb").read(2) == b"\x80\x02":
+        return "a pickle, which is never loaded; convert it to safetensors where it comes from"
+    try:
+        tensors, metadata = read_header(path)
+    except ArchError as error:
+        return str(error).removeprefix(f"{path} ")
+    names = tensors.keys()
+    known = KNOWN_FINGERPRINTS.get(fingerprint({name: tensor.shape for name, tensor in tensors.items()}))
+    if known:
+        return f"the published layout of {known}"
+    if metadata.get("kind") == "l2p-trained-delta":
+        return "a trained-delta file; merge it with its base"
+    if any(".lora_" in name or name.endswith(".alpha") for name in names):
+        return "a LoRA; load it on top of a model"
+    if any(name.startswith("local_decoder.") for name in names):
+        return "an L2P model in a single-file layout"
+    if any(name.startswith("dec_net.") for name in names):
+        return "a pixel-space Z-Image of another kind (dec_net), not an L2P model"
+    if any(name.startswith("all_final_layer.") for name in names):
+        return "a latent Z-Image transformer; surgery starts from its diffusers directory"
+    return f"a safetensors file of another model ({len(names)} tensors, such as {min(names, default='none')})"
+
+
+def import_public(
+    file: Path | str,
+    pipeline: Path | str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5 << 30,
+) -> str:
+    """Turn a published single file into a model directory, bit by bit; return the layout's name.
+
+    Args:
+        file: the single file, recognised by its content.
+        pipeline: a Z-Image pipeline directory, whose text encoder, tokenizer and scheduler are taken along.
+        out: directory to create; it appears complete or not at all.
+        overwrite: replace an existing `out`.
+        max_shard_bytes: largest weight file.
+    """
+    file, pipeline, out = Path(file), Path(pipeline), Path(out)
+    if not file.is_file():
+        raise ArchError(f"{file} is not a file; give a published L2P single file")
+    layout = None
+    if not zipfile.is_zipfile(file):
+        tensors, _ = read_header(file)
+        layout = _layout_of(tensors)
+    if layout is None:
+        raise ArchError(f"{file} is no published L2P layout: it is {identify(file)}")
+    config = _config_from(tensors, layout)
+    embedder = f"all_x_embedder.{config['patch_size']}-1"
+    ours = {layout.head_name(name): f"detailer_head.{name}" for name in _head_names(config)}
+    plan = []
+    for name, stored in tensors.items():
+        if name == f"{embedder}.weight":
+            plan.append(
+                _reordered(stored, "trunk.all_x_embedder.1-1.weight", _to_channel_first, config["patch_size"])
+            )
+            continue
+        target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
+        plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
+    _check_against_model(plan, config, file)
+    components = [*find_family("z-image").text_components, "scheduler"]
+    check_components(pipeline, components, "z-image")
+    with appearing_complete(out, pipeline, overwrite) as partial:
+        (partial / "transformer").mkdir()
+        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
+        _meta_model(config).save_config(partial / "transformer")
+        copy_components(pipeline, components, partial)
+    return layout.name
+
+
+def export_public(model: Path | str, file: Path | str, *, overwrite: bool = False) -> str:
+    """Write a model directory as one file in the public layout, bit by bit; return the layout's name."""
+    model, file = Path(model), Path(file)
+    config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
+    if config.get("family") != "z-image":
+        raise ArchError(f"{model} is of the family {config.get('family')!r}; only z-image has public layouts")
+    layout = _layout_for(config)
+    patch_size = config["patch_size"]
+    plan = []
+    for name, stored in index_directory(model / "transformer").items():
+        if name == "trunk.all_x_embedder.1-1.weight":
+            target = f"all_x_embedder.{patch_size}-1.weight"
+            plan.append(_reordered(stored, target, _to_channel_last, patch_size))
+            continue
+        if name.startswith("detailer_head."):
+            target = layout.head_name(name.removeprefix("detailer_head."))
+        else:
+            target = name.removeprefix("trunk.").replace(
+                "all_x_embedder.1-1.", f"all_x_embedder.{patch_size}-1."
+            )
+        plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
+    with appearing_file(file, overwrite) as partial:
+        write_file(partial, plan)
+    return layout.name
+
+
+def _to_channel_first(weight: Tensor, patch_size: int) -> Tensor:
+    """Columns from the public order (py, px, c) to ours, pixel_unshuffle's (c, py, px)."""
+    return rearrange(weight, "d (py px c) -> d (c py px)", py=patch_size, px=patch_size).contiguous()
+
+
+def _to_channel_last(weight: Tensor, patch_size: int) -> Tensor:
+    return rearrange(weight, "d (c py px) -> d (py px c)", py=patch_size, px=patch_size).contiguous()
+
+
+def _reordered(stored: StoredTensor, name: str, order: Any, patch_size: int) -> PlannedTensor:
+    return PlannedTensor(
+        name=name, dtype=stored.dtype, shape=stored.shape, origin=lambda: order(stored.read(), patch_size)
+    )
+
+
+def _layout_of(tensors: Mapping[str, StoredTensor]) -> PublicLayout | None:
+    present = {name.split(".")[1] for name in tensors if name.startswith("local_decoder.enc")}
+    for layout in PUBLIC_LAYOUTS.values():
+        if present == {f"enc{level}" for level in layout.levels}:
+            return layout
+    return None
+
+
+def _layout_for(config: Mapping[str, Any]) -> PublicLayout:
+    channels = config["head_channels"]
+    for layout in PUBLIC_LAYOUTS.values():
+        if len(layout.levels) == len(channels) and layout.keeps_pixel_channels == (channels[0] == 3):
+            return layout
+    raise ArchError(
+        f"no public layout has a head of the widths {tuple(channels)}; 1K has 4 levels, 4K 6, 8K 7 and 10K 6"
+    )
+
+
+def _config_from(tensors: Mapping[str, StoredTensor], layout: PublicLayout) -> dict[str, Any]:
+    """Read the model's config off the shapes; what shapes do not tell is Z-Image's own."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        dim = shapes["x_pad_token"][1]
+        head_dim = shapes["layers.0.attention.norm_q.weight"][0]
+        embedder = next(
+            name for name in shapes if name.startswith("all_x_embedder.") and name.endswith(".weight")
+        )
+        trunk = {
+            "all_patch_size": [2],
+            "all_f_patch_size": [1],
+            "in_channels": 16,
+            "dim": dim,
+            "n_layers": _count(shapes, "layers"),
+            "n_refiner_layers": _count(shapes, "noise_refiner"),
+            "n_heads": dim // head_dim,
+            "n_kv_heads": shapes["layers.0.attention.to_k.weight"][0] // head_dim,
+            "cap_feat_dim": shapes["cap_embedder.0.weight"][0],
+            "axes_dims": [head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3],
+        }
+        channels = [shapes[f"local_decoder.enc{level}.0.weight"][0] for level in layout.levels]
+        bottleneck = shapes["local_decoder.bottleneck.0.weight"][0]
+    except (KeyError, StopIteration) as error:
+        raise ArchError(f"the file lacks {error}, which every L2P model of Z-Image has") from error
+    return {
+        "family": "z-image",
+        "trunk_config": trunk,
+        "patch_size": int(embedder.split(".")[1].split("-")[0]),
+        "head_channels": channels,
+        "head_bottleneck": None if bottleneck == channels[-1] else bottleneck,
+        "head_decoder_floor": 16 if layout.keeps_pixel_channels else 0,
+    }
+
+
+def _count(shapes: Mapping[str, Any], block_list: str) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(f"{block_list}."))
+
+
+def _meta_model(config: Mapping[str, Any]) -> Any:
+    import torch
+
+    from l2p_arch.model import L2PTransformer
+
+    with torch.device("meta"):
+        return L2PTransformer(**config)
+
+
+def _head_names(config: Mapping[str, Any]) -> list[str]:
+    return list(_meta_model(config).detailer_head.state_dict())
+
+
+def _check_against_model(plan: Sequence[PlannedTensor], config: Mapping[str, Any], file: Path) -> None:
+    wanted = {name: tuple(value.shape) for name, value in _meta_model(config).state_dict().items()}
+    given = {tensor.name: tensor.shape for tensor in plan}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise ArchError(f"{file}: {name} is {given.get(name)}, where the layout has {wanted.get(name)}")
