@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
+import sys
+import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,26 +36,13 @@ def _ray(share: RayShare) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes to our stderr otherwise
-    import logging
-
     import ray
     import ray.data
 
     started = not ray.is_initialized()
-    if started and share.address is not None:
-        ray.init(share.address, log_to_driver=False, logging_level=logging.ERROR)
-    elif started:
-        wanted = (share.workers or 1) * share.threads_per_worker
-        ray.init(
-            "local",
-            num_cpus=max(
-                os.cpu_count() or 1, wanted
-            ),  # logical: more workers than cores is the caller's decision
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=256 << 20,  # images go to disk, not through the store
-        )
+    if started:
+        with _standard_error_held_back():
+            _start(ray, share)
     loggers = [
         logging.getLogger(name) for name in ("ray.data", "ray")
     ]  # ray.data configures them at its import
@@ -66,6 +56,42 @@ def _ray(share: RayShare) -> Iterator[Any]:
             ray.shutdown()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _start(ray: Any, share: RayShare) -> None:
+    if share.address is not None:
+        ray.init(share.address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    wanted = (share.workers or 1) * share.threads_per_worker
+    ray.init(
+        "local",
+        num_cpus=max(
+            os.cpu_count() or 1, wanted
+        ),  # logical: more workers than cores is the caller's decision
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=256 << 20,  # images go to disk, not through the store
+    )
+
+
+@contextmanager
+def _standard_error_held_back() -> Iterator[None]:
+    """Keep file descriptor 2 silent, also for C++ code; what was written comes out if the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[int, float]:

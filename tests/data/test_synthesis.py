@@ -1,0 +1,216 @@
+"""Synthesis: nothing lost, nothing twice, the same bytes however often it was interrupted."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import pytest
+from l2p_data import (
+    DataError,
+    SynthesisConfig,
+    SynthesisProgress,
+    prompt_records,
+    read_corpus,
+    synthesize,
+    verify,
+)
+from l2p_data.dataset import decode_image
+from l2p_data.filters import filter_prompts
+from l2p_data.identity import image_seed
+from l2p_data.synthesis import plan_shards
+from l2p_data.worker import WorkerSettings, make_shard
+from PIL import Image
+
+PROMPTS = [f"a red circle number {index}" for index in range(5)]
+PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}
+
+
+def config(model: Path, output: Path, **changes: object) -> SynthesisConfig:
+    values = {
+        "seeds_per_prompt": 2,
+        "width": 64,
+        "height": 64,
+        "batch_size": 3,
+        "rows_per_shard": 4,
+        "workers": 0,
+    }
+    return SynthesisConfig(model=model, output=output, pipeline_kwargs=PIPELINE, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def content(corpus: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(corpus)): path.read_bytes()
+        for path in sorted(corpus.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(untrained_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus made in this process, without Ray, in one go."""
+    corpus = tmp_path_factory.mktemp("data") / "corpus"
+    synthesize(prompt_records(PROMPTS), config(untrained_source, corpus))
+    return corpus
+
+
+def test_every_prompt_gets_its_images_with_their_provenance(
+    undisturbed: Path, untrained_source: Path
+) -> None:
+    frame = read_corpus(undisturbed)
+    assert verify(undisturbed, decode=True)["rows"] == frame.height == 10
+    assert frame["prompt"].to_list() == [text for text in PROMPTS for _ in range(2)]
+    for row in frame.iter_rows(named=True):
+        prompt_id, index = row["id"].rsplit("-", 1)
+        assert row["seed"] == image_seed(prompt_id, int(index))
+        assert decode_image(row["image"]).size == (row["width"], row["height"]) == (64, 64)
+    assert frame["seed"].n_unique() == 10
+    assert frame["source_model"].str.starts_with(f"{untrained_source.name}@").all()
+
+
+def test_a_driver_killed_midway_on_ray_and_started_again_gives_the_undisturbed_bytes(
+    undisturbed: Path, untrained_source: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    program = f"""
+import os, signal
+from l2p_data import SynthesisConfig, prompt_records, synthesize
+def report(state):
+    if state.shards:
+        os.kill(os.getpid(), signal.SIGKILL)
+config = SynthesisConfig(model={str(untrained_source)!r}, output={str(corpus)!r}, seeds_per_prompt=2,
+    width=64, height=64, batch_size=3, rows_per_shard=4, workers=1, pipeline_kwargs={PIPELINE!r})
+synthesize(prompt_records({PROMPTS!r}), config, report)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -9, killed.stderr
+    assert killed.stderr == ""  # Ray is quiet
+    assert list(corpus.glob("part-*.parquet")) and not (corpus / "manifest.json").exists()
+    states: list[SynthesisProgress] = []
+    manifest = synthesize(prompt_records(PROMPTS), config(untrained_source, corpus, workers=1), states.append)
+    assert states[0].shards >= 1 and states[-1].images == states[-1].total == manifest.rows == 10
+    assert content(corpus) == content(undisturbed)
+
+
+def test_running_again_touches_nothing_and_healing_remakes_only_what_is_missing(
+    undisturbed: Path, untrained_source: Path
+) -> None:
+    before = content(undisturbed)
+    times = {path: path.stat().st_mtime_ns for path in undisturbed.glob("part-*")}
+    synthesize(prompt_records(PROMPTS), config(untrained_source, undisturbed))
+    assert times == {path: path.stat().st_mtime_ns for path in undisturbed.glob("part-*")}
+    lost = undisturbed / "part-00001.parquet"
+    lost.unlink()
+    (undisturbed / ".part-00001.parquet.0.partial").write_bytes(b"left behind by a crash")
+    synthesize(prompt_records(PROMPTS), config(untrained_source, undisturbed))
+    assert content(undisturbed) == before
+    assert [path for path, time in times.items() if path.stat().st_mtime_ns != time] == [lost]
+
+
+def test_a_finished_shard_that_was_cut_is_reported_not_overwritten(
+    undisturbed: Path, untrained_source: Path
+) -> None:
+    shard = undisturbed / "part-00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(DataError, match=r"part-00000.parquet has \d+ bytes, .* truncated"):
+        synthesize(prompt_records(PROMPTS), config(untrained_source, undisturbed))
+    shard.write_bytes(whole)
+
+
+def test_other_settings_in_the_same_directory_are_an_error_with_the_difference(
+    undisturbed: Path, untrained_source: Path
+) -> None:
+    with pytest.raises(DataError, match="batch_size: was 3, now 2"):
+        synthesize(prompt_records(PROMPTS), config(untrained_source, undisturbed, batch_size=2))
+    with pytest.raises(DataError, match="begun with other settings"):
+        synthesize(prompt_records(PROMPTS[:3]), config(untrained_source, undisturbed))
+
+
+def test_a_pipeline_that_cannot_run_is_one_clear_error(untrained_source: Path, tmp_path: Path) -> None:
+    wrong = SynthesisConfig(
+        model=untrained_source,
+        output=tmp_path / "c",
+        workers=0,
+        width=64,
+        height=64,
+        pipeline_kwargs={"stepz": 1},
+    )
+    with pytest.raises(DataError, match=r"failed on every image of the first shard: TypeError.*stepz"):
+        synthesize(prompt_records(["a cat"]), wrong)
+    assert not list((tmp_path / "c").glob("*.parquet"))
+
+
+def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        calls.append(list(prompts))
+        if any("bad" in prompt for prompt in prompts):
+            raise RuntimeError("out of\nmemory")
+        return [Image.new("RGB", (8, 8), (seed % 256, 0, 0)) for seed in seeds]
+
+    settings = WorkerSettings(
+        model="",
+        corpus=str(tmp_path),
+        source_model="m",
+        width=8,
+        height=8,
+        batch_size=3,
+        threads=1,
+        dtype="auto",
+        image_format="png",
+        max_attempts=3,
+    )
+    rows = plan_shards(
+        prompt_records(["a", "bad", "c", "d"]), config(tmp_path, tmp_path, seeds_per_prompt=1)
+    )[0]
+    entry = make_shard(0, rows, generate, settings)
+    assert entry["file"]["rows"] == 3
+    bad = [
+        {"id": rows[1]["id"], "seed": rows[1]["seed"], "error": "RuntimeError: out of memory", "attempts": 3}
+    ]
+    assert entry["failures"] == bad
+    assert calls == [["a", "bad", "c"], ["a"], ["bad"], ["bad"], ["c"], ["d"]]
+
+
+def test_shards_follow_from_prompts_and_settings_alone() -> None:
+    prompts = filter_prompts(prompt_records(["a cat", "", "a dog"])).filter(pl.col("status") == "keep")
+    shards = plan_shards(prompts, config(Path("m"), Path("o"), seeds_per_prompt=3, rows_per_shard=4))
+    assert [len(rows) for rows in shards] == [4, 2]
+    assert len({row["id"] for rows in shards for row in rows}) == 6
+    assert shards == plan_shards(prompts, config(Path("m"), Path("o"), seeds_per_prompt=3, rows_per_shard=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"dtype": "int8"}, "dtype 'int8' is not known"),
+        ({"image_format": "gif"}, "image_format 'gif'"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        config(Path("m"), Path("o"), **change)
+
+
+def test_missing_models_and_unwritable_outputs_are_clear_errors(tmp_path: Path) -> None:
+    prompts = prompt_records(["a cat"])
+    with pytest.raises(DataError, match=r"model directory .* does not exist"):
+        synthesize(prompts, config(tmp_path / "none", tmp_path / "out"))
+    with pytest.raises(DataError, match="neither a directory nor in the local Hugging Face cache"):
+        synthesize(prompts, SynthesisConfig(model="nobody/nothing", output=tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no model_index.json"):
+        synthesize(prompts, config(tmp_path / "empty", tmp_path / "out"))
+    (tmp_path / "empty" / "model_index.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write to the directory"):
+        synthesize(prompts, config(tmp_path / "empty", tmp_path / "file" / "out"))
+    with pytest.raises(DataError, match="no prompt passed the filter"):
+        synthesize(filter_prompts(prompt_records([""])), config(tmp_path / "empty", tmp_path / "out"))
+    assert not os.path.exists(tmp_path / "out" / "manifest.json")
