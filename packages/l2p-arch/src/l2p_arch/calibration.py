@@ -55,7 +55,7 @@ def paired_tokens(
             f"calibration_images have the shape {tuple(images.shape)}; wanted (N, 3, H, W) in [-1, 1]"
         )
     vae = _load_vae(source)
-    pixels_per_token = 2 ** (len(vae.config.block_out_channels) - 1) * layout.patch_size
+    pixels_per_token = _downscale(vae) * layout.patch_size
     patches, latents = [], []
     for batch in images.float().split(_BATCH):
         folded = pixels_to_patches(batch, patch_size)
@@ -125,6 +125,12 @@ def _with_unit_noise(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(missing)
     matrix[:, :rows] = vectors * values.clamp_min(0).sqrt() @ vectors.T
     return matrix
+
+
+def _downscale(vae: Any) -> int:
+    """Pixels per latent pixel along a side."""
+    widths = vae.config.get("block_out_channels") or vae.config.get("dim_mult")
+    return 2 ** (len(widths) - 1)
 
 
 def _load_vae(source: Source) -> Any:

@@ -81,6 +81,16 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         head."""
         return [f"trunk.{name}" for name in self.source_family.shallow] + ["detailer_head"]
 
+    def idle_names(self) -> list[str]:
+        """Modules that never get a gradient, because nothing downstream reads them; leave them frozen."""
+        names = []
+        for name in self.source_family.idle:
+            block_list, _, rest = name.partition(".-1.")
+            names.append(
+                f"trunk.{block_list}.{len(list(self.trunk.get_submodule(block_list).children())) - 1}.{rest}"
+            )
+        return names
+
 
 def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:
     if pixels.ndim != 4 or pixels.shape[1] != 3:

@@ -54,6 +54,9 @@ class Family:
     """Modules and parameters outside the main blocks that train together with the first and last blocks."""
     velocity_sign: int
     """The velocity (noise - x_0) is this times the raw output."""
+    idle: tuple[str, ...] = ()
+    """Modules without any influence on the features, hence without gradients; "-1" names the last of a
+    list."""
     text_components: tuple[str, ...]
     """Pipeline components that encode text, and that a converted model takes along."""
     feature_channels: Callable[[Mapping[str, Any]], int]

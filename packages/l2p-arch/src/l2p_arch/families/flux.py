@@ -1,0 +1,89 @@
+"""FLUX.1: double-stream blocks, then single-stream blocks over [text, image].
+
+Conventions: the time passed is sigma, and the raw output is the velocity. FLUX.1 [dev] also embeds the
+guidance it was distilled with. Conditioning: {"text": (L, 4096), "pooled": (768,), optionally "guidance":
+()}; text has no mask.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.running import (
+    exact_time,
+    in_groups_of_equal_text,
+    source_pipeline,
+    stacked,
+    to_grid,
+    to_tokens,
+)
+
+DEFAULT_GUIDANCE = 3.5
+
+
+def _strip_output(trunk: Any) -> None:
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()
+
+
+def position_ids(grid: Sequence[int], device: torch.device) -> Tensor:
+    """(0, y, x) for every token, (h*w, 3)."""
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    ids = torch.cartesian_prod(rows, columns).reshape(-1, 2)
+    return torch.cat((torch.zeros_like(ids[:, :1]), ids), dim=1).float()
+
+
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    grid = patches.shape[-2:]
+    text = stacked(conditioning, "text", patches)
+    guidance = None
+    if trunk.config.guidance_embeds:
+        default = torch.tensor(DEFAULT_GUIDANCE)
+        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
+    with exact_time(trunk.time_text_embed, sigma * 1000):
+        tokens = trunk(
+            hidden_states=to_tokens(patches),
+            encoder_hidden_states=text,
+            pooled_projections=stacked(conditioning, "pooled", patches),
+            timestep=sigma,
+            guidance=guidance,
+            img_ids=position_ids(grid, patches.device),
+            txt_ids=torch.zeros(text.shape[1], 3, device=patches.device),
+            return_dict=False,
+        )[0]
+    return to_grid(tokens, grid)
+
+
+def _encode_text(
+    components: Mapping[str, Any],
+    prompts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int = 512,
+) -> list[Conditioning]:
+    pipeline = source_pipeline("FluxPipeline", components)
+    text, pooled, _ = pipeline.encode_prompt(
+        list(prompts), device=device, max_sequence_length=max_sequence_length
+    )
+    return [{"text": text[i], "pooled": pooled[i]} for i in range(len(prompts))]
+
+
+FLUX = Family(
+    name="flux",
+    transformer_class="FluxTransformer2DModel",
+    embedder="x_embedder",
+    source_ends=("x_embedder", "norm_out", "proj_out"),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    shallow=("x_embedder", "context_embedder", "time_text_embed"),
+    velocity_sign=1,
+    text_components=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
+    strip_output=_strip_output,
+    run=in_groups_of_equal_text(_run),
+    encode_text=_encode_text,
+    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
+)

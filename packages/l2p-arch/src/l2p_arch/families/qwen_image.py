@@ -1,0 +1,77 @@
+"""Qwen-Image: double-stream blocks over image and masked text.
+
+Conventions: the time passed is sigma, and the raw output is the velocity. Conditioning: {"text": (L, 3584)}.
+The last block updates the text as well, though nobody reads it: those weights never get a gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.running import exact_time, padded, source_pipeline, to_grid, to_tokens
+
+
+def _strip_output(trunk: Any) -> None:
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()
+
+
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    grid = patches.shape[-2:]
+    text, mask = padded(conditioning, "text", patches)
+    with exact_time(trunk.time_text_embed, sigma):
+        tokens = trunk(
+            hidden_states=to_tokens(patches),
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=mask,
+            timestep=sigma,
+            img_shapes=[[(1, grid[0], grid[1])]] * len(patches),
+            return_dict=False,
+        )[0]
+    return to_grid(tokens, grid)
+
+
+def _encode_text(
+    components: Mapping[str, Any],
+    prompts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int = 512,
+) -> list[Conditioning]:
+    pipeline = source_pipeline("QwenImagePipeline", components)
+    text, mask = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
+    if mask is None:
+        return [{"text": sample} for sample in text]
+    return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
+
+
+def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """The video VAE's latents of one frame, normalised per channel."""
+    latents = vae.encode(pixels.to(vae.dtype).unsqueeze(2)).latent_dist.mode().squeeze(2).float()
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (latents - mean) / std
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    transformer_class="QwenImageTransformer2DModel",
+    embedder="img_in",
+    source_ends=("img_in", "norm_out", "proj_out"),
+    block_lists=("transformer_blocks",),
+    shallow=("img_in", "txt_norm", "txt_in", "time_text_embed"),
+    velocity_sign=1,
+    idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
+    text_components=("text_encoder", "tokenizer"),
+    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    pixel_config=lambda config, channels: {**config, "in_channels": channels, "patch_size": 1},
+    strip_output=_strip_output,
+    run=_run,
+    encode_text=_encode_text,
+    encode_latents=_encode_latents,
+    latent_embedder=lambda config: LatentEmbedder(name="img_in", patch_size=2),
+)

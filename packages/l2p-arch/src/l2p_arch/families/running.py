@@ -1,0 +1,90 @@
+"""Small parts that several families' `run` and `encode_text` share."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from l2p_arch.errors import ArchError
+from l2p_arch.families.base import Conditioning
+
+Run = Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
+
+
+def in_groups_of_equal_text(run: Run) -> Run:
+    """For transformers without a text mask: run samples of equal text length together, so that none is
+    padded."""
+
+    def run_groups(
+        trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
+    ) -> Tensor:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index, sample in enumerate(conditioning):
+            groups[len(sample["text"])].append(index)
+        if len(groups) == 1:
+            return run(trunk, patches, sigma, conditioning)
+        order = [index for group in groups.values() for index in group]
+        parts = [run(trunk, patches[g], sigma[g], [conditioning[i] for i in g]) for g in groups.values()]
+        return torch.cat(parts)[torch.tensor(order, device=patches.device).argsort()]
+
+    return run_groups
+
+
+def stacked(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> Tensor:
+    """One entry of every sample as a batch, on the device and in the dtype of `like`."""
+    return torch.stack([sample[key] for sample in conditioning]).to(like.device, like.dtype)
+
+
+def padded(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Entries of unequal length as a batch padded with zeros (B, L, D), and its mask (B, L), None if all are
+    full."""
+    entries = [sample[key].to(like.device, like.dtype) for sample in conditioning]
+    lengths = torch.tensor([len(entry) for entry in entries], device=like.device)
+    batch = nn.utils.rnn.pad_sequence(entries, batch_first=True)
+    if len({len(entry) for entry in entries}) == 1:
+        return batch, None
+    return batch, torch.arange(batch.shape[1], device=like.device) < lengths[:, None]
+
+
+def to_tokens(patches: Tensor) -> Tensor:
+    """Patches (B, C, h, w) to tokens (B, h*w, C)."""
+    return rearrange(patches, "b c h w -> b (h w) c")
+
+
+def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """Tokens (B, h*w, D) to features (B, D, h, w)."""
+    return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0], w=grid[1])
+
+
+@contextmanager
+def exact_time(time_module: nn.Module, time: Tensor) -> Iterator[None]:
+    """Hand `time` to the time embedding as it is, where the surrounding forward would round it to the
+    weights' dtype."""
+
+    def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (time, *args[1:]) if args[0].shape == time.shape else args
+
+    handle = time_module.register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def source_pipeline(class_name: str, components: Mapping[str, Any]) -> Any:
+    """The source's own diffusers pipeline, with nothing but its text components, to encode text with."""
+    import diffusers
+
+    return getattr(diffusers, class_name)(scheduler=None, vae=None, transformer=None, **components)
+
+
+def check_grid(grid: Sequence[int], largest: int, family: str) -> None:
+    """Raise for grids beyond a family's table of positions."""
+    if max(grid) > largest:
+        raise ArchError(
+            f"a grid of {grid[0]} x {grid[1]} tokens exceeds {family}'s {largest}; use a larger patch"
+        )

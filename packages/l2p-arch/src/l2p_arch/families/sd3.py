@@ -1,0 +1,87 @@
+"""Stable Diffusion 3 and 3.5: double-stream blocks over image and unmasked text, learned-size position table.
+
+Conventions: the time passed is 1000 sigma, and the raw output is the velocity.
+Conditioning: {"text": (L, 4096), "pooled": (2048,)}.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.running import check_grid, in_groups_of_equal_text, source_pipeline, stacked
+
+
+def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
+    # The position table is laid out over sample_size / patch_size tokens: both shrink together.
+    sample_size = source["sample_size"] // source["patch_size"]
+    return {
+        **source,
+        "patch_size": 1,
+        "sample_size": sample_size,
+        "in_channels": patch_channels,
+        "out_channels": 1,
+    }
+
+
+def _strip_output(trunk: Any) -> None:
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()
+    trunk.out_channels = trunk.inner_dim  # makes the unpatchify of diffusers' forward a plain reshape
+
+
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    check_grid(patches.shape[-2:], trunk.config.pos_embed_max_size, "SD3")
+    return trunk(
+        hidden_states=patches,
+        encoder_hidden_states=stacked(conditioning, "text", patches),
+        pooled_projections=stacked(conditioning, "pooled", patches),
+        timestep=sigma * 1000,
+        return_dict=False,
+    )[0]
+
+
+def _encode_text(
+    components: Mapping[str, Any],
+    prompts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int = 256,
+) -> list[Conditioning]:
+    pipeline = source_pipeline("StableDiffusion3Pipeline", components)
+    text, _, pooled, _ = pipeline.encode_prompt(
+        list(prompts),
+        None,
+        None,
+        device=device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=max_sequence_length,
+    )
+    return [{"text": text[i], "pooled": pooled[i]} for i in range(len(prompts))]
+
+
+SD3 = Family(
+    name="sd3",
+    transformer_class="SD3Transformer2DModel",
+    embedder="pos_embed.proj",
+    source_ends=("pos_embed.proj", "norm_out", "proj_out"),
+    block_lists=("transformer_blocks",),
+    shallow=("pos_embed", "context_embedder", "time_text_embed"),
+    velocity_sign=1,
+    text_components=(
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "text_encoder_3",
+        "tokenizer_3",
+    ),
+    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    pixel_config=_pixel_config,
+    strip_output=_strip_output,
+    run=in_groups_of_equal_text(_run),
+    encode_text=_encode_text,
+    latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
+)
