@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from l2p_data.llm import Category, PromptRequest, TextGenerator
     from l2p_data.prompts import generate_prompts, prompt_records, read_prompts, write_prompts
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
+    from l2p_data.taxonomy import Taxonomy, load_taxonomy
 
 #: name -> module; loaded on first use, so that importing the package costs nothing
 _EXPORTS = {
@@ -21,10 +22,12 @@ _EXPORTS = {
     "PromptRequest": "llm",
     "SynthesisConfig": "synthesis",
     "SynthesisProgress": "synthesis",
+    "Taxonomy": "taxonomy",
     "TextGenerator": "llm",
     "filter_prompts": "filters",
     "generate_prompts": "prompts",
     "load_manifest": "dataset",
+    "load_taxonomy": "taxonomy",
     "prompt_records": "prompts",
     "read_corpus": "dataset",
     "read_prompts": "prompts",
@@ -41,10 +44,12 @@ __all__ = [
     "PromptRequest",
     "SynthesisConfig",
     "SynthesisProgress",
+    "Taxonomy",
     "TextGenerator",
     "filter_prompts",
     "generate_prompts",
     "load_manifest",
+    "load_taxonomy",
     "prompt_records",
     "read_corpus",
     "read_prompts",

@@ -28,6 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _taxonomy(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data.taxonomy import load_taxonomy
+
+    found = load_taxonomy(options.extend).find(
+        superclass=options.superclass, subclass=options.subclass, text=options.text
+    )
+    leaves = [f"{' > '.join([c.superclass, c.subclass, c.group, c.category])}" for c in found.categories]
+    return {"categories": len(leaves), "leaves": leaves}
+
+
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data.grammar import GrammarGenerator
     from l2p_data.preview import prompt_stats
@@ -160,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         sub.set_defaults(run=run)
         return sub
+
+    sub = command("taxonomy", _taxonomy, "list the category tree, or a part of it")
+    sub.add_argument("--superclass")
+    sub.add_argument("--subclass")
+    sub.add_argument("--text", default="", help="only leaves whose name contains this")
+    sub.add_argument("--extend", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
 
     sub = command("prompts", _prompts, "write prompts from a grammar")
     sub.add_argument("--grammar", type=Path, required=True, help="grammar TOML")

@@ -15,6 +15,8 @@ from typing import Any
 from l2p_data.errors import DataError
 from l2p_data.worker import SynthesisWorker, WorkerSettings
 
+_START_ATTEMPTS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class RayShare:
@@ -63,16 +65,22 @@ def _start(ray: Any, share: RayShare) -> None:
         ray.init(share.address, log_to_driver=False, logging_level=logging.ERROR)
         return
     wanted = (share.workers or 1) * share.threads_per_worker
-    ray.init(
-        "local",
-        num_cpus=max(
-            os.cpu_count() or 1, wanted
-        ),  # logical: more workers than cores is the caller's decision
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=256 << 20,  # images go to disk, not through the store
-    )
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                "local",
+                # logical: more workers than cores is the caller's decision
+                num_cpus=max(os.cpu_count() or 1, wanted),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=256 << 20,  # images go to disk, not through the store
+            )
+            return
+        except Exception:  # Ray gives its own processes 30 s, which a busy machine can exceed
+            ray.shutdown()
+            if attempt == _START_ATTEMPTS:
+                raise
 
 
 @contextmanager
