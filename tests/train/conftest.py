@@ -31,11 +31,11 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards with ten smooth random images."""
     folder = tmp_path_factory.mktemp("corpus")
     for shard in range(2):
-        write_shard(folder / f"part-{shard:05d}.parquet", [(SIZE, SIZE)] * 5, seed=shard)
+        _write_shard(folder / f"part-{shard:05d}.parquet", [(SIZE, SIZE)] * 5, seed=shard)
     return folder
 
 
-def write_shard(path: Path, sizes: list[tuple[int, int]], seed: int = 0) -> None:
+def _write_shard(path: Path, sizes: list[tuple[int, int]], seed: int = 0) -> None:
     """Write a corpus shard with one image per (height, width)."""
     from PIL import Image
 
@@ -56,3 +56,9 @@ def write_shard(path: Path, sizes: list[tuple[int, int]], seed: int = 0) -> None
             }
         )
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+
+
+@pytest.fixture(scope="session")
+def write_shard():
+    """The function (path, [(height, width), ...], seed=0) -> None that writes a corpus shard."""
+    return _write_shard

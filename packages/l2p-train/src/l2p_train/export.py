@@ -22,7 +22,10 @@ def weight_files(transformer: Path) -> list[Path]:
 
 def base_hash(model_dir: Path) -> str:
     """Return a hash of the transformer a run starts from: config, and names, sizes and headers of shards."""
-    digest = hashlib.sha256((model_dir / "transformer" / "config.json").read_bytes())
+    config = model_dir / "transformer" / "config.json"
+    if not config.is_file():
+        raise TrainError(f"{model_dir} is no L2P model directory: no transformer/config.json")
+    digest = hashlib.sha256(config.read_bytes())
     for path in weight_files(model_dir / "transformer"):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -137,7 +137,7 @@ def _meta_model(config: TrainConfig) -> tuple[Any, int]:
     try:
         with torch.device("meta"):
             model = L2PTransformer.from_config(settings)
-        return model, model.source_family.feature_channels(settings["trunk"])
+        return model, model.source_family.feature_channels(settings["trunk_config"])
     except (ArchError, KeyError) as error:
         raise TrainError(f"{path}: {error}") from error
 

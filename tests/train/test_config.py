@@ -1,0 +1,91 @@
+"""Settings: Table 3's defaults, strict loading, and what may change when a run resumes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from l2p_train import TrainConfig, TrainError, config_from_mapping, load_config
+from l2p_train.config import differences
+from l2p_train.schedule import ema_decay, learning_rate_factor
+
+PATHS = {"model": "m", "corpus": "c", "output": "o"}
+
+
+def config(**changes) -> TrainConfig:
+    return config_from_mapping(PATHS | changes)
+
+
+def test_defaults_are_table_3():
+    settings = config()
+    assert (settings.learning_rate, settings.weight_decay, settings.batch_size) == (5e-5, 0.01, 8)
+    assert settings.batch_layout(8) == (1, 1)  # no gradient accumulation
+    assert (settings.trainable, settings.noise_shift, settings.loss_weighting) == ("shallow", 3.0, "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rte": 1.0}, "unknown key 'learning_rte'; did you mean 'learning_rate'"),
+        ({"steps": "many"}, "steps: got 'many', wanted int"),
+        ({"steps": True}, "steps: got True"),
+        ({"schedule": "linear"}, "schedule: got 'linear', wanted 'constant' or 'cosine' or 'one-cycle'"),
+        ({"betas": [0.9]}, "betas"),
+        ({"zero_stage": 4}, "zero_stage is 4; use 0, 1, 2 or 3"),
+        ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_a_bad_setting_is_named(change, message):
+    with pytest.raises(TrainError, match=message):
+        config(**change)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(TrainError, match="missing key 'corpus'"):
+        config_from_mapping({"model": "m", "output": "o"})
+
+
+def test_json_and_toml_load_to_the_same_settings(tmp_path: Path):
+    settings = config(trainable=2, betas=[0.9, 0.95], sample_prompts=["a", "b"], micro_batch_size=4)
+    (tmp_path / "c.json").write_text(json.dumps(settings.to_dict()))
+    lines = [f"{k} = {json.dumps(v)}" for k, v in settings.to_dict().items() if v is not None]
+    (tmp_path / "c.toml").write_text("[train]\n" + "\n".join(lines))
+    assert load_config(tmp_path / "c.json") == load_config(tmp_path / "c.toml") == settings
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(TrainError, match="batch_size 8 does not divide over 3 processes"):
+        config().batch_layout(3)
+    with pytest.raises(TrainError, match="micro_batch_size 3"):
+        config(micro_batch_size=3).batch_layout(1)
+    assert config(batch_size=24, micro_batch_size=3).batch_layout(2) == (3, 4)
+
+
+def test_a_resumed_run_may_change_its_reports_and_length_only():
+    old = config().to_dict()
+    assert differences(old, config(steps=5000, log_every=1, output="elsewhere")) == []
+    assert differences(old, config(seed=1, trainable=2)) == ["seed: 0 -> 1", "trainable: shallow -> 2"]
+
+
+def test_every_setting_survives_json():
+    settings = config()
+    assert config_from_mapping(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert len(dataclasses.fields(settings)) == len(settings.to_dict())
+
+
+def test_learning_rate_schedules_have_their_shapes():
+    constant = config(warmup_steps=4)
+    assert [learning_rate_factor(step, constant) for step in (0, 1, 3, 4, 999)] == [0.25, 0.5, 1, 1, 1]
+    cosine = config(schedule="cosine", steps=100, final_rate=0.1)
+    assert learning_rate_factor(49, cosine) == pytest.approx(0.55)
+    assert learning_rate_factor(99, cosine) == pytest.approx(0.1)
+    cycle = [learning_rate_factor(step, config(schedule="one-cycle", steps=100)) for step in range(100)]
+    assert max(cycle) == cycle[29] == 1.0 and cycle[0] < 0.05 and cycle[99] < 1e-9
+    assert cycle[:30] == sorted(cycle[:30]) and cycle[29:] == sorted(cycle[29:], reverse=True)
+
+
+def test_the_average_forgets_its_start_sooner_when_warmed_up():
+    assert ema_decay(0, config(ema_decay=0.999)) == pytest.approx(0.1)
+    assert ema_decay(10**6, config(ema_decay=0.999)) == 0.999
+    assert ema_decay(0, config(ema_decay=0.999, ema_warmup=False)) == 0.999
