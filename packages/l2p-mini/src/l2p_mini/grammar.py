@@ -30,8 +30,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "position": ("a {shape} {relation} a {shape}", "a {color} {shape} {relation} a {color} {shape}"),
     "color_attr": ("a {color} {shape} and a {color} {shape}",),
 }
-# How often each task is drawn for training: harder tasks more often.
-WEIGHTS = {"single_object": 0.5, "two_object": 1.0, "counting": 2.0, "colors": 1.0, "position": 2.0, "color_attr": 2.0}
+# How often each task is drawn for training: tasks with more to say more often.
+WEIGHTS = {"single_object": 1.0, "two_object": 1.0, "counting": 2.0, "colors": 2.0, "position": 2.0, "color_attr": 2.0}
 WITHOUT_PLACE = 0.15  # share of prompts that leave the background open
 
 _OBJECT = r"(?:(?P<color{i}>%s) )?(?P<shape{i}>%s)" % ("|".join(COLORS), "|".join(SHAPES))  # noqa: UP031

@@ -199,7 +199,7 @@ def main() -> None:
     run = Run(output=args.output, steps=args.steps, warmup=200)
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     tokenizer = build_tokenizer()
-    cache = cache_scenes(vae, tokenizer, args.output / f"scenes-{run.rank}.safetensors", args.scenes, args.seed + 100 + run.rank)
+    cache = cache_scenes(vae, tokenizer, args.output / f"scenes-{run.rank}.safetensors", args.scenes, args.seed + 200 + run.rank)
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor
     cache["latents"] = (cache["latents"] - shift) * scale
 
