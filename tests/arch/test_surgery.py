@@ -97,7 +97,7 @@ def test_zero_output_starts_from_a_velocity_of_zero(untrained_source: Path, tmp_
     assert not velocity.any()
 
 
-@pytest.mark.parametrize("moment", ["write_directory", "_copy_components", "_write_json"])
+@pytest.mark.parametrize("moment", ["write_directory", "copy_components", "write_json"])
 def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
     untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from l2p_arch.directories import (
     appearing_complete,
     appearing_file,
-    check_components,
+    components_to_keep,
     copy_components,
     copy_file,
     read_json,
@@ -76,8 +76,7 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"
         )
     config = read_json(base / "transformer" / "config.json", f"{base} is no L2P model directory")
-    components = [*find_family(config["family"]).text_components, "scheduler"]
-    check_components(base, components, config["family"])
+    components = components_to_keep(base, find_family(config["family"]).text_components, config["family"])
     plan = []
     for name, tensor in stored.items():
         origin = changed.get(name, tensor)

@@ -76,11 +76,16 @@ def copy_components(source: Path, names: Sequence[str], out: Path) -> None:
     write_json(out / "model_index.json", index | {name: source_index[name] for name in names})
 
 
-def check_components(source: Path, names: Sequence[str], family: str) -> None:
-    """Raise unless the pipeline directory holds these components."""
-    missing = [name for name in names if not (source / name).is_dir()]
+def components_to_keep(source: Path, text_components: Sequence[str], family: str) -> list[str]:
+    """The scheduler and those text components that the pipeline has; some sources are saved without their
+    largest."""
+    index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
+    left_out = {name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    names = [name for name in (*text_components, "scheduler") if name not in left_out]
+    missing = [name for name in names if name not in index or not (source / name).is_dir()]
     if missing:
         raise ArchError(f"{source} lacks {', '.join(missing)}, which a {family} pipeline needs")
+    return names
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:

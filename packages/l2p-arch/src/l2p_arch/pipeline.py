@@ -61,13 +61,15 @@ class L2PPipeline(DiffusionPipeline):
         """The conditioning of each prompt, as the source family encodes text."""
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
-        missing = [name for name, component in components.items() if component is None]
-        if missing:
+        if all(component is None for component in components.values()):
             raise ArchError(
-                f"this pipeline was loaded without {', '.join(missing)}; pass prompt_conditioning instead"
+                "this pipeline was loaded without its text encoders; pass prompt_conditioning instead"
             )
         return family.encode_text(
-            components, prompts, device=self._execution_device, max_sequence_length=max_sequence_length
+            {**components, "trunk": self.transformer.trunk},
+            prompts,
+            device=self._execution_device,
+            max_sequence_length=max_sequence_length,
         )
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2p_arch.directories import (
     appearing_complete,
     appearing_file,
-    check_components,
+    components_to_keep,
     copy_components,
     read_json,
 )
@@ -138,8 +138,7 @@ def import_public(
         target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     _check_against_model(plan, config, file)
-    components = [*find_family("z-image").text_components, "scheduler"]
-    check_components(pipeline, components, "z-image")
+    components = components_to_keep(pipeline, find_family("z-image").text_components, "z-image")
     with appearing_complete(out, pipeline, overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)

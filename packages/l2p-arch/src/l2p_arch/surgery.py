@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.directories import appearing_complete, check_components, copy_components, read_json, write_json
+from l2p_arch.directories import (
+    appearing_complete,
+    components_to_keep,
+    copy_components,
+    read_json,
+    write_json,
+)
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
 from l2p_arch.initialisation import check_initialisation, new_tensors
@@ -62,6 +68,8 @@ class Source:
     family: Family
     pipeline_index: Mapping[str, Any]
     transformer_config: Mapping[str, Any]
+    components: Sequence[str]
+    """Text encoders, tokenizers and the scheduler: what a converted model takes along."""
     tensors: Mapping[str, StoredTensor]
 
 
@@ -122,7 +130,7 @@ def convert(
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         model.save_config(partial / "transformer")
-        copy_components(opened.directory, [*opened.family.text_components, "scheduler"], partial)
+        copy_components(opened.directory, opened.components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
     return report
 
@@ -136,12 +144,12 @@ def open_source(source: Path) -> Source:
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
     config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
     family = find_family_of_class(config.get("_class_name", ""))
-    check_components(source, [*family.text_components, "scheduler"], family.name)
     return Source(
         directory=source,
         family=family,
         pipeline_index=index,
         transformer_config=config,
+        components=components_to_keep(source, family.text_components, family.name),
         tensors=index_directory(source / "transformer"),
     )
 

@@ -71,7 +71,8 @@ class Family:
     """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h,
     w)."""
     encode_text: Callable[..., list[Conditioning]]
-    """(components by name, prompts, *, device, max_sequence_length) -> one Conditioning per prompt."""
+    """(text components by name, and the "trunk", prompts, *, device, max_sequence_length) -> one Conditioning
+    per prompt."""
     encode_latents: Callable[[Any, Tensor], Tensor] = latents_as_scaled
     """(the source's VAE, pixels (B, 3, H, W) in [-1, 1]) -> the latents that the source's transformer
     sees."""

@@ -76,10 +76,16 @@ def exact_time(time_module: nn.Module, time: Tensor) -> Iterator[None]:
 
 
 def source_pipeline(class_name: str, components: Mapping[str, Any]) -> Any:
-    """The source's own diffusers pipeline, with nothing but its text components, to encode text with."""
+    """The source's own diffusers pipeline, with nothing but its text components, to encode text with.
+
+    Some pipelines read a width off the transformer's config: it may come along as "trunk".
+    """
     import diffusers
 
-    return getattr(diffusers, class_name)(scheduler=None, vae=None, transformer=None, **components)
+    text = {name: component for name, component in components.items() if name != "trunk"}
+    return getattr(diffusers, class_name)(
+        scheduler=None, vae=None, transformer=components.get("trunk"), **text
+    )
 
 
 def check_grid(grid: Sequence[int], largest: int, family: str) -> None:
