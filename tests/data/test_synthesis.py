@@ -84,12 +84,12 @@ config = SynthesisConfig(model={str(untrained_source)!r}, output={str(corpus)!r}
     width=64, height=64, batch_size=3, rows_per_shard=4, workers=1, pipeline_kwargs={PIPELINE!r})
 synthesize(prompt_records({PROMPTS!r}), config, report)
 """
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert killed.returncode == -9, killed.stderr
     assert killed.stderr == ""  # Ray is quiet
     assert list(corpus.glob("part-*.parquet")) and not (corpus / "manifest.json").exists()
     states: list[SynthesisProgress] = []
-    manifest = synthesize(prompt_records(PROMPTS), config(untrained_source, corpus, workers=1), states.append)
+    manifest = synthesize(prompt_records(PROMPTS), config(untrained_source, corpus), states.append)
     assert states[0].shards >= 1 and states[-1].images == states[-1].total == manifest.rows == 10
     assert content(corpus) == content(undisturbed)
 

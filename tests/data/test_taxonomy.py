@@ -97,7 +97,8 @@ def test_queries_find_nodes_and_names(taxonomy: Taxonomy) -> None:
 def test_a_users_file_adds_leaves_and_changes_weights(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[Nature]\nweight = 0.1\n[Nature.Objects]\nPot = "wok, bain-marie"\nLock = ["padlock", "combination lock"]\n'
+        '[Nature]\nweight = 0.1\n[Nature.Objects]\nPot = "wok, bain-marie"\n'
+        'Lock = ["padlock", "combination lock"]\n'
         '[Medicine.Imaging]\nScan = "hand x-ray, knee scan"\n'
     )
     extended, shipped = load_taxonomy(path), load_taxonomy()

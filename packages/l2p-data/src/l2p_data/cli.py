@@ -39,14 +39,38 @@ def _taxonomy(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.grammar import GrammarGenerator
     from l2p_data.preview import prompt_stats
     from l2p_data.prompts import generate_prompts, write_prompts
 
-    generator = GrammarGenerator(options.grammar, seed=options.seed)
-    prompts = generate_prompts(generator, options.count, seed=options.seed)
+    if options.grammar is not None:
+        from l2p_data.grammar import GrammarGenerator
+
+        prompts = generate_prompts(
+            GrammarGenerator(options.grammar, seed=options.seed), options.count, seed=options.seed
+        )
+    else:
+        from l2p_data.openai import OpenAIGenerator
+        from l2p_data.taxonomy import load_taxonomy
+
+        if options.model is None:
+            raise DataError("--server needs --model, the name under which the server offers its model")
+        leaves = load_taxonomy(options.taxonomy).categories
+        generator = OpenAIGenerator(_server(options))
+        prompts = generate_prompts(
+            generator, options.count, categories=leaves, seed=options.seed, kind=options.kind
+        )
     write_prompts(prompts, options.out)
     return {"out": str(options.out), **prompt_stats(prompts)}
+
+
+def _server(options: argparse.Namespace) -> Any:
+    import os
+
+    from l2p_data.openai import OpenAIServer
+
+    return OpenAIServer(
+        base_url=options.server, model=options.model, api_key=os.environ.get("OPENAI_API_KEY")
+    )
 
 
 def _filter(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +85,14 @@ def _filter(options: argparse.Namespace) -> dict[str, Any]:
     changes["disabled"] = tuple(options.disable)
     rules = FilterRules.paper(**changes) if options.rules == "paper" else FilterRules(**changes)
     judged = filter_prompts(read_prompts(options.prompts), rules)
+    if options.audit is not None:
+        from l2p_data.audit import audit_prompts
+        from l2p_data.openai import OpenAIGenerator
+
+        if options.model is None:
+            raise DataError("--audit needs --model, the name under which the server offers its model")
+        options.server = options.audit
+        judged = audit_prompts(judged, OpenAIGenerator(_server(options)))
     write_prompts(judged, options.out)
     kept = int((judged["status"] == "keep").sum())
     return {
@@ -177,8 +209,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--text", default="", help="only leaves whose name contains this")
     sub.add_argument("--extend", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
 
-    sub = command("prompts", _prompts, "write prompts from a grammar")
-    sub.add_argument("--grammar", type=Path, required=True, help="grammar TOML")
+    sub = command("prompts", _prompts, "write prompts, from a grammar or by an LLM over the category tree")
+    engine = sub.add_mutually_exclusive_group(required=True)
+    engine.add_argument("--grammar", type=Path, help="grammar TOML; no model needed")
+    engine.add_argument("--server", help="base URL of an OpenAI-compatible server; key from OPENAI_API_KEY")
+    sub.add_argument("--model", help="the server's model")
+    sub.add_argument("--taxonomy", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
+    sub.add_argument("--kind", choices=["simple", "detailed", "mixed"], default="mixed")
     sub.add_argument("--count", type=int, required=True, help="number of distinct prompts")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, required=True, help="Parquet file to write")
@@ -196,6 +233,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-characters", type=int)
     sub.add_argument("--unsafe-score", type=float)
     sub.add_argument("--near-duplicates", action="store_true", default=None)
+    sub.add_argument(
+        "--audit", metavar="URL", help="also ask an OpenAI-compatible server's --model (Fig. 11)"
+    )
+    sub.add_argument("--model", help="the auditing server's model")
     sub.add_argument("--disable", action="append", default=[], metavar="REASON", help="leave a rule out")
 
     sub = command("synthesize", _synthesize, "make images of the kept prompts; run it again to continue")

@@ -45,7 +45,7 @@ def generate_prompts(
         count: number of usable records wanted.
         categories: leaves to write about; default: `generator.categories`.
         seed: the records are a pure function of it and of the engine.
-        kind: "simple" or "detailed", passed to the engine (Fig. 10).
+        kind: "simple", "detailed" or "mixed" (one simple prompt in four), passed to the engine (Fig. 10).
 
     Returns:
         A frame of `PROMPT_SCHEMA` in a shuffled but reproducible order, with `count` usable rows and,
@@ -56,6 +56,8 @@ def generate_prompts(
     """
     if count < 1:
         raise DataError(f"count is {count}; ask for at least 1 prompt")
+    if kind not in ("simple", "detailed", "mixed"):
+        raise DataError(f"kind {kind!r} is not known; use simple, detailed or mixed")
     leaves = list(categories if categories is not None else getattr(generator, "categories", ()))
     if not leaves:
         raise DataError(
@@ -77,7 +79,8 @@ def generate_prompts(
         for index, share in zip(open_leaves, shares, strict=True):
             for _ in range(share):
                 request_seed = stable_seed("prompt", seed, *leaves[index].path, attempts[index])
-                requests.append(PromptRequest(category=leaves[index], seed=request_seed, kind=kind))
+                drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
+                requests.append(PromptRequest(category=leaves[index], seed=request_seed, kind=drawn))
                 sources.append(index)
                 attempts[index] += 1
         answers = generator.generate(requests)
@@ -120,6 +123,8 @@ def parse_answer(answer: str) -> tuple[str, str | None]:
         return answer, "answer is not JSON"
     if not isinstance(content, dict):
         return answer, "answer is not a JSON object"
+    if isinstance(content.get("error"), str):
+        return answer, content["error"]
     prompt = content.get("prompt")
     if not isinstance(prompt, str):
         return answer, 'answer has no text under "prompt"'

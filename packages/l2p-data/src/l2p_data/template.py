@@ -1,0 +1,70 @@
+"""What an LLM is told to do: our own wording of the rules of Fig. 10 (generation) and Fig. 11 (audit).
+
+The figures themselves are not reproduced; the rules are: fluent sentences instead of tag lists, text to be
+rendered in escaped double quotes, demands of single sub-classes, a simple and a detailed kind, a diversity
+checklist, JSON out. `TEMPLATE_VERSION` enters `created_by`, because a prompt is a product of the template as
+much as of the model.
+"""
+
+import json
+import random
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from l2p_data.llm import PromptRequest
+
+TEMPLATE_VERSION = "1"
+
+#: JSON schema of an answer. Without length bounds: some decoders then forbid escaped quotes; the filter
+#: checks length.
+ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {"prompt": {"type": "string"}},
+    "required": ["prompt"],
+    "additionalProperties": False,
+}
+
+VERDICT_SCHEMA = {
+    "type": "object",
+    "properties": {"is_valid": {"type": "boolean"}, "reason": {"type": "string"}},
+    "required": ["is_valid", "reason"],
+    "additionalProperties": False,
+}
+
+
+def generation_message(request: PromptRequest) -> str:
+    """The user message that asks for one prompt. Its hints are drawn with the request's seed."""
+    rng, hints = random.Random(request.seed), _hints()
+    category = request.category
+    language = category.language if category.language in hints["languages"] else "en"
+    place = " > ".join(part for part in (category.superclass, category.subclass, category.group) if part)
+    return _text("generation.txt").format(
+        language=hints["languages"][language],
+        category=category.category,
+        place=place,
+        kind=hints["kinds"][request.kind].format(**hints["lengths"][language]),
+        demand=hints["demands"].get(category.subclass, "Show it so that it is recognised at once."),
+        viewpoint=rng.choice(hints["viewpoints"]),
+        light=rng.choice(hints["lights"]),
+        style=rng.choice(hints["styles"]),
+        opening=rng.choice(hints["openings"]),
+    )
+
+
+def audit_message(prompt: str, superclass: str, subclass: str, category: str) -> str:
+    """The user message that asks for a verdict on one prompt. The prompt is passed as a JSON string, so it
+    cannot pose as a part of the instructions."""
+    place = " > ".join(part for part in (superclass, subclass, category) if part) or "unknown"
+    return _text("audit.txt").format(place=place, prompt=json.dumps(prompt, ensure_ascii=False))
+
+
+@cache
+def _text(name: str) -> str:
+    return resources.files("l2p_data").joinpath(f"templates/{name}").read_text(encoding="utf-8").strip()
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return tomllib.loads(_text("hints.toml"))
