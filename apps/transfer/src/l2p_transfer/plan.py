@@ -3,7 +3,9 @@ written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from l2p_transfer.config import Config
@@ -34,8 +36,8 @@ class ModelPlan:
     tokens: int  # image tokens
     trainable: int  # parameters
     frozen: int
-    freeze_table: str
-    memory: str  # the trainer's estimate, as text
+    memory_gb: float  # per training process, estimated
+    details: str  # the trainer's own table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,10 @@ class Plan:
                 f" {model.patch_size})",
                 f"parameters      {total:,}: {model.trainable:,} train ({model.trainable / total:.1%}),"
                 f" {model.frozen:,} frozen",
+                f"memory          {model.memory_gb:.2f} GB per training process (estimate)",
                 "",
-                "what trains",
-                *_indented(model.freeze_table),
+                *(f"  {line}" if line else "" for line in model.details.splitlines()),
             ]
-            if model.memory:
-                lines += ["", "memory of training", *_indented(model.memory)]
         lines += ["", "stages"]
         width = max(len(stage.title) for stage in self.stages)
         work = max(len(stage.work) for stage in self.stages)
@@ -145,35 +145,31 @@ def _plan_model(config: Config) -> ModelPlan:
     """The pixel-space model on meta tensors: no memory, no weights."""
     import torch
     from l2p_arch.model import L2PTransformer
-    from l2p_train.freeze import plan_for_model
+    from l2p_train.memory import estimate
 
     family, trunk, counted_from = _trunk_config(config)
+    patch, images = config.surgery.patch_size, config.images
     with torch.device("meta"):
         model = L2PTransformer(
             family=family,
             trunk_config=dict(trunk),
-            patch_size=config.surgery.patch_size,
+            patch_size=patch,
             head_channels=config.surgery.head_channels,
         )
-    train = config.train
-    freeze = plan_for_model(
-        model,
-        trainable=train.trainable,
-        train_patterns=train.train_patterns,
-        freeze_patterns=train.freeze_patterns,
-    )
-    patch = config.surgery.patch_size
-    grid = (config.images.height // patch, config.images.width // patch)
+    with TemporaryDirectory() as folder:  # the trainer counts from a model directory, and there is none yet
+        model.save_config(Path(folder) / "transformer")
+        settings = replace(config.train, model=Path(folder))
+        needs = estimate(settings, config.processes, height=images.height, width=images.width)
     return ModelPlan(
         family=family,
         counted_from=counted_from,
         patch_size=patch,
-        grid=grid,
-        tokens=grid[0] * grid[1],
-        trainable=freeze.trainable_count,
-        frozen=freeze.frozen_count,
-        freeze_table=freeze.table(),
-        memory=_memory(config, model),
+        grid=(images.height // patch, images.width // patch),
+        tokens=needs.image_tokens,
+        trainable=needs.plan.trainable_count,
+        frozen=needs.plan.frozen_count,
+        memory_gb=round(needs.total_gb, 3),
+        details=needs.text(),
     )
 
 
@@ -193,10 +189,6 @@ def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     return source.family.name, trunk, "the source's config"
-
-
-def _memory(config: Config, model: Any) -> str:
-    return ""
 
 
 def _plan_stages(config: Config) -> Iterator[StagePlan]:
@@ -220,7 +212,3 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
             output=str(shorten(work[stage.name][1])),
             done=marker.get("state") == "done" and marker.get("identity") == identity,
         )
-
-
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]

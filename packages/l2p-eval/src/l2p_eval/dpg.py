@@ -1,0 +1,237 @@
+"""DPG-Bench: yes/no questions about dense prompts, with dependencies (Hu et al. 2024; Table 1 of the paper).
+
+A question about the colour of a dog counts only if there is a dog: a question whose parent is answered "no"
+scores 0, and zeros cascade. An image scores the mean over its questions, a prompt the mean over its images, the
+benchmark the mean over prompts times 100. Category scores are means over the answers as given, before zeros cascade.
+
+Two ways to add up. `official_compat` repeats the published script, so that numbers compare with published ones: it
+drops the CSV's first row (and with it the first prompt, when another question depends on that row), takes the
+category scores from a prompt's last image only, and lets a zero pass only to questions listed later. `fixed` does
+what was meant.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from l2p_eval.errors import EvalError
+
+Mode = Literal["official_compat", "fixed"]
+Answers = Mapping[int, bool]
+"""Question number -> whether the judge said yes."""
+
+COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
+
+
+class Judge(Protocol):
+    """Answers a question about an image with yes (True) or no."""
+
+    def answer(self, image: Image.Image, question: str) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One row of the CSV. `parents`: numbers of the questions that must be answered yes; () for a root."""
+
+    number: int
+    text: str
+    category: str  # "entity - whole"; the broad category stands before the hyphen
+    parents: tuple[int, ...] = ()
+
+    @property
+    def broad_category(self) -> str:
+        return self.category.split("-")[0].strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpgPrompt:
+    """A prompt and its questions, in the order of the CSV."""
+
+    item_id: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpgScores:
+    """Scores in [0, 100]."""
+
+    mode: Mode
+    average: float
+    broad: Mapping[str, float]  # per broad category: entity, attribute, relation, global, other
+    detailed: Mapping[str, float]
+    prompt_count: int
+    image_count: int
+
+
+# --------------------------------------------------------------------------------------------------- CSV
+
+
+def read_dpg(path: Path) -> list[DpgPrompt]:
+    """Reads `dpg_bench.csv`.
+
+    Raises:
+        EvalError: missing file or columns, a truncated row, a parent that does not exist; names the line.
+    """
+    if not path.is_file():
+        raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
+    groups: dict[str, tuple[str, list[Question]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise EvalError(f"{path} lacks the columns {', '.join(missing)}; is it dpg_bench.csv?")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if any(row[name] is None or not row[name].strip() for name in COLUMNS):
+                raise EvalError(
+                    f"{where}: the row is incomplete (a truncated file?); fetch dpg_bench.csv again"
+                )
+            _, questions = groups.setdefault(row["item_id"], (row["text"], []))
+            questions.append(_question(row, where))
+    if not groups:
+        raise EvalError(f"{path} has no questions")
+    prompts = [DpgPrompt(item_id=key, text=text, questions=tuple(q)) for key, (text, q) in groups.items()]
+    for prompt in prompts:
+        _check_parents(prompt, path)
+    return prompts
+
+
+def _question(row: Mapping[str, str], where: str) -> Question:
+    try:
+        parents = [int(part) for part in row["dependency"].split(",")]
+        number = int(row["proposition_id"])
+    except ValueError:
+        raise EvalError(
+            f"{where}: proposition_id {row['proposition_id']!r} and dependency {row['dependency']!r}"
+            " must be numbers"
+        ) from None
+    return Question(
+        number=number,
+        text=row["question_natural_language"],
+        category=row["tuple"].split("(")[0].strip(),
+        parents=tuple(parent for parent in parents if parent),
+    )
+
+
+def _check_parents(prompt: DpgPrompt, path: Path) -> None:
+    numbers = {question.number for question in prompt.questions}
+    for question in prompt.questions:
+        unknown = set(question.parents) - numbers
+        if unknown:
+            raise EvalError(
+                f"{path}: question {question.number} of {prompt.item_id} depends on {min(unknown)},"
+                " which is not there"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def crops(image: Image.Image, resolution: int, count: int = 4) -> list[Image.Image]:
+    """The first `count` images of an official 2 x 2 grid (left to right, then down).
+
+    Raises:
+        EvalError: the grid is smaller than it must be.
+    """
+    if not 1 <= count <= 4:
+        raise EvalError(f"a grid holds 1 to 4 images, {count} are wanted")
+    corners = [(0, 0), (1, 0), (0, 1), (1, 1)][:count]
+    wanted = (resolution * (1 + max(x for x, _ in corners)), resolution * (1 + max(y for _, y in corners)))
+    if image.width < wanted[0] or image.height < wanted[1]:
+        raise EvalError(f"the grid is {image.size}, {count} images of {resolution} px need {wanted}")
+    return [
+        image.crop((x * resolution, y * resolution, (x + 1) * resolution, (y + 1) * resolution))
+        for x, y in corners
+    ]
+
+
+def ask(
+    judge: Judge,
+    prompt: DpgPrompt,
+    images: Sequence[Image.Image],
+    on_answer: Callable[[], None] | None = None,
+) -> list[dict[int, bool]]:
+    """All questions of a prompt for each of its images."""
+    answers: list[dict[int, bool]] = []
+    for image in images:
+        answers.append({})
+        for question in prompt.questions:
+            answers[-1][question.number] = judge.answer(image, question.text)
+            if on_answer:
+                on_answer()
+    return answers
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def score_image(prompt: DpgPrompt, answers: Answers, mode: Mode = "official_compat") -> float:
+    """Share of a prompt's questions that count as yes once zeros have cascaded, in [0, 1]."""
+    lacking = [question.number for question in prompt.questions if question.number not in answers]
+    if lacking:
+        raise EvalError(f"{prompt.item_id} has no answer to question {lacking[0]}; ask the judge again")
+    holds = {question.number: bool(answers[question.number]) for question in prompt.questions}
+    rounds = 1 if mode == "official_compat" else len(prompt.questions)
+    for _ in range(rounds):
+        before = dict(holds)
+        for question in prompt.questions:
+            holds[question.number] &= all(holds[parent] for parent in question.parents)
+        if holds == before:
+            break
+    return sum(holds.values()) / len(holds)
+
+
+def summarise_dpg(
+    prompts: Sequence[DpgPrompt], answers: Mapping[str, Sequence[Answers]], mode: Mode = "official_compat"
+) -> DpgScores:
+    """DPG-Bench's scores.
+
+    Args:
+        prompts: as `read_dpg` returns them.
+        answers: item_id -> answers for each of its images; prompts without an entry are left out.
+    """
+    counted = _without_first_row(prompts) if mode == "official_compat" else list(prompts)
+    counted = [prompt for prompt in counted if prompt.item_id in answers]
+    if not counted or not any(answers[prompt.item_id] for prompt in counted):
+        raise EvalError("no answers to score; DPG-Bench needs at least one image")
+    means: list[float] = []
+    by_category: dict[str, list[bool]] = {}
+    for prompt in counted:
+        images = answers[prompt.item_id]
+        if not images:
+            raise EvalError(f"{prompt.item_id} has no images; it needs at least one")
+        means.append(sum(score_image(prompt, image, mode) for image in images) / len(images))
+        for image in images[-1:] if mode == "official_compat" else images:
+            for question in prompt.questions:
+                by_category.setdefault(question.category, []).append(bool(image[question.number]))
+    by_broad: dict[str, list[bool]] = {}
+    for category, values in by_category.items():
+        by_broad.setdefault(category.split("-")[0].strip(), []).extend(values)
+    return DpgScores(
+        mode=mode,
+        average=100 * sum(means) / len(means),
+        broad=_percentages(by_broad),
+        detailed=_percentages(by_category),
+        prompt_count=len(counted),
+        image_count=sum(len(answers[prompt.item_id]) for prompt in counted),
+    )
+
+
+def _without_first_row(prompts: Sequence[DpgPrompt]) -> list[DpgPrompt]:
+    """What the published script sees of the CSV; it skips a prompt whose questions need the lost row."""
+    if not prompts:
+        return []
+    first, *rest = prompts
+    lost, *questions = first.questions
+    if not questions or any(lost.number in question.parents for question in questions):
+        return rest
+    return [replace(first, questions=tuple(questions)), *rest]
+
+
+def _percentages(values: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    return {name: 100 * sum(values[name]) / len(values[name]) for name in sorted(values)}
