@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_eval.errors import EvalError
 from l2p_eval.features import extract_features, load_extractor
-from l2p_eval.frechet import frechet_between, frechet_distance
+from l2p_eval.frechet import Patches, frechet_between, frechet_distance
 from PIL import Image
 from torch import Tensor, nn
 
@@ -86,6 +86,26 @@ def test_real_features_tell_scenes_from_noise(tmp_path) -> None:  # type: ignore
     assert little.rank_deficient
     assert (little.reference_count, little.count, little.dimensions) == (12, 12, 1280)
     assert len(little.weights_sha256) == 64
+
+
+def test_patches_are_cut_at_the_same_places_and_named_in_the_key(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    generator = np.random.default_rng(1)
+    paths = []
+    for i in range(3):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(paths[-1])
+    extractor = load_extractor("efficientnet-lite0")
+    patches = Patches(size=32, count=2, seed=7)
+    same = frechet_between(paths, paths, extractor, patches=patches)
+    assert same.name == "FD-efficientnet-lite0-patch-32x2-seed7"
+    assert same.value == pytest.approx(0, abs=1e-6)
+    image = Image.open(paths[0])
+    assert [p.tobytes() for p in patches.cut(image, 0)] == [p.tobytes() for p in patches.cut(image, 0)]
+    assert patches.cut(image, 0)[0].tobytes() != patches.cut(image, 1)[0].tobytes()
+    with pytest.raises(EvalError, match="smaller than a patch of 299 px"):
+        frechet_between(paths, paths, extractor, patches=Patches())
+    with pytest.raises(EvalError, match="as many images as references"):
+        frechet_between(paths, paths[:2], extractor, patches=patches)
 
 
 def test_features_do_not_depend_on_the_batch() -> None:

@@ -1,13 +1,14 @@
 """DPG-Bench: yes/no questions about dense prompts, with dependencies (Hu et al. 2024; Table 1 of the paper).
 
 A question about the colour of a dog counts only if there is a dog: a question whose parent is answered "no"
-scores 0, and zeros cascade. An image scores the mean over its questions, a prompt the mean over its images, the
-benchmark the mean over prompts times 100. Category scores are means over the answers as given, before zeros cascade.
+scores 0, and zeros cascade. An image scores the mean over its questions, a prompt the mean over its images,
+the benchmark the mean over prompts times 100. Category scores are means over the answers as given, before
+zeros cascade.
 
-Two ways to add up. `official_compat` repeats the published script, so that numbers compare with published ones: it
-drops the CSV's first row (and with it the first prompt, when another question depends on that row), takes the
-category scores from a prompt's last image only, and lets a zero pass only to questions listed later. `fixed` does
-what was meant.
+Two ways to add up. `official_compat` repeats the published script, so that numbers compare with published
+ones: it drops the CSV's first row (and with it the first prompt, when another question depends on that row),
+takes the category scores from a prompt's last image only, and lets a zero pass only to questions listed
+later. `fixed` does what was meant.
 """
 
 import csv

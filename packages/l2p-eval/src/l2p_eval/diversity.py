@@ -1,0 +1,81 @@
+"""How different the images of one prompt are over its seeds (Fig. 5).
+
+The paper reports LPIPS without saying over which pairs. Here: the mean over all pairs of seeds of a prompt,
+then the mean over prompts, of a distance between features. The result's name says which features; only LPIPS
+may be called LPIPS.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_eval.errors import EvalError
+from l2p_eval.features import FeatureExtractor, extract_features
+from l2p_eval.layout import open_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityResult:
+    """Mean pairwise cosine distance, in [0, 2]; larger is more diverse."""
+
+    name: str  # "diversity-efficientnet-lite0"
+    value: float
+    prompts: int
+    images_per_prompt: tuple[int, int]  # least and most
+    preprocessing: str
+    weights_sha256: str
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mean_pairwise_distance(features: Tensor) -> float:
+    """Mean of 1 - cos over all pairs of rows of (N, D), N >= 2."""
+    if features.ndim != 2 or len(features) < 2:
+        raise EvalError(
+            f"diversity compares 2 or more images of a prompt, the features are {tuple(features.shape)}"
+        )
+    if not torch.isfinite(features).all():
+        raise EvalError("the features hold NaN or infinity; look for broken images or weights")
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    cosines = unit @ unit.T
+    n = len(features)
+    return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)))
+
+
+def diversity_of(
+    images: Mapping[str, Sequence[Path]],
+    extractor: FeatureExtractor,
+    *,
+    on_prompt: Callable[[int, int], None] | None = None,
+) -> DiversityResult:
+    """Diversity of images grouped by prompt.
+
+    Args:
+        images: prompt -> its images, two or more.
+        on_prompt: called with (prompts done, prompts in all).
+    """
+    if not images:
+        raise EvalError("no images to compare")
+    distances = []
+    for prompt, paths in images.items():
+        if len(paths) < 2:
+            raise EvalError(f"prompt {prompt!r} has {len(paths)} image; diversity needs 2 seeds or more")
+        distances.append(
+            mean_pairwise_distance(extract_features(extractor, [open_image(path) for path in paths]))
+        )
+        if on_prompt:
+            on_prompt(len(distances), len(images))
+    counts = [len(paths) for paths in images.values()]
+    return DiversityResult(
+        name=f"diversity-{extractor.name}",
+        value=sum(distances) / len(distances),
+        prompts=len(images),
+        images_per_prompt=(min(counts), max(counts)),
+        preprocessing=extractor.preprocessing,
+        weights_sha256=extractor.weights_sha256,
+    )
