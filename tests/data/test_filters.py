@@ -1,5 +1,7 @@
 """The rule filter: each rule drops what it should, keeps what looks alike, and names its reason."""
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 from l2p_data import DataError, FilterRules, filter_prompts, prompt_records
@@ -131,3 +133,35 @@ def test_unknown_rule_names_and_an_empty_result_are_clear_errors() -> None:
         FilterRules(disabled=("tagsoup",))
     with pytest.raises(DataError, match=r"no prompt passed the filter \(empty: 1\)"):
         kept(filter_prompts(prompt_records([""])))
+
+
+@pytest.fixture(scope="module")
+def labelled() -> pl.DataFrame:
+    """Hand-written prompts with the verdict a careful person gives."""
+    path = Path(__file__).with_name("labelled_prompts.tsv")
+    frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+    frame = frame.fill_null("").with_columns(pl.col("prompt").str.replace_all("\\n", "\n", literal=True))
+    records = prompt_records(frame["prompt"].to_list()).drop("language", "subclass")
+    return filter_prompts(frame.drop("prompt").rename({"reason": "kind"}).hstack(records))
+
+
+def test_the_labelled_set_is_large_and_covers_both_verdicts(labelled: pl.DataFrame) -> None:
+    assert labelled.height >= 300 and labelled["prompt"].n_unique() == labelled.height
+    assert min(labelled["label"].value_counts()["count"]) >= 130
+
+
+@pytest.mark.parametrize(
+    ("part", "least_precision", "least_recall"), [("plain", 0.98, 0.95), ("hard", 0.9, 0.5)]
+)
+def test_precision_and_recall_of_the_rules_on_the_labelled_set(
+    labelled: pl.DataFrame, part: str, least_precision: float, least_recall: float
+) -> None:
+    """ "hard" was written to defeat word lists: what needs understanding is left to the auditor."""
+    rows = labelled.filter(pl.col("set") == part)
+    dropped, bad = pl.col("status") == "drop", pl.col("label") == "drop"
+    hits = rows.filter(dropped & bad).height
+    wrong = rows.filter(dropped & ~bad).select("prompt", "reason").rows()
+    missed = rows.filter(~dropped & bad)["prompt"].to_list()
+    precision, recall = hits / rows.filter(dropped).height, hits / rows.filter(bad).height
+    assert precision >= least_precision, wrong
+    assert recall >= least_recall, missed

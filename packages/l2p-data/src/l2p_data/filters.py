@@ -12,7 +12,7 @@ import polars as pl
 
 from l2p_data.errors import DataError
 from l2p_data.prompts import check_prompts
-from l2p_data.rules import QUOTED, RULES, words
+from l2p_data.rules import RULES, with_helper_columns
 
 #: Sub-classes whose prompts must say, in double quotes, what is written in the image (Fig. 10).
 TEXT_SUBCLASSES = ("Posters", "Slides", "UI", "English Text", "Chinese Text")
@@ -67,13 +67,7 @@ def filter_prompts(prompts: pl.DataFrame, rules: FilterRules | None = None) -> p
     """
     check_prompts(prompts)
     rules = rules or FilterRules()
-    text = pl.col("prompt").fill_null("")
-    frame = prompts.with_columns(
-        text.str.to_lowercase().alias("_lower"),
-        text.str.replace_all(QUOTED, " ")
-        .str.to_lowercase()
-        .alias("_outside"),  # without what is to be rendered
-    ).with_columns(words(pl.col("_lower")).alias("_words"))
+    frame = with_helper_columns(prompts)
     tests = [
         pl.when(test(rules)).then(pl.lit(reason))
         for reason, test in RULES.items()

@@ -22,6 +22,8 @@ _MARKUP = (
     r"^\s*(?:[{\[#>*]|```|[-•]\s|\d+[.)]\s)"  # JSON, markdown, list items
     r"|[\r\n]\s*[\r\n]|</?[a-z][^>]*>|\*\*|\\n"
     r"|--(?:ar|v|style|stylize|no|q|s)\b|\(\S[^()]*:\d+(?:\.\d+)?\)|<lora:"  # parameters of image tools
+    r"|\b(?:scene|camera|lighting|mood|style|subject|setting|composition|background)\s*:[^:]*"
+    r"\b(?:camera|lighting|mood|style|setting|composition|background)\s*:"  # a form that was filled in
     r"|^\s*(?:prompt|image prompt|description|caption|title|id|提示词|描述)\s*[:：]"
 )
 _CHATTER = (
@@ -29,18 +31,12 @@ _CHATTER = (
     r"| am) sorry|sorry[,!.]"
     r"|as an ai\b|i can(?:not|'t|’t)\b|i(?:'m| am) unable|i apologi[sz]e|unfortunately, i\b|抱歉|对不起"
     r"|好的[，,]|作为(?:一个)?(?:ai|人工智能))"
-    r"|\b(?:as a language model|i hope this helps|let me know if)\b"
-)
-_BOOSTERS = (
-    r"\b(?:masterpiece|best quality|(?:ultra|highly|extremely|super|hyper)[ -]?(?:detailed|realistic"
-    r"|quality)|8k|4k|uhd|hdr|octane render"
-    r"|unreal engine|trending on artstation|artstation|award[ -]winning|sharp focus|absurdres|highres"
-    r"|1girl|1boy|raw photo)\b"
+    r"|\b(?:as a language model|the user (?:wants|asks|requested)|i hope this helps|let me know if)\b"
 )
 # Phrases that announce text in the image. "Reading" or "says" alone would catch people, so a thing that
 # bears text precedes; what plainly is a person's reading or speaking is cut out first.
 _PERSON_READS = (
-    r"\b(?:read(?:s|ing)?|say(?:s|ing)?|spell(?:s|ing)?) (?:(?:a|an|the|his|her|their|my|some|aloud"
+    r"\b(?:read(?:s|ing)?|say(?:s|ing)?|spell(?:s|ing)?) (?:(?:a|an|the|his|her|their|my|some|nothing|aloud"
     r"|goodbye|hello|grace|prayers?|quietly|silently|to|in|at|by"
     r"|on|with|under|from|while|about|books?|news|newspapers?|comics|room|glasses|lamp|chair|nook"
     r"|light|corner|area|desk|table|list)\b|[.,;])"
@@ -50,7 +46,7 @@ _BEARER = (
     r"|labels?|headlines?|slogan|title|subtitle|"
     r"caption|inscription|buttons?|badge|logo|stickers?|plaque|screen|menu|notes?|cards?|t-shirt"
     r"|shirt|placards?|tags?|cover|marquee|neon|text|"
-    r"words?|lettering|letters|tagline|heading|ticket|envelope|plate|flag|mug|cap|tombstone"
+    r"graffiti|doormat|mat|slip|words?|lettering|letters|tagline|heading|ticket|envelope|plate|flag|mug|cap|tombstone"
     r"|gravestone|flyer|slide|display|paper)"
 )
 _ANNOUNCES = (
@@ -67,9 +63,46 @@ _ANNOUNCES = (
 _BARE_TEXT = r"(?:[\s:：,，])(?:'[^']{2,}'|‘[^’]{2,}’|`[^`]{2,}`|«[^»]{2,}»)(?:[\s.,;:!?。，]|$)"
 _HAN = r"\p{Han}"
 _LATIN = r"[A-Za-z]"
+_FOREIGN = (
+    r"[\p{Cyrillic}\p{Arabic}\p{Hangul}\p{Hiragana}\p{Katakana}\p{Thai}\p{Devanagari}\p{Hebrew}\p{Greek}]"
+)
+_ENGLISH_WORDS = [
+    f" {word} " for word in ("the", "of", "with", "and", "is", "are", "its", "on", "by", "from", "at")
+]
+_OTHER_WORDS = [
+    f" {word} "
+    for words in (
+        ("le", "la", "les", "des", "du", "une", "sur", "avec", "dans", "et"),
+        ("der", "das", "und", "ein", "eine", "auf", "mit", "dem", "den"),
+        ("el", "los", "las", "una", "con", "y", "del", "il", "di", "che", "sul", "nel"),
+        ("com", "uma", "em", "na", "het", "een", "op", "met", "och", "ett", "jest", "się"),
+    )
+    for word in words
+]
 
 
-def words(text: pl.Expr) -> pl.Expr:
+def with_helper_columns(prompts: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns that the rules read.
+
+    `_lower`; `_outside`: lower-case, without what stands in double quotes; `_exotic`: its characters beyond
+    ASCII; `_han`: how many of them are Chinese; `_words`: lower-case words between single spaces.
+    """
+    text = pl.col("prompt").fill_null("")
+    outside = pl.col("_outside")
+    return (
+        prompts.with_columns(
+            text.str.to_lowercase().alias("_lower"),
+            text.str.replace_all(QUOTED, " ").str.to_lowercase().alias("_outside"),
+        )
+        .with_columns(
+            _words(pl.col("_lower")).alias("_words"),
+            outside.str.replace_all(r"[\x00-\x7F]+", "").alias("_exotic"),
+        )
+        .with_columns(pl.col("_exotic").str.count_matches(_HAN).cast(pl.Float64).alias("_han"))
+    )
+
+
+def _words(text: pl.Expr) -> pl.Expr:
     """Lower-case text as words between single spaces, a space at each end: " a red circle "."""
     return pl.concat_str(
         pl.lit(" "), text.str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars(), pl.lit(" ")
@@ -112,36 +145,35 @@ def _too_long(rules: "FilterRules") -> pl.Expr:
 
 
 def _language(rules: "FilterRules") -> pl.Expr:
-    outside = pl.col("_outside")
-    han, latin = outside.str.count_matches(_HAN), outside.str.count_matches(_LATIN)
-    foreign = outside.str.count_matches(
-        r"[\p{Cyrillic}\p{Arabic}\p{Hangul}\p{Hiragana}\p{Katakana}\p{Thai}\p{Devanagari}\p{Hebrew}]"
-    )
-    letters = (han + latin + foreign).cast(pl.Float64)
+    outside, exotic, han = pl.col("_outside"), pl.col("_exotic"), pl.col("_han")
+    foreign = exotic.str.count_matches(_FOREIGN).cast(pl.Float64)
+    ascii_characters = (outside.str.len_chars() - exotic.str.len_chars()).cast(pl.Float64)
     # One Chinese character carries about as much as three Latin letters.
-    expected = pl.when(_is_zh()).then(3.0 * han / (3.0 * han + latin + foreign)).otherwise(latin / letters)
-    return (
-        (letters > 0)
-        & (expected < pl.when(_is_zh()).then(0.5).otherwise(0.8))
-        & pl.col("language").is_in(["en", "zh"])
-    )
+    chinese = 3.0 * han / (3.0 * han + 0.8 * ascii_characters + foreign)
+    english = ascii_characters / (ascii_characters + 3.0 * (han + foreign))
+    words = pl.col("_words")
+    other_latin = words.str.contains_any(_OTHER_WORDS) & ~words.str.contains_any(_ENGLISH_WORDS)
+    other_latin &= words.str.extract_many(_OTHER_WORDS, overlapping=True).list.len() >= 2
+    not_chinese = (pl.col("language") == "zh") & (chinese < 0.5)
+    not_english = (pl.col("language") == "en") & ((english < 0.8) | other_latin)
+    return not_chinese | not_english
 
 
 def _tag_soup(rules: "FilterRules") -> pl.Expr:
     outside = pl.col("_outside")
     separators = outside.str.count_matches(r"[,，、;|]").cast(pl.Float64)
     sentences = outside.str.count_matches(r"[.!?。！？](?:\s|$|\p{Han})").cast(pl.Float64)
-    words = outside.str.count_matches(r"[\p{L}\p{N}'’-]+").cast(pl.Float64)
+    words = (pl.col("_words").str.count_matches(" ", literal=True) - 1).cast(pl.Float64)
     segments = separators + sentences + 1
     listed = ~_is_zh() & (separators >= 4) & (words / segments < 2.8) & (separators / (sentences + 1) >= 4)
-    han = outside.str.count_matches(_HAN).cast(pl.Float64)
+    han = pl.col("_han")
     listed_zh = _is_zh() & (separators >= 5) & (han / segments < 4.5) & (sentences <= 1)
-    boosters = outside.str.count_matches(_BOOSTERS)
+    praise = pl.col("_words").str.extract_many(boosters(), overlapping=True).list.len()
     return (
         listed
         | listed_zh
-        | (boosters >= 3)
-        | ((boosters >= 2) & (words < 20))
+        | (praise >= 3)
+        | ((praise >= 2) & (words < 20))
         | outside.str.contains(r"\bmasterpiece\s*,")
     )
 
@@ -254,9 +286,18 @@ def safety_lexicon() -> SafetyLexicon:
 
 @cache
 def brands() -> tuple[str, ...]:
-    """The shipped `lexicon/brands.txt`, lower-case, punctuation as spaces."""
-    lines = (
-        resources.files("l2p_data").joinpath("lexicon/brands.txt").read_text(encoding="utf-8").splitlines()
-    )
-    names = [line.strip().replace("-", " ") for line in lines if line.strip() and not line.startswith("#")]
-    return tuple(dict.fromkeys(names))
+    """The shipped `lexicon/brands.txt`."""
+    return _phrases("brands.txt")
+
+
+@cache
+def boosters() -> list[str]:
+    """The shipped `lexicon/boosters.txt`, as they stand in `_words`."""
+    return [f" {phrase} " for phrase in _phrases("boosters.txt")]
+
+
+def _phrases(name: str) -> tuple[str, ...]:
+    """One phrase a line, lower-case, punctuation as spaces; lines that start with # are comments."""
+    lines = resources.files("l2p_data").joinpath(f"lexicon/{name}").read_text(encoding="utf-8").splitlines()
+    phrases = [line.strip().replace("-", " ") for line in lines if line.strip() and not line.startswith("#")]
+    return tuple(dict.fromkeys(phrases))
