@@ -1,6 +1,7 @@
-"""Print the code blocks of one language from Markdown files, in order: CI runs what the documentation tells readers to run.
+"""Print the code blocks of one language from Markdown files, in order: CI runs what the documentation tells
+readers to run.
 
-    python .ci/readme.py bash README.md
+python .ci/readme.py bash README.md
 """
 
 import re

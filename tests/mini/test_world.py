@@ -30,7 +30,10 @@ def scenes(count: int, seed: int) -> list[tuple[str, Scene]]:
 def reads_back(image: Image.Image, scene: Scene) -> bool:
     detector = ExactDetector()
     found = sorted((d.label, d.color) for d in detector.detect(image) if d.confidence > 0.3)
-    return found == sorted((o.shape, o.color) for o in scene.objects) and detector.background(image) == scene.background
+    return (
+        found == sorted((o.shape, o.color) for o in scene.objects)
+        and detector.background(image) == scene.background
+    )
 
 
 def test_detector_is_exact_on_a_thousand_rendered_scenes() -> None:
@@ -43,7 +46,9 @@ def test_detector_reads_any_resolution(size: int) -> None:
 
 
 def test_detector_survives_blur() -> None:
-    blurred = [(render(scene, 64).filter(ImageFilter.GaussianBlur(1.0)), scene) for _, scene in scenes(150, 2)]
+    blurred = [
+        (render(scene, 64).filter(ImageFilter.GaussianBlur(1.0)), scene) for _, scene in scenes(150, 2)
+    ]
     assert sum(reads_back(image, scene) for image, scene in blurred) == len(blurred)
 
 
@@ -59,7 +64,10 @@ def test_detector_survives_noise() -> None:
 def test_detector_separates_touching_objects_of_two_colours() -> None:
     left = Object(shape="square", color="red", x=0.36, y=0.5, radius=0.17)
     right = Object(shape="square", color="blue", x=0.64, y=0.5, radius=0.17)
-    assert reads_back(render(Scene(background="gray", objects=(left, right)), 64), Scene(background="gray", objects=(left, right)))
+    assert reads_back(
+        render(Scene(background="gray", objects=(left, right)), 64),
+        Scene(background="gray", objects=(left, right)),
+    )
 
 
 def test_boxes_are_where_the_objects_are() -> None:

@@ -1,6 +1,7 @@
 """The source LDM's modules, in the sizes of the miniature and in the very directory layout of Z-Image-Turbo.
 
-Everything is a class that the field maintains (diffusers, transformers, tokenizers); only the sizes are small.
+Everything is a class that the field maintains (diffusers, transformers, tokenizers); only the sizes are
+small.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 3.0, "use_dyn
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> "
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
 )
 
@@ -69,7 +72,8 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> Any:
-    """Return a fast, lower-casing word tokenizer with a chat template; words outside the grammar become <|unk|>."""
+    """Return a fast, lower-casing word tokenizer with a chat template; words outside the grammar become
+    <|unk|>."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -95,14 +99,25 @@ def build_text_encoder() -> Any:
 
     tokens = vocabulary()
     return Qwen3Model(
-        Qwen3Config(vocab_size=len(tokens), pad_token_id=0, bos_token_id=0, eos_token_id=tokens.index("<|im_end|>"), **TEXT_ENCODER)
+        Qwen3Config(
+            vocab_size=len(tokens),
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=tokens.index("<|im_end|>"),
+            **TEXT_ENCODER,
+        )
     )
 
 
 def build_pipeline(seed: int = 0, **transformer: Any) -> ZImagePipeline:
     """Return an untrained `diffusers.ZImagePipeline`; keyword arguments replace entries of `TRANSFORMER`."""
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,6 +135,7 @@ def build_pipeline(seed: int = 0, **transformer: Any) -> ZImagePipeline:
 
 
 def write_untrained_source(path: Path, seed: int = 0, **transformer: Any) -> Path:
-    """Write an untrained miniature source (random weights, right layout) to `path`, for tests; return the path."""
+    """Write an untrained miniature source (random weights, right layout) to `path`, for tests; return the
+    path."""
     build_pipeline(seed, **transformer).save_pretrained(path, safe_serialization=True)
     return path

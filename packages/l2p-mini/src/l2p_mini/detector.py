@@ -1,8 +1,9 @@
 """Read an image of the miniature's world back into objects, by colour geometry alone.
 
-The detector knows the palette and the silhouettes, not the renderer: it estimates the background from the border, mattes every
-connected region against it (how far each pixel has moved from the background's colour to the object's), and compares the
-matte with an ideal silhouette of each shape in the same box. It has no weights and no randomness.
+The detector knows the palette and the silhouettes, not the renderer: it estimates the background from the
+border, mattes every connected region against it (how far each pixel has moved from the background's colour
+to the object's), and compares the matte with an ideal silhouette of each shape in the same box. It has no
+weights and no randomness.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ OVERLAP_LOW, OVERLAP_HIGH = 0.55, 0.80  # soft IoU with the best silhouette: no 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """One object. `label`: shape; `box`: (x0, y0, x1, y1) in pixels of the given image; `confidence` in [0, 1]."""
+    """One object. `label`: shape; `box`: (x0, y0, x1, y1) in pixels of the given image; `confidence` in [0,
+    1]."""
 
     label: str
     color: str
@@ -58,7 +60,12 @@ class ExactDetector:
         ]
         scale = (image.width / BASE_SIZE, image.height / BASE_SIZE) * 2
         boxed = [
-            Detection(label=d.label, color=d.color, confidence=d.confidence, box=tuple(b * s for b, s in zip(d.box, scale, strict=True)))  # type: ignore[arg-type]
+            Detection(
+                label=d.label,
+                color=d.color,
+                confidence=d.confidence,
+                box=tuple(b * s for b, s in zip(d.box, scale, strict=True)),
+            )  # type: ignore[arg-type]
             for d in found
         ]
         return sorted(boxed, key=lambda d: -d.confidence)
@@ -84,14 +91,16 @@ def _to_base_size(image: Image.Image) -> Image.Image:
 
 
 def _split_colors(pixels: Array, components: Array, count: int) -> list[Array]:
-    """Return a mask per object: a connected component, or its parts where differently coloured objects touch."""
+    """Return a mask per object: a connected component, or its parts where differently coloured objects
+    touch."""
     nearest = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1).argmin(-1)
     regions = []
     for index in range(1, count + 1):
         component = components == index
         seeds = []
         for color in np.unique(nearest[component]):
-            # An antialiased edge takes on colours between object and background, but never more than a pixel deep.
+            # An antialiased edge takes on colours between object and background, but never more than a pixel
+            # deep.
             core = ndimage.binary_erosion(component & (nearest == color), np.ones((3, 3)))
             if core.sum() >= MIN_AREA // 3:
                 seeds.append(core)

@@ -1,8 +1,8 @@
 """Prompts of the miniature's world, the scenes they mean and the GenEval checks they imply.
 
-One sentence form per GenEval task: single object, two objects, counting, colours, position, colour attribution. The templates
-below are the only place where the sentences are written down: `write_grammar` turns them into the grammar file that a prompt
-engine reads, and `parse` reads any sentence of theirs back.
+One sentence form per GenEval task: single object, two objects, counting, colours, position, colour
+attribution. The templates below are the only place where the sentences are written down: `write_grammar`
+turns them into the grammar file that a prompt engine reads, and `parse` reads any sentence of theirs back.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,37 +31,46 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "color_attr": ("a {color} {shape} and a {color} {shape}",),
 }
 # How often each task is drawn for training: tasks with more to say more often.
-WEIGHTS = {"single_object": 1.0, "two_object": 1.0, "counting": 2.0, "colors": 2.0, "position": 2.0, "color_attr": 2.0}
+WEIGHTS = {
+    "single_object": 1.0,
+    "two_object": 1.0,
+    "counting": 2.0,
+    "colors": 2.0,
+    "position": 2.0,
+    "color_attr": 2.0,
+}
 WITHOUT_PLACE = 0.15  # share of prompts that leave the background open
 
-_OBJECT = r"(?:(?P<color{i}>%s) )?(?P<shape{i}>%s)" % ("|".join(COLORS), "|".join(SHAPES))  # noqa: UP031
-_SENTENCE = re.compile(
-    r"^(?:(?P<number>%s) (?:(?P<color>%s) )?(?P<shapes>%s)|a %s(?: (?P<relation>and|%s) a %s)?)(?: on a (?P<background>%s) background)?$"  # noqa: UP031
-    % (
-        "|".join(NUMBERS),
-        "|".join(COLORS),
-        "|".join(f"{s}e?s" for s in SHAPES),
-        _OBJECT.replace("{i}", "1"),
-        "|".join(RELATIONS),
-        _OBJECT.replace("{i}", "2"),
-        "|".join(BACKGROUNDS),
-    )
-)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Meaning:
-    """What a sentence fixes. `objects`: (shape, colour or None) each; `relation`: of the first to the second, if two."""
-
-    tag: str
-    objects: tuple[tuple[str, str | None], ...]
-    relation: str | None = None
-    background: str | None = None
+def _one_of(group: str, words: Iterable[str]) -> str:
+    return f"(?P<{group}>{'|'.join(words)})"
 
 
 def plural(shape: str) -> str:
     """Return the English plural of a shape's name."""
     return shape + ("es" if shape.endswith("s") else "s")
+
+
+def _object(index: int) -> str:
+    return f"a (?:{_one_of(f'color{index}', COLORS)} )?{_one_of(f'shape{index}', SHAPES)}"
+
+
+_GROUP = (
+    f"{_one_of('number', NUMBERS)} (?:{_one_of('color', COLORS)} )?{_one_of('shapes', map(plural, SHAPES))}"
+)
+_PAIR = f"{_object(1)}(?: {_one_of('relation', ('and', *RELATIONS))} {_object(2)})?"
+_SENTENCE = re.compile(f"(?:{_GROUP}|{_PAIR})(?: on a {_one_of('background', BACKGROUNDS)} background)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What a sentence fixes. `objects`: (shape, colour or None) each; `relation`: of the first to the
+    second, if two."""
+
+    tag: str
+    objects: tuple[tuple[str, str | None], ...]
+    relation: str | None = None
+    background: str | None = None
 
 
 def slots() -> dict[str, list[str]]:
@@ -77,12 +86,14 @@ def slots() -> dict[str, list[str]]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Tell whether a prompt belongs to evaluation only: sha256 of its UTF-8 bytes is 0 modulo `HELD_OUT_MODULUS`."""
+    """Tell whether a prompt belongs to evaluation only: sha256 of its UTF-8 bytes is 0 modulo
+    `HELD_OUT_MODULUS`."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
 
 
 def draw_prompt(rng: random.Random, tag: str | None = None) -> str:
-    """Draw one sentence, of a given task or of any by `WEIGHTS`; repeated slots never draw the same word twice."""
+    """Draw one sentence, of a given task or of any by `WEIGHTS`; repeated slots never draw the same word
+    twice."""
     tag = tag or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     template = rng.choice(TEMPLATES[tag]) + ("" if rng.random() < WITHOUT_PLACE else _PLACE)
     pools = {name: rng.sample(words, len(words)) for name, words in slots().items()}
@@ -91,9 +102,11 @@ def draw_prompt(rng: random.Random, tag: str | None = None) -> str:
 
 def parse(prompt: str) -> Meaning:
     """Read a sentence of the grammar. Raises ValueError for any other text."""
-    match = _SENTENCE.match(prompt)
+    match = _SENTENCE.fullmatch(prompt)
     if not match:
-        raise ValueError(f"not a sentence of the miniature's grammar: {prompt!r}; an example is {next(examples())!r}")
+        raise ValueError(
+            f"not a sentence of the miniature's grammar: {prompt!r}; an example is {next(examples())!r}"
+        )
     group = match.groupdict()
     if group["number"]:
         shape = next(s for s in SHAPES if plural(s) == group["shapes"])
@@ -101,7 +114,9 @@ def parse(prompt: str) -> Meaning:
         return Meaning(tag="counting", objects=objects, background=group["background"])
     first = (group["shape1"], group["color1"])
     if not group["relation"]:
-        return Meaning(tag="colors" if first[1] else "single_object", objects=(first,), background=group["background"])
+        return Meaning(
+            tag="colors" if first[1] else "single_object", objects=(first,), background=group["background"]
+        )
     second = (group["shape2"], group["color2"])
     relation = None if group["relation"] == "and" else group["relation"]
     tag = "position" if relation else ("color_attr" if first[1] or second[1] else "two_object")
@@ -118,13 +133,16 @@ def examples() -> Iterator[str]:
 def draw_scene(meaning: Meaning, rng: random.Random) -> Scene:
     """Draw one scene in which a sentence is true; what the sentence leaves open is drawn uniformly.
 
-    Objects stand in the cells of a 2 x 2 grid with some jitter, a single one near the centre; they never touch.
+    Objects stand in the cells of a 2 x 2 grid with some jitter, a single one near the centre; they never
+    touch.
     """
     background = meaning.background or rng.choice(list(BACKGROUNDS))
     shared = rng.choice(list(COLORS))  # a counted group without a named colour has one colour
     palette = rng.sample(list(COLORS), len(COLORS))
     objects = []
-    for index, ((shape, color), (x, y)) in enumerate(zip(meaning.objects, _places(meaning, rng), strict=True)):
+    for index, ((shape, color), (x, y)) in enumerate(
+        zip(meaning.objects, _places(meaning, rng), strict=True)
+    ):
         single = len(meaning.objects) == 1
         radius = rng.uniform(0.18, 0.24) if single else rng.uniform(0.14, 0.18)
         color = color or (shared if meaning.tag == "counting" else palette[index])
@@ -155,15 +173,22 @@ def _places(meaning: Meaning, rng: random.Random) -> list[tuple[float, float]]:
 
 
 def geneval_row(prompt: str) -> dict[str, Any]:
-    """Return the GenEval metadata row of a sentence: `tag, include[class, count, color?, position?], exclude?, prompt`."""
+    """Return the GenEval metadata row of a sentence: `tag, include[class, count, color?, position?],
+    exclude?, prompt`."""
     meaning = parse(prompt)
     if meaning.tag == "counting":
         (shape, color), count = meaning.objects[0], len(meaning.objects)
         include: list[dict[str, Any]] = [_include(shape, color) | {"count": count}]
-        return {"tag": "counting", "include": include, "exclude": [{"class": shape, "count": count + 1}], "prompt": prompt}
+        return {
+            "tag": "counting",
+            "include": include,
+            "exclude": [{"class": shape, "count": count + 1}],
+            "prompt": prompt,
+        }
     include = [_include(shape, color) for shape, color in meaning.objects]
     if meaning.relation:
-        # GenEval attaches "first is RELATION to second" to the entry it constrains, with the index of the other one.
+        # GenEval attaches "first is RELATION to second" to the entry it constrains, with the index of the
+        # other one.
         include = [include[1], include[0] | {"position": [meaning.relation, 0]}]
     return {"tag": meaning.tag, "include": include, "prompt": prompt}
 
@@ -174,20 +199,34 @@ def _include(shape: str, color: str | None) -> dict[str, Any]:
 
 def write_grammar(path: Path) -> None:
     """Write the templates as the grammar TOML that prompt engines read."""
-    lines = ["# Generated by `python -m l2p_mini.grammar`; edit l2p_mini/grammar.py instead.", 'name = "scenes"', 'language = "en"']
+    lines = [
+        "# Generated by `python -m l2p_mini.grammar`; edit l2p_mini/grammar.py instead.",
+        'name = "scenes"',
+        'language = "en"',
+    ]
     lines += [f"exclude_modulus = {HELD_OUT_MODULUS}", "", "[slots]"]
     lines += [f"{name} = {json.dumps(words)}" for name, words in slots().items()]
     for tag, templates in TEMPLATES.items():
         for place, share in ((_PLACE, 1 - WITHOUT_PLACE), ("", WITHOUT_PLACE)):
-            lines += ["", "[[category]]", 'superclass = "Nature"', 'subclass = "Objects"', f'category = "{tag}"']
-            lines += [f"weight = {WEIGHTS[tag] * share:g}", f"templates = {json.dumps([t + place for t in templates])}"]
+            lines += [
+                "",
+                "[[category]]",
+                'superclass = "Nature"',
+                'subclass = "Objects"',
+                f'category = "{tag}"',
+            ]
+            lines += [
+                f"weight = {WEIGHTS[tag] * share:g}",
+                f"templates = {json.dumps([t + place for t in templates])}",
+            ]
     path.write_text("\n".join(lines) + "\n")
 
 
 def write_evaluation(path: Path, per_tag: int, seed: int = 20) -> None:
     """Write `per_tag` held-out prompts of each task as GenEval metadata, one JSON object a line.
 
-    They are distinct, but for a task with fewer held-out sentences, which repeats them: every row is drawn with seeds of its own.
+    They are distinct, but for a task with fewer held-out sentences, which repeats them: every row is drawn
+    with seeds of its own.
     """
     rows = []
     for tag in TEMPLATES:

@@ -1,9 +1,9 @@
 """The miniature's world: scenes of one to four flat shapes, and how they look at any resolution.
 
-A scene is resolution-free: positions and sizes are fractions of the image side. At 64 px a shape is a plain, antialiased
-silhouette. From 128 px on, every shape and every background also carries a fine pattern and a rim. Both have zero mean over
-1/64 of the image side, so that the 64 px image is the box-filtered large one: what a higher resolution adds is detail,
-not another picture.
+A scene is resolution-free: positions and sizes are fractions of the image side. At 64 px a shape is a plain,
+antialiased silhouette. From 128 px on, every shape and every background also carries a fine pattern and a
+rim. Both have zero mean over 1/64 of the image side, so that the 64 px image is the box-filtered large one:
+what a higher resolution adds is detail, not another picture.
 """
 
 import math
@@ -38,7 +38,8 @@ TRIANGLE_BASE_Y, TRIANGLE_HALF_BASE = 0.75, 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
-    """One shape. `x, y`: centre, and `radius`: circumscribed radius, as fractions of the image side, y pointing down."""
+    """One shape. `x, y`: centre, and `radius`: circumscribed radius, as fractions of the image side, y
+    pointing down."""
 
     shape: str
     color: str
@@ -56,7 +57,8 @@ class Scene:
 
 
 def outline(item: Object) -> list[tuple[float, float]]:
-    """Return the polygon of an object's outer outline in image fractions; circles and rings have 64 corners."""
+    """Return the polygon of an object's outer outline in image fractions; circles and rings have 64
+    corners."""
     r, (x, y) = item.radius, (item.x, item.y)
     if item.shape in ("circle", "ring"):
         angles = [2 * math.pi * i / 64 for i in range(64)]
@@ -69,7 +71,20 @@ def outline(item: Object) -> list[tuple[float, float]]:
         return [(x, y - r), (x + half, base), (x - half, base)]
     if item.shape == "cross":
         a = CROSS_ARM * r
-        corners = [(-a, -r), (a, -r), (a, -a), (r, -a), (r, a), (a, a), (a, r), (-a, r), (-a, a), (-r, a), (-r, -a), (-a, -a)]
+        corners = [
+            (-a, -r),
+            (a, -r),
+            (a, -a),
+            (r, -a),
+            (r, a),
+            (a, a),
+            (a, r),
+            (-a, r),
+            (-a, a),
+            (-r, a),
+            (-r, -a),
+            (-a, -a),
+        ]
         return [(x + u, y + v) for u, v in corners]
     raise ValueError(f"unknown shape {item.shape!r}; the world has {', '.join(SHAPES)}")
 
@@ -78,11 +93,14 @@ def hole(item: Object) -> list[tuple[float, float]] | None:
     """Return the polygon of a ring's hole in image fractions, or None for a shape without one."""
     if item.shape != "ring":
         return None
-    return outline(Object(shape="circle", color=item.color, x=item.x, y=item.y, radius=RING_HOLE * item.radius))
+    return outline(
+        Object(shape="circle", color=item.color, x=item.x, y=item.y, radius=RING_HOLE * item.radius)
+    )
 
 
 def render(scene: Scene, size: int = BASE_SIZE) -> Image.Image:
-    """Draw a scene as a square RGB image of `size` pixels a side, antialiased by supersampling and a box filter."""
+    """Draw a scene as a square RGB image of `size` pixels a side, antialiased by supersampling and a box
+    filter."""
     if size < 16:
         raise ValueError(f"size {size} px is too small to show a scene; use 16 or more")
     factor = 4 if size <= 256 else 2
@@ -123,7 +141,8 @@ def _mask(item: Object, side: int) -> np.ndarray:
 
 
 def _rim(mask: np.ndarray, side: int) -> np.ndarray:
-    """Return a dark line inside and a light line outside the silhouette, each a quarter of the detail period wide."""
+    """Return a dark line inside and a light line outside the silhouette, each a quarter of the detail period
+    wide."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
     width = max(1, round(side * DETAIL_PERIOD / 4))
@@ -133,7 +152,8 @@ def _rim(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def _pattern(kind: str, u: np.ndarray, v: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Return a square wave of +-DETAIL_AMPLITUDE whose mean over one detail period is zero; its form depends on the shape."""
+    """Return a square wave of +-DETAIL_AMPLITUDE whose mean over one detail period is zero; its form depends
+    on the shape."""
     f = 2 * math.pi / DETAIL_PERIOD
     waves = {
         "circle": lambda: np.sin(f * np.hypot(u - x, v - y)),
@@ -150,5 +170,6 @@ def _pattern(kind: str, u: np.ndarray, v: np.ndarray, x: float, y: float) -> np.
 
 
 def _pixels(points: list[tuple[float, float]], side: int) -> list[tuple[float, float]]:
-    # Pillow puts pixel centres at integers: half a pixel is taken off so that shapes stay centred at any resolution.
+    # Pillow puts pixel centres at integers: half a pixel is taken off so that shapes stay centred at any
+    # resolution.
     return [(px * side - 0.5, py * side - 0.5) for px, py in points]

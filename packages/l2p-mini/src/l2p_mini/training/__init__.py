@@ -1,1 +1,1 @@
-"""How the miniature's source LDM was trained: `python -m l2p_mini.training.vae`, then `.ldm`. Needs `l2p-mini[train]`."""
+"""How the miniature's source LDM was trained: `.vae`, then `.ldm`. Needs `l2p-mini[train]`."""

@@ -27,15 +27,18 @@ TOKENS = 32  # image tokens, the last 16 of them padding
 
 
 class BatchedZImage(nn.Module):
-    """The same weights and sums as diffusers' Z-Image forward, for one fixed size, without a loop over samples.
+    """diffusers' Z-Image forward for one size: its own weights and sums, without a loop over samples.
 
-    `latents` (B, 16, 8, 8), `sigma` (B,) in [0, 1] with 1 = noise, `tokens` (B, 32) ids, `mask` (B, 32). Returns the velocity noise - x_0.
+    Takes latents (B, 16, 8, 8), sigma (B,) in [0, 1] with 1 = noise, token ids and their mask (B, 32);
+    returns the velocity noise - x_0, (B, 16, 8, 8).
     """
 
     def __init__(self, transformer: Any, text_encoder: Any) -> None:
         super().__init__()
         self.transformer, self.text_encoder = transformer, text_encoder
-        caption = torch.stack([torch.arange(1, CAPTION + 1)] + [torch.zeros(CAPTION, dtype=torch.long)] * 2, -1)
+        caption = torch.stack(
+            [torch.arange(1, CAPTION + 1)] + [torch.zeros(CAPTION, dtype=torch.long)] * 2, -1
+        )
         h, w = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
         image = torch.stack([torch.full((GRID * GRID,), CAPTION + 1), h.flatten(), w.flatten()], -1)
         image = torch.cat([image, torch.zeros(TOKENS - GRID * GRID, 3, dtype=torch.long)])
@@ -43,14 +46,18 @@ class BatchedZImage(nn.Module):
         self.register_buffer("image_rope", transformer.rope_embedder(image)[None], persistent=False)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self.text_encoder(input_ids=tokens, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        return self.text_encoder(
+            input_ids=tokens, attention_mask=mask, output_hidden_states=True
+        ).hidden_states[-2]
 
     def forward(self, latents: Tensor, sigma: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         model = self.transformer
         b = len(latents)
         time = model.t_embedder((1 - sigma) * model.t_scale)
         x = model.all_x_embedder["2-1"](rearrange(latents, "b c (h p) (w q) -> b (h w) (p q c)", p=2, q=2))
-        x = torch.cat([x, repeat(model.x_pad_token, "1 d -> b n d", b=b, n=TOKENS - GRID * GRID).to(x.dtype)], 1)
+        x = torch.cat(
+            [x, repeat(model.x_pad_token, "1 d -> b n d", b=b, n=TOKENS - GRID * GRID).to(x.dtype)], 1
+        )
         for block in model.noise_refiner:
             x = block(x, None, self.image_rope, time)
         caption = model.cap_embedder(self.text_features(tokens, mask))
@@ -68,7 +75,10 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Return ids and mask (B, 32) of prompts, through the chat template as ZImagePipeline does."""
     texts = [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
         )
         for prompt in prompts
     ]
@@ -78,7 +88,8 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def cache_scenes(vae: Any, tokenizer: Any, path: Path, count: int, seed: int) -> dict[str, Tensor]:
-    """Render `count` scenes, encode them once, and keep latents (N, 16, 8, 8), ids and masks (N, 32) in a file."""
+    """Render `count` scenes, encode them once, and keep latents (N, 16, 8, 8), ids and masks (N, 32) in a
+    file."""
     from safetensors.torch import load_file, save_file
 
     if path.exists():
@@ -133,7 +144,9 @@ class Ema:
 def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices inside the blocks, AdamW for everything else."""
     inside = [
-        p for n, p in model.named_parameters() if p.ndim == 2 and any(k in n for k in (".layers.", "refiner")) and "adaLN" not in n
+        p
+        for n, p in model.named_parameters()
+        if p.ndim == 2 and any(k in n for k in (".layers.", "refiner")) and "adaLN" not in n
     ]
     known = {id(p) for p in inside}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
@@ -143,7 +156,9 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def batches(cache: dict[str, Tensor], empty: tuple[Tensor, Tensor], args: argparse.Namespace, rank: int) -> Iterator[Any]:
+def batches(
+    cache: dict[str, Tensor], empty: tuple[Tensor, Tensor], args: argparse.Namespace, rank: int
+) -> Iterator[Any]:
     """Yield (latents, sigma, noise, ids, mask) of every step; each is a function of (seed, step, rank)."""
     for step in range(args.first, args.steps):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step * 64 + rank)
@@ -152,7 +167,13 @@ def batches(cache: dict[str, Tensor], empty: tuple[Tensor, Tensor], args: argpar
         tokens = torch.where(dropped, empty[0], cache["tokens"][index])
         mask = torch.where(dropped, empty[1], cache["mask"][index])
         latents = cache["latents"][index]
-        yield latents, sample_sigma(args.batch, args.shift, generator), torch.randn(latents.shape, generator=generator), tokens, mask
+        yield (
+            latents,
+            sample_sigma(args.batch, args.shift, generator),
+            torch.randn(latents.shape, generator=generator),
+            tokens,
+            mask,
+        )
 
 
 def write_source(path: Path, model: BatchedZImage, vae: Any, tokenizer: Any, shift: float) -> Any:
@@ -199,7 +220,13 @@ def main() -> None:
     run = Run(output=args.output, steps=args.steps, warmup=200)
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     tokenizer = build_tokenizer()
-    cache = cache_scenes(vae, tokenizer, args.output / f"scenes-{run.rank}.safetensors", args.scenes, args.seed + 200 + run.rank)
+    cache = cache_scenes(
+        vae,
+        tokenizer,
+        args.output / f"scenes-{run.rank}.safetensors",
+        args.scenes,
+        args.seed + 200 + run.rank,
+    )
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor
     cache["latents"] = (cache["latents"] - shift) * scale
 
@@ -218,7 +245,9 @@ def main() -> None:
     empty = tokenize(tokenizer, [""])
     prompts = [p for p, _ in (training_scene(random.Random(f"show-{i}")) for i in range(32))]
 
-    for step, (latents, sigma, noise, tokens, mask) in enumerate(batches(cache, empty, args, run.rank), args.first):
+    for step, (latents, sigma, noise, tokens, mask) in enumerate(
+        batches(cache, empty, args, run.rank), args.first
+    ):
         for optimizer in (muon, adamw):
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * run.learning_rate(step)
@@ -245,7 +274,9 @@ def main() -> None:
                 ema.swap(model)
                 pipeline.set_progress_bar_config(disable=True)
                 grid = sample_grid(pipeline, prompts, 1, num_inference_steps=16, guidance_scale=1.0)
-                grid.resize((grid.width * 2, grid.height * 2)).save(args.output / f"samples-{step + 1:06d}.png")
+                grid.resize((grid.width * 2, grid.height * 2)).save(
+                    args.output / f"samples-{step + 1:06d}.png"
+                )
 
 
 if __name__ == "__main__":

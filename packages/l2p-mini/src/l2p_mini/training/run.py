@@ -71,7 +71,9 @@ class Run:
 
     def log(self, step: int, **values: float) -> None:
         if self.rank == 0:
-            row = {"step": step, "seconds": round(time.time() - self.started, 1)} | {k: round(v, 5) for k, v in values.items()}
+            row = {"step": step, "seconds": round(time.time() - self.started, 1)} | {
+                k: round(v, 5) for k, v in values.items()
+            }
             with (self.output / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)

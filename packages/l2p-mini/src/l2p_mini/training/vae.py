@@ -1,6 +1,6 @@
 """Train the miniature's VAE (AutoencoderKL, f8, 16 channels) on rendered scenes.
 
-    torchrun --nproc-per-node 2 -m l2p_mini.training.vae --output runs/source-vae
+torchrun --nproc-per-node 2 -m l2p_mini.training.vae --output runs/source-vae
 """
 
 import argparse
@@ -52,7 +52,8 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: Any, pixels: torch.Tensor) -> None:
-    """Set the VAE's shift and scale so that its latents of these pixels have mean 0 and standard deviation 1."""
+    """Set the VAE's shift and scale so that its latents of these pixels have mean 0 and standard deviation
+    1."""
     means = vae.encode(pixels).latent_dist.mean
     vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())
 
@@ -66,21 +67,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images per process")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--stop-after", type=int, help="stop after this step with a checkpoint; default: all steps"
+    )
     args = parser.parse_args()
 
     run = Run(output=args.output, steps=args.steps)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(**VAE).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     first = run.resume(vae=vae, optimizer=optimizer)
-    for step in range(first, args.steps):
+    last = min(args.steps, args.stop_after or args.steps)
+    for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * run.learning_rate(step)
         pixels = batch(args.seed, step, run.rank, args.batch)
         noise = torch.Generator().manual_seed(step * run.world_size + run.rank)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
-            latents = posterior.mean.float() + posterior.std.float() * torch.randn(posterior.mean.shape, generator=noise)
+            latents = posterior.mean.float() + posterior.std.float() * torch.randn(
+                posterior.mean.shape, generator=noise
+            )
             decoded = vae.decode(latents).sample
         error = decoded.float() - pixels
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -92,12 +101,14 @@ def main() -> None:
         optimizer.zero_grad()
         if step % 20 == 0:
             run.log(step, loss=loss.item(), kl=kl.item(), psnr=psnr(decoded.detach(), pixels))
-        if (step + 1) % run.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % run.save_every == 0 or step + 1 == last:
             run.save(step + 1, vae=vae, optimizer=optimizer)
             if run.rank == 0:
                 pair = torch.stack([pixels[:8], decoded[:8].detach().float()])
-                to_images(pair).resize((8 * 128, 2 * 128), Image.Resampling.NEAREST).save(args.output / "samples.png")
-    if run.rank == 0:
+                to_images(pair).resize((8 * 128, 2 * 128), Image.Resampling.NEAREST).save(
+                    args.output / "samples.png"
+                )
+    if run.rank == 0 and last == args.steps:
         normalise_latents(vae, torch.cat([batch(args.seed + 1, step, 0, 64) for step in range(8)]))
         vae.save_pretrained(args.output / "vae")
 
