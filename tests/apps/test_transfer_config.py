@@ -153,7 +153,8 @@ def test_a_dry_run_without_weights_counts_the_full_size(
         (["prompts.grammar=none.toml"], "none.toml"),
         (["prompts.engine=file", "prompts.file=empty.txt"], "empty.txt is empty"),
         (["evaluate.metadata=none.jsonl"], "no metadata file"),
-        (["evaluate.detector=yolo"], "evaluate.detector is 'yolo'; there is scenes"),
+        (["evaluate.detector=yolo"], "evaluate.detector is 'yolo'; there is scenes, coco"),
+        (["evaluate.detector=coco"], "evaluate.detector_model is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(

@@ -89,7 +89,9 @@ class EvaluateSection:
     """GenEval of the source and of the L2P model, and a Frechet distance between them (sec. 4)."""
 
     metadata: Path  # evaluation_metadata.jsonl
-    detector: str = "scenes"  # a key of l2p_transfer.detectors.DETECTORS
+    detector: str = "scenes"  # scenes: the miniature's exact one; coco: GenEval's, needs the two models below
+    detector_model: Path | None = None  # transformers directory of a Mask2Former (Swin-S, COCO instance)
+    color_model: Path | None = None  # transformers directory of a CLIP (ViT-L/14)
     images_per_prompt: int = 4
     num_inference_steps: int = 30
     guidance_scale: float = 2.0

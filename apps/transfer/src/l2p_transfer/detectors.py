@@ -1,32 +1,77 @@
 """The object detectors that an evaluation can name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from l2p_eval.geneval import Detector
+from l2p_eval.geneval import ColorClassifier, Detector
 
 from l2p_transfer.errors import TransferError
 
+if TYPE_CHECKING:
+    from l2p_transfer.config import EvaluateSection
 
-def _scenes() -> Detector:
+
+@dataclass(frozen=True, kw_only=True)
+class Eyes:
+    """What judges the images: finds objects and, where the detector does not, names their colours."""
+
+    description: str  # for the report
+    detector: Detector
+    colors: ColorClassifier | None = None
+
+
+def _scenes(section: "EvaluateSection") -> Eyes:
+    """Rendered scenes of the miniature; exact, needs no weights."""
     from l2p_mini.detector import ExactDetector
 
-    return ExactDetector()
+    return Eyes(description="the exact detector of rendered scenes", detector=ExactDetector())
 
 
-DETECTORS: dict[str, tuple[str, Callable[[], Detector]]] = {
-    # name: (what the report calls it, how to build it)
-    "scenes": ("the exact detector of rendered scenes", _scenes),
+def _coco(section: "EvaluateSection") -> Eyes:
+    """GenEval's own models, from the user's directories."""
+    import torch
+    from l2p_eval.detectors import ClipColors, Mask2FormerDetector
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = [_directory(section, key) for key in COCO_KEYS]
+    return Eyes(
+        description="Mask2Former and CLIP through transformers (close to the official GenEval, not bit-equal)",
+        detector=Mask2FormerDetector(models[0], device=device),
+        colors=ClipColors(models[1], device=device),
+    )
+
+
+DETECTORS: dict[str, Callable[["EvaluateSection"], Eyes]] = {
+    "scenes": _scenes,
+    "coco": _coco,
 }
+COCO_KEYS = ("detector_model", "color_model")
 
 
-def check_detector(name: str) -> None:
-    """Raises if there is no such detector."""
-    if name not in DETECTORS:
-        raise TransferError(f"evaluate.detector is {name!r}; there is {', '.join(DETECTORS)}")
+def check_detector(section: "EvaluateSection") -> None:
+    """Raises if there is no such detector, or if the models it needs are not there."""
+    if section.detector not in DETECTORS:
+        raise TransferError(f"evaluate.detector is {section.detector!r}; there is {', '.join(DETECTORS)}")
+    if section.detector == "coco":
+        for key in COCO_KEYS:
+            _directory(section, key)
 
 
-def load_detector(name: str) -> tuple[str, Detector]:
-    """The detector of that name and what to call it."""
-    check_detector(name)
-    description, build = DETECTORS[name]
-    return description, build()
+def load_detector(section: "EvaluateSection") -> Eyes:
+    """What `section.detector` names."""
+    check_detector(section)
+    return DETECTORS[section.detector](section)
+
+
+def _directory(section: "EvaluateSection", key: str) -> Path:
+    path: Path | None = getattr(section, key)
+    if path is None or not (path / "config.json").is_file():
+        given = f"{path} is no transformers model directory" if path else "is missing"
+        wanted = {
+            "detector_model": "a Mask2Former (Swin-S, COCO instance)",
+            "color_model": "a CLIP (ViT-L/14)",
+        }[key]
+        raise TransferError(f'evaluate.{key} {given}; detector "coco" needs the directory of {wanted}')
+    return path

@@ -12,7 +12,7 @@ from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
 from l2p_eval.layout import image_path, score_folder, write_prompts
 
 from l2p_transfer.config import Config
-from l2p_transfer.detectors import load_detector
+from l2p_transfer.detectors import Eyes, load_detector
 from l2p_transfer.generation import Job, Painter, default_workers, paint, plan_jobs, resolve_dtype
 from l2p_transfer.paths import RunPaths
 
@@ -23,11 +23,11 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     """Scores the source and the L2P model on the same prompts and seeds; the content of results.json."""
     section = config.evaluate
     prompts = read_metadata(section.metadata)
-    description, detector = load_detector(section.detector)
+    eyes = load_detector(section)
     extractor = load_extractor(section.features)
     jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
     results: dict[str, Any] = {
-        "detector": description,
+        "detector": eyes.description,
         "metadata": {
             "file": section.metadata.name,
             "sha256": hashlib.sha256(section.metadata.read_bytes()).hexdigest(),
@@ -38,7 +38,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     folders = {}
     for name, painter in painters(config, paths).items():
         folder = folders[name] = paths.evaluation / name
-        scores = _paint_and_judge(painter, prompts, jobs, folder, detector, config, progress)
+        scores = _paint_and_judge(painter, prompts, jobs, folder, eyes, config, progress)
         results[name] = {
             "sampling": dict(painter.options) | {"dtype": painter.dtype},
             "scores": summarise(scores).to_row(),
@@ -92,7 +92,7 @@ def _paint_and_judge(
     prompts: Sequence[GenEvalPrompt],
     jobs: Sequence[Job],
     folder: Path,
-    detector: Any,
+    eyes: Eyes,
     config: Config,
     progress: Progress,
 ) -> list[ImageScore]:
@@ -109,7 +109,8 @@ def _paint_and_judge(
     write_prompts(folder, prompts)
     return score_folder(
         folder,
-        detector,
+        eyes.detector,
+        colors=eyes.colors,
         images_per_prompt=section.images_per_prompt,
         on_image=lambda done, total: progress(done, total, f"judging {name}"),
     )

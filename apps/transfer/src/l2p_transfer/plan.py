@@ -102,7 +102,7 @@ def check_inputs(config: Config) -> None:
 
 def _problems(config: Config) -> Iterator[Exception]:
     """Everything that the stages need and cannot find."""
-    for check in (_check_source, _check_prompts, _check_evaluation):
+    for check in (_check_source, _check_prompts, _check_detector, _check_features, _check_metadata):
         try:
             check(config)
         except ValueError as error:
@@ -129,15 +129,22 @@ def _check_prompts(config: Config) -> None:
         read_prompts(config.prompts.file)
 
 
-def _check_evaluation(config: Config) -> None:
-    from l2p_eval.features import EXTRACTORS
-    from l2p_eval.geneval import read_metadata
+def _check_detector(config: Config) -> None:
+    check_detector(config.evaluate)
 
-    check_detector(config.evaluate.detector)
+
+def _check_features(config: Config) -> None:
+    from l2p_eval.features import EXTRACTORS
+
     if config.evaluate.features not in EXTRACTORS:
         raise TransferError(
             f"evaluate.features is {config.evaluate.features!r}; there is {', '.join(EXTRACTORS)}"
         )
+
+
+def _check_metadata(config: Config) -> None:
+    from l2p_eval.geneval import read_metadata
+
     read_metadata(config.evaluate.metadata)
 
 
