@@ -57,7 +57,7 @@ def test_the_converted_embedder_gives_the_tokens_of_the_fit(untrained_source: Pa
         untrained_source,
         tmp_path / "out",
         head_channels=(8, 8, 8, 8),
-        initialisation="fitted+zero-output",
+        initialisation="fitted-noise+zero-output",
         calibration_images=images,
     )
     assert 0 < report.measures["latent_variance_explained"] <= 1

@@ -1,14 +1,16 @@
 """A linear map from pixel patches to the source's latent patches, fitted on images that the VAE encodes.
 
-The embedder sees x_t = (1 - sigma) x_0 + sigma noise, and the frozen blocks expect what the source gave them
-at that sigma: (1 - sigma) z_0 + sigma * (unit noise). So a good map M has two properties:
+The embedder sees x_t = (1 - sigma) x_0 + sigma noise, where the source saw (1 - sigma) z_0 + sigma (unit
+noise). Ridge regression of latent patches on pixel patches gives a map M with M x_0 + c close to z_0. The
+ridge also bounds the map's answer to noise: it is the least one at which no direction of the latent gets more
+noise than the source's own.
 
-1. M x_0 + c is close to z_0: ridge regression of latent patches on pixel patches;
-2. M noise has unit covariance: M M^T = I.
-
-A large pixel patch averages noise away (the mean of 256 pixels keeps 1/16 of it), so the regression alone
-gives M M^T < I: tokens at high sigma would look like those of a clean grey image. The missing noise is taken
-from the pixel directions in which images have the least energy, which adds noise and next to no image.
+Because a large pixel patch averages noise away (the mean of 256 pixels keeps 1/16 of it), M M^T stays far
+below the identity: the tokens are cleaner than the source's at the same sigma. `match_noise` fills the
+difference up, to M M^T = I, from the pixel directions in which images have the least energy, which adds noise
+and next to no image. On the miniature the cleaner tokens carried more: a linear probe of the last block's
+features explained 81 % of the pixels' variance at sigma 0.9 (79 % with matched noise, 71 % with PyTorch's
+initialisation, 82 % in the source).
 """
 
 from __future__ import annotations

@@ -81,15 +81,15 @@ def _zero_output(
 def _fitted(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
-    """Embed pixels as the source embeds their latents, noise included."""
-    return _fit_embedder(made, model, source, images, match_noise=True)
-
-
-def _fitted_signal(
-    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
-) -> dict[str, float]:
     """Embed clean pixels as the source embeds their latents; pixel noise mostly averages out."""
     return _fit_embedder(made, model, source, images, match_noise=False)
+
+
+def _fitted_noise(
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+) -> dict[str, float]:
+    """As "fitted", and filled up to as much noise as the source's latents have at the same sigma."""
+    return _fit_embedder(made, model, source, images, match_noise=True)
 
 
 def _fit_embedder(
@@ -115,5 +115,5 @@ INITIALISATIONS: dict[str, Initialisation] = {
     "default": _keep,
     "zero-output": _zero_output,
     "fitted": _fitted,
-    "fitted-signal": _fitted_signal,
+    "fitted-noise": _fitted_noise,
 }
