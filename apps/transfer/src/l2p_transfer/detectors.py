@@ -37,7 +37,7 @@ def _coco(section: "EvaluateSection") -> Eyes:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [_directory(section, key) for key in COCO_KEYS]
     return Eyes(
-        description="Mask2Former and CLIP through transformers (close to the official GenEval, not bit-equal)",
+        description="Mask2Former and CLIP through transformers (close to official GenEval, not bit-equal)",
         detector=Mask2FormerDetector(models[0], device=device),
         colors=ClipColors(models[1], device=device),
     )

@@ -7,6 +7,7 @@ Images that are there are not painted again, unless model or settings changed si
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from l2p_eval.layout import image_path, write_image
 
 from l2p_transfer.errors import TransferError
+from l2p_transfer.memory import usable_cores
 from l2p_transfer.paths import read_json, write_json
 
 
@@ -105,11 +107,9 @@ def resolve_dtype(dtype: str) -> str:
 
 def default_workers() -> int:
     """One process per GPU; without one, per core of those this process may use."""
-    import os
-
     import torch
 
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or usable_cores()
 
 
 def _claim(folder: Path, painter: Painter, jobs: Sequence[Job]) -> None:
@@ -133,6 +133,8 @@ def _load(painter: Painter, order: Any) -> None:
     """Loads the model in a worker process, on its own device."""
     global _PIPELINE
     import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
 
     torch.set_num_threads(1)
     number = order.get()

@@ -1,5 +1,6 @@
-"""Peak memory of a stage: of this process and all it started, sampled."""
+"""What a stage may use and what it used: cores, and the peak memory of this process and all it started."""
 
+import os
 import threading
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,11 @@ class MemoryMeter:
             self.peak_bytes = max(self.peak_bytes, memory_of_process_tree())
             if self._stop.wait(PERIOD):
                 return
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_of_process_tree() -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_transfer.config import Config
+from l2p_transfer.memory import usable_cores
 
 PACKAGES = (
     "l2p-arch",
@@ -30,6 +30,8 @@ PACKAGES = (
 
 def collect_provenance(config: Config, command: Sequence[str]) -> dict[str, Any]:
     """Everything about this run that its config does not say."""
+    import psutil
+
     return {
         "command": " ".join(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,8 +42,8 @@ def collect_provenance(config: Config, command: Sequence[str]) -> dict[str, Any]
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "cores": usable_cores(),
+            "memory_bytes": psutil.virtual_memory().total,
             "gpus": _gpus(),
         },
     }
