@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from l2p_data import (
@@ -21,8 +22,7 @@ from l2p_data.dataset import decode_image
 from l2p_data.filters import filter_prompts
 from l2p_data.identity import image_seed
 from l2p_data.synthesis import plan_shards
-from l2p_data.worker import WorkerSettings, make_shard
-from PIL import Image
+from l2p_data.worker import Pixels, WorkerSettings, make_shard
 
 PROMPTS = [f"a red circle number {index}" for index in range(5)]
 PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}
@@ -146,11 +146,15 @@ def test_a_pipeline_that_cannot_run_is_one_clear_error(untrained_source: Path, t
 def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
     calls: list[list[str]] = []
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
         calls.append(list(prompts))
         if any("bad" in prompt for prompt in prompts):
             raise RuntimeError("out of\nmemory")
-        return [Image.new("RGB", (8, 8), (seed % 256, 0, 0)) for seed in seeds]
+        images = [np.random.default_rng(seed).random((8, 8, 3)) for seed in seeds]
+        for prompt, image in zip(prompts, images, strict=True):
+            if prompt == "void":
+                image[0] = np.nan
+        return images
 
     settings = WorkerSettings(
         model="",
@@ -164,16 +168,25 @@ def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
         image_format="png",
         max_attempts=3,
     )
-    rows = plan_shards(
-        prompt_records(["a", "bad", "c", "d"]), config(tmp_path, tmp_path, seeds_per_prompt=1)
-    )[0]
+    prompts = prompt_records(["a", "bad", "c", "void", "d"])
+    rows = plan_shards(prompts, config(tmp_path, tmp_path, seeds_per_prompt=1, rows_per_shard=9))[0]
     entry = make_shard(0, rows, generate, settings)
     assert entry["file"]["rows"] == 3
-    bad = [
-        {"id": rows[1]["id"], "seed": rows[1]["seed"], "error": "RuntimeError: out of memory", "attempts": 3}
+    failed = [
+        ("bad", "RuntimeError: out of memory", 3),
+        ("void", "BadImageError: not-finite: the pipeline returned NaN or infinity", 1),
     ]
-    assert entry["failures"] == bad
-    assert calls == [["a", "bad", "c"], ["a"], ["bad"], ["bad"], ["c"], ["d"]]
+    by_prompt = {row["prompt"]: row for row in rows}
+    assert entry["failures"] == [
+        {
+            "id": by_prompt[prompt]["id"],
+            "seed": by_prompt[prompt]["seed"],
+            "error": error,
+            "attempts": attempts,
+        }
+        for prompt, error, attempts in failed
+    ]
+    assert calls == [["a", "bad", "c"], ["a"], ["bad"], ["bad"], ["c"], ["void", "d"]]
 
 
 def test_shards_follow_from_prompts_and_settings_alone() -> None:

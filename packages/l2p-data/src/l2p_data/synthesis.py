@@ -49,6 +49,7 @@ class SynthesisConfig:
     )
     image_format: str = "png"  # or "jpeg"
     max_attempts: int = 2  # per image
+    min_entropy: float = 0.0  # bits; images with less are listed as failed (photographs: 6 to 7.5)
     ray_address: str | None = None  # a running cluster; None: Ray on this machine only
     pipeline_kwargs: Mapping[str, Any] = field(
         default_factory=dict
@@ -126,6 +127,7 @@ def synthesize(
         "rows_per_shard": config.rows_per_shard,
         "dtype": config.dtype,
         "image_format": config.image_format,
+        "min_entropy": config.min_entropy,
         "pipeline_kwargs": dict(config.pipeline_kwargs),
         "rows": digest(*(row["id"] for rows in shards for row in rows)).hex()[:16],
     }
@@ -146,6 +148,7 @@ def synthesize(
             dtype=config.dtype,
             image_format=config.image_format,
             max_attempts=config.max_attempts,
+            min_entropy=config.min_entropy,
             pipeline_kwargs=dict(config.pipeline_kwargs),
         )
         work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]

@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from l2p_data.dataset import Failure, encode_image, write_shard
 from l2p_data.files import one_line, write_json
+from l2p_data.images import BadImageError, image_fault
 
 Batch = Sequence[Mapping[str, Any]]
+Pixels = NDArray[np.floating]  # (H, W, 3) in [0, 1]
 #: prompts, seeds -> images: what is left of a pipeline once its settings are fixed.
-ImageGenerator = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+ImageGenerator = Callable[[Sequence[str], Sequence[int]], list[Pixels]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class WorkerSettings:
     image_format: str  # "png" or "jpeg"
     max_attempts: int  # per image, the batch's attempt included
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    min_entropy: float = 0.0  # bits, see `images.image_fault`
     device: str = "cpu"  # or "cuda"
 
 
@@ -89,21 +94,21 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
         vae.to(memory_format=torch.channels_last)  # convolutions on a CPU are fastest in this layout
 
     @torch.inference_mode()
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
         # One generator per image, on the CPU: an image's noise depends neither on its batch nor on the
         # device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images: list[Image.Image] = pipeline(
+        images = pipeline(
             prompt=list(prompts),
             width=settings.width,
             height=settings.height,
             generator=generators,
-            output_type="pil",
+            output_type="np",
             **settings.pipeline_kwargs,
         ).images
         if len(images) != len(prompts):
             raise RuntimeError(f"the pipeline returned {len(images)} images for {len(prompts)} prompts")
-        return images
+        return list(images)
 
     return generate
 
@@ -150,33 +155,47 @@ def ledger_path(corpus: Path, index: int) -> Path:
 def make_batch(
     rows: Batch, generate: ImageGenerator, settings: WorkerSettings
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
-    """Images for some rows. If the batch fails as a whole, each of its rows is tried alone: one bad row
-    costs itself."""
+    """Images for some rows. If the batch fails as a whole, each row is tried alone: a bad row costs itself
+    only."""
+    made: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    attempts = 1
+    images: Sequence[Pixels | Exception]
     try:
         images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
-        return [_corpus_row(row, image, settings) for row, image in zip(rows, images, strict=True)], []
     except Exception as error:
-        if len(rows) == 1 and settings.max_attempts <= 1:
-            return [], [_failure(rows[0], error, 1)]
-    made, failures = [], []
-    for row in rows:
-        for attempt in range(2, max(settings.max_attempts, 2) + 1):
-            try:
-                made.append(_corpus_row(row, generate([row["prompt"]], [row["seed"]])[0], settings))
-                break
-            except Exception as error:
-                last = _failure(row, error, attempt)
+        if settings.max_attempts <= 1:
+            images = [error] * len(rows)
         else:
-            failures.append(last)
+            attempts = settings.max_attempts
+            images = [_alone(row, generate, attempts - 1) for row in rows]
+    for row, image in zip(rows, images, strict=True):
+        try:
+            if isinstance(image, Exception):
+                raise image
+            made.append(_corpus_row(row, image, settings))
+        except Exception as error:
+            tried = 1 if isinstance(error, BadImageError) else attempts
+            failures.append(Failure(id=row["id"], seed=row["seed"], error=one_line(error), attempts=tried))
     return made, failures
 
 
-def _failure(row: Mapping[str, Any], error: Exception, attempts: int) -> Failure:
-    return Failure(id=row["id"], seed=row["seed"], error=one_line(error), attempts=attempts)
+def _alone(row: Mapping[str, Any], generate: ImageGenerator, attempts: int) -> Pixels | Exception:
+    """The image of one row, or the last of `attempts` exceptions."""
+    last: Exception = RuntimeError("not tried")
+    for _ in range(attempts):
+        try:
+            return generate([row["prompt"]], [row["seed"]])[0]
+        except Exception as error:
+            last = error
+    return last
 
 
-def _corpus_row(row: Mapping[str, Any], image: Image.Image, settings: WorkerSettings) -> dict[str, Any]:
-    content = encode_image(image.convert("RGB"), settings.image_format)
+def _corpus_row(row: Mapping[str, Any], pixels: Pixels, settings: WorkerSettings) -> dict[str, Any]:
+    if fault := image_fault(pixels, settings.min_entropy):
+        raise BadImageError(fault)
+    image = Image.fromarray(np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+    content = encode_image(image, settings.image_format)
     suffix = {"png": "png", "jpeg": "jpg"}[settings.image_format]
     made = {"bytes": content, "path": f"{row['id']}.{suffix}"}
     size = {"width": image.width, "height": image.height}
