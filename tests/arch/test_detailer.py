@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from l2p_arch import ArchError, DetailerHead
 from numpy.typing import NDArray
 
@@ -118,3 +120,54 @@ def test_sides_that_do_not_halve_evenly_still_give_every_pixel() -> None:
 def test_an_empty_list_of_widths_is_refused() -> None:
     with pytest.raises(ArchError, match="head_channels"):
         DetailerHead(5, ())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    tile=st.sampled_from([1, 8, 12, 20, 64]),
+    channels=st.sampled_from([(4, 6), (3, 5, 4)]),
+)
+def test_tiles_give_the_same_output(rows: int, columns: int, tile: int, channels: tuple[int, ...]) -> None:
+    torch.manual_seed(rows * 13 + columns)
+    head = DetailerHead(5, channels).double()
+    stride = 2 ** len(channels)
+    pixels = torch.randn(1, 3, rows * stride, columns * stride, dtype=torch.float64)
+    features = torch.randn(1, 5, rows, columns, dtype=torch.float64)
+    whole = head(pixels, features)
+    head.enable_tiling(tile)
+    torch.testing.assert_close(head(pixels, features), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_narrower_margin_would_not_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = DetailerHead(5, (4, 4)).double()
+    pixels, features = torch.randn(1, 3, 64, 64).double(), torch.randn(1, 5, 16, 16).double()
+    whole = head(pixels, features)
+    head.enable_tiling(16)
+    monkeypatch.setattr("l2p_arch.detailer._MARGIN", 2)
+    assert (head(pixels, features) - whole).abs().max() > 1e-9
+
+
+def test_tiles_with_checkpointing_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    head = DetailerHead(5, (4, 4)).double()
+    pixels, features = torch.randn(1, 3, 48, 32).double(), torch.randn(1, 5, 12, 8).double()
+    gradients = []
+    for tile in (None, 16):
+        head.enable_tiling(tile)
+        head.gradient_checkpointing = tile is not None
+        leaf = features.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(head(pixels, leaf).square().sum(), [leaf, *head.parameters()]))
+    for whole, tiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(tiled, whole)
+
+
+def test_tiling_resamples_features_before_it_cuts() -> None:
+    torch.manual_seed(0)
+    head = DetailerHead(5, (4, 4)).double()
+    pixels, features = torch.randn(1, 3, 60, 60).double(), torch.randn(1, 5, 6, 6).double()
+    whole = head(pixels, features)
+    head.enable_tiling(16)
+    torch.testing.assert_close(head(pixels, features), whole)

@@ -7,8 +7,11 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from l2p_arch.errors import ArchError
+
+_MARGIN = 3  # cells around a tile, see `DetailerHead._tile`
 
 
 class DetailerHead(nn.Module):
@@ -44,6 +47,8 @@ class DetailerHead(nn.Module):
                 f"head_channels {tuple(channels)} must be positive widths, one per level, finest first"
             )
         self.levels = len(channels)
+        self.tile: int | None = None
+        self.gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing
         encoder = (pixel_channels, *channels)
         decoder = [max(width, decoder_floor) for width in channels]  # width at each level, finest first
         width = bottleneck_channels or channels[-1]
@@ -64,8 +69,58 @@ class DetailerHead(nn.Module):
             width = out_width
         self.out_conv = nn.Conv2d(width, pixel_channels, 1)
 
+    def enable_tiling(self, tile: int | None = 1024) -> None:
+        """Run in square tiles of about `tile` px, or whole again with None; the result is the same.
+
+        Peak memory then depends on the tile and no longer on the image. With gradient checkpointing each tile
+        is computed again in the backward pass, so that training is bounded too.
+        """
+        if tile is not None and tile < 1:
+            raise ArchError(f"a tile of {tile} px is too small; 512 to 2048 are usual")
+        self.tile = tile
+
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Map pixels x_t (B, 3, H, W) and features (B, D, h, w) to the raw output (B, 3, H, W)."""
+        height, width = pixels.shape[-2:]
+        stride = 2**self.levels
+        divisible = height % stride == 0 and width % stride == 0
+        grid = (height // stride, width // stride) if divisible else None
+        if grid is not None and features.shape[-2:] != grid:
+            features = F.interpolate(features, size=grid, mode="nearest")
+        if grid is None or self.tile is None or max(height, width) <= self.tile:
+            return self._whole(pixels, features)
+        step = max(self.tile // stride, 1)  # all of the following in cells of the bottleneck's grid
+        rows = [
+            torch.cat(
+                [self._tile(pixels, features, top, left, step) for left in range(0, grid[1], step)], dim=3
+            )
+            for top in range(0, grid[0], step)
+        ]
+        return torch.cat(rows, dim=2)
+
+    def _tile(self, pixels: Tensor, features: Tensor, top: int, left: int, step: int) -> Tensor:
+        """The output of one tile, computed with a margin that its outermost pixels can see (cells, clipped at
+        the image).
+
+        One output pixel sees less than 3 * 2**levels pixels to each side: one 3x3 convolution per level on
+        the way down and two on the way up.
+        """
+        stride, (rows, columns) = 2**self.levels, features.shape[-2:]
+        bottom, right = min(top + step, rows), min(left + step, columns)
+        y0, y1 = max(top - _MARGIN, 0), min(bottom + _MARGIN, rows)
+        x0, x1 = max(left - _MARGIN, 0), min(right + _MARGIN, columns)
+        inputs = (
+            pixels[:, :, y0 * stride : y1 * stride, x0 * stride : x1 * stride],
+            features[:, :, y0:y1, x0:x1],
+        )
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            out = checkpoint(self._whole, *inputs, use_reentrant=False)
+        else:
+            out = self._whole(*inputs)
+        rows_kept = slice((top - y0) * stride, (bottom - y0) * stride)
+        return out[:, :, rows_kept, (left - x0) * stride : (right - x0) * stride]
+
+    def _whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         x = pixels.contiguous(memory_format=torch.channels_last)
         skips = []
         for level in range(1, self.levels + 1):
