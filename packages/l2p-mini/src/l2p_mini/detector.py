@@ -7,7 +7,7 @@ weights and no randomness.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ FOREGROUND = 44.0  # RGB distance from the background, of 441; half of the palet
 MIN_AREA = 24  # px at 64 px; smaller regions are specks
 SURE_AREA = 60  # px at 64 px; the smallest shape of the grammar has about 75
 COLOR_NEAR, COLOR_FAR = 40.0, 110.0  # RGB distance to the palette: certain, and no evidence at all
-OVERLAP_LOW, OVERLAP_HIGH = 0.55, 0.80  # soft IoU with the best silhouette: no evidence, and certain
+OVERLAP_LOW, OVERLAP_HIGH = 0.52, 0.75  # soft IoU with the best silhouette: no evidence, and certain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,8 @@ class ExactDetector:
             for region in _split_colors(pixels, *ndimage.label(away > FOREGROUND))
             if region.sum() >= MIN_AREA
         ]
-        scale = (image.width / BASE_SIZE, image.height / BASE_SIZE) * 2
-        boxed = [
-            Detection(
-                label=d.label,
-                color=d.color,
-                confidence=d.confidence,
-                box=tuple(b * s for b, s in zip(d.box, scale, strict=True)),
-            )  # type: ignore[arg-type]
-            for d in found
-        ]
+        sx, sy = image.width / BASE_SIZE, image.height / BASE_SIZE
+        boxed = [replace(d, box=(d.box[0] * sx, d.box[1] * sy, d.box[2] * sx, d.box[3] * sy)) for d in found]
         return sorted(boxed, key=lambda d: -d.confidence)
 
     def background(self, image: Image.Image) -> str:

@@ -126,7 +126,9 @@ def _render_detailed(scene: Scene, side: int) -> np.ndarray:
     canvas += _pattern(scene.background, u, v, 0.0, 0.0)[..., None]
     for item in scene.objects:
         mask = _mask(item, side)
-        canvas[mask] = np.float32(COLORS[item.color]) + _pattern(item.shape, u, v, item.x, item.y)[mask, None]
+        canvas[mask] = (
+            np.array(COLORS[item.color], np.float32) + _pattern(item.shape, u, v, item.x, item.y)[mask, None]
+        )
         canvas += _rim(mask, side)[..., None]
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
