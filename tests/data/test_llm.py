@@ -41,6 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         self.seen[seed] = self.seen.get(seed, 0) + 1
         if body["model"] == "missing":
             return self.reply(404, {"error": "no such model"})
+        if "more subjects" in message:
+            names = ["Padlock", "teapots", "padlocks", "a, b", "锁", f"lantern {seed}"]
+            return self.complete(json.dumps({"categories": names}))
         if "Description, as a JSON string" in message:
             bad = "dagger" in message
             verdict = {"is_valid": not bad, "reason": "safety: a weapon" if bad else "Pass"}
@@ -160,3 +163,30 @@ def test_the_command_line_uses_a_server_for_prompts_and_audit(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["kept"] > 10 and "answer" in result["reasons"]
     assert main(["prompts", "--server", url, "--count", "2", "--out", out]) == 2
+
+
+def test_an_llm_extends_the_tree_with_what_is_new_and_the_result_loads(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "more.toml"
+    command = [
+        "expand",
+        "--server",
+        url,
+        "--model",
+        "tiny",
+        "--subclass",
+        "Objects",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    shipped, extended = load_taxonomy(), load_taxonomy(out)
+    groups = len(shipped.tree()["Nature"]["Objects"])
+    assert len(result["added"]) == len(extended.categories) - len(shipped.categories) == groups + 1
+    assert result["added"][0] == "+ Nature > Objects > Pot > Padlock"
+    causes = {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in result["rejected"]}
+    assert causes["teapots"] == causes["padlocks"] == "repeats another leaf"
+    assert causes["锁"] == "not in the language of Objects" and "without commas" in causes["a, b"]

@@ -38,6 +38,30 @@ def _taxonomy(options: argparse.Namespace) -> dict[str, Any]:
     return {"categories": len(leaves), "leaves": leaves}
 
 
+def _expand(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data.expansion import expand_taxonomy
+    from l2p_data.openai import OpenAIGenerator
+    from l2p_data.taxonomy import load_taxonomy
+
+    tree = load_taxonomy(options.taxonomy).find(superclass=options.superclass, subclass=options.subclass)
+
+    def report(done: int, total: int) -> None:
+        print(
+            f"groups {done}/{total}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True
+        )
+
+    generator = OpenAIGenerator(_server(options))
+    expansion = expand_taxonomy(tree, generator, options.per_group, seed=options.seed, on_progress=report)
+    expansion.save(options.out)
+    return {
+        "out": str(options.out),
+        "added": [
+            f"+ {' > '.join((c.superclass, c.subclass, c.group, c.category))}" for c in expansion.added
+        ],
+        "rejected": [f"{name}: {cause}" for name, cause in expansion.rejected],
+    }
+
+
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data.preview import prompt_stats
     from l2p_data.prompts import generate_prompts, write_prompts
@@ -208,6 +232,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--subclass")
     sub.add_argument("--text", default="", help="only leaves whose name contains this")
     sub.add_argument("--extend", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
+
+    sub = command("expand", _expand, "let an LLM propose more categories; writes a TOML to review")
+    sub.add_argument("--server", required=True, help="base URL of an OpenAI-compatible server")
+    sub.add_argument("--model", required=True, help="the server's model")
+    sub.add_argument("--superclass")
+    sub.add_argument("--subclass")
+    sub.add_argument("--per-group", type=int, default=4, help="new leaves per group")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--taxonomy", type=Path, metavar="TOML", help="your own additions so far")
+    sub.add_argument("--out", type=Path, required=True, help="TOML to write")
 
     sub = command("prompts", _prompts, "write prompts, from a grammar or by an LLM over the category tree")
     engine = sub.add_mutually_exclusive_group(required=True)

@@ -17,7 +17,13 @@ from typing import Any
 from l2p_data.errors import DataError
 from l2p_data.files import one_line
 from l2p_data.llm import PromptRequest
-from l2p_data.template import ANSWER_SCHEMA, TEMPLATE_VERSION, VERDICT_SCHEMA, generation_message
+from l2p_data.template import (
+    ANSWER_SCHEMA,
+    EXPANSION_SCHEMA,
+    TEMPLATE_VERSION,
+    VERDICT_SCHEMA,
+    generation_message,
+)
 
 _RETRIED = {408, 429, 500, 502, 503, 504}  # HTTP states that pass
 
@@ -44,7 +50,7 @@ class OpenAIServer:
 
 
 class OpenAIGenerator:
-    """Writes prompts (Fig. 10) and judges them (Fig. 11) through a server."""
+    """Writes prompts (Fig. 10), judges them (Fig. 11), and extends the tree, through a server."""
 
     def __init__(self, server: OpenAIServer) -> None:
         self.server = server
@@ -61,6 +67,11 @@ class OpenAIGenerator:
     def judge(self, messages: Sequence[str]) -> list[str]:
         """One verdict per message, in order, without randomness."""
         return self._ask_all([(message, 0) for message in messages], VERDICT_SCHEMA, 0.0)
+
+    def expand(self, messages: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        """New names for branches of the tree, one answer per message, in order."""
+        pairs = list(zip(messages, seeds, strict=True))
+        return self._ask_all(pairs, EXPANSION_SCHEMA, self.server.temperature)
 
     def _ask_all(
         self, messages: Sequence[tuple[str, int]], schema: dict[str, Any], temperature: float

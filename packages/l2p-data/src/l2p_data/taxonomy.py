@@ -109,14 +109,15 @@ def near_duplicates(taxonomy: Taxonomy) -> list[tuple[Category, Category]]:
     seen: dict[tuple[str, ...], Category] = {}
     pairs = []
     for leaf in taxonomy.categories:
-        key = _key(leaf.category)
+        key = name_key(leaf.category)
         if key in seen:
             pairs.append((seen[key], leaf))
         seen.setdefault(key, leaf)
     return pairs
 
 
-def _key(name: str) -> tuple[str, ...]:
+def name_key(name: str) -> tuple[str, ...]:
+    """Equal for names that are the same words: case, order, plural, accents and punctuation aside."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     return tuple(

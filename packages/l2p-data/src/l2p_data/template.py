@@ -9,11 +9,12 @@ much as of the model.
 import json
 import random
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from l2p_data.llm import PromptRequest
+from l2p_data.llm import Category, PromptRequest
 
 TEMPLATE_VERSION = "1"
 
@@ -58,6 +59,26 @@ def audit_message(prompt: str, superclass: str, subclass: str, category: str) ->
     cannot pose as a part of the instructions."""
     place = " > ".join(part for part in (superclass, subclass, category) if part) or "unknown"
     return _text("audit.txt").format(place=place, prompt=json.dumps(prompt, ensure_ascii=False))
+
+
+EXPANSION_SCHEMA = {
+    "type": "object",
+    "properties": {"categories": {"type": "array", "items": {"type": "string"}}},
+    "required": ["categories"],
+    "additionalProperties": False,
+}
+
+
+def expansion_message(leaves: Sequence[Category], count: int) -> str:
+    """The user message that asks for `count` more leaves beside these, which share one group."""
+    first = leaves[0]
+    languages = _hints()["languages"]
+    return _text("expansion.txt").format(
+        place=" > ".join(part for part in (first.superclass, first.subclass, first.group) if part),
+        known=", ".join(leaf.category for leaf in leaves),
+        count=count,
+        language=languages.get(first.language, languages["en"]),
+    )
 
 
 @cache

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from l2p_data.dataset import Failure, encode_image, write_shard
+from l2p_data.errors import DataError
 from l2p_data.files import one_line, write_json
 from l2p_data.images import BadImageError, image_fault
 
@@ -76,10 +77,13 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
     """Load the pipeline from local files and fix its settings. Only safetensors are accepted, never
     pickles."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    try:
+        import torch
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+    except ImportError as error:
+        raise DataError(f"{one_line(error)}; install l2p-data[diffusers]") from error
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
