@@ -131,8 +131,12 @@ def _with_unit_noise(matrix: Tensor) -> Tensor:
 
 def _downscale(vae: Any) -> int:
     """Pixels per latent pixel along a side."""
-    widths = vae.config.get("block_out_channels") or vae.config.get("dim_mult")
-    return 2 ** (len(widths) - 1)
+    for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult"):
+        if name in vae.config:
+            return 2 ** (len(vae.config[name]) - 1)
+    raise ArchError(
+        f"{type(vae).__name__} does not tell how far it shrinks an image; use the default initialisation"
+    )
 
 
 def _load_vae(source: Source) -> Any:

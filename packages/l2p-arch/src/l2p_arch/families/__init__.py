@@ -3,11 +3,22 @@
 from l2p_arch.errors import ArchError
 from l2p_arch.families.base import Conditioning, Family
 from l2p_arch.families.flux import FLUX
+from l2p_arch.families.flux2 import FLUX2
+from l2p_arch.families.lumina2 import LUMINA2
 from l2p_arch.families.qwen_image import QWEN_IMAGE
+from l2p_arch.families.sana import SANA
 from l2p_arch.families.sd3 import SD3
 from l2p_arch.families.z_image import Z_IMAGE
 
-FAMILIES: dict[str, Family] = {"z-image": Z_IMAGE, "flux": FLUX, "qwen-image": QWEN_IMAGE, "sd3": SD3}
+FAMILIES: dict[str, Family] = {
+    "z-image": Z_IMAGE,
+    "flux": FLUX,
+    "qwen-image": QWEN_IMAGE,
+    "sd3": SD3,
+    "lumina2": LUMINA2,
+    "flux2": FLUX2,
+    "sana": SANA,
+}
 
 __all__ = ["FAMILIES", "Conditioning", "Family", "find_family", "find_family_of_class"]
 

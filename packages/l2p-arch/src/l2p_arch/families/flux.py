@@ -43,7 +43,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     if trunk.config.guidance_embeds:
         default = torch.tensor(DEFAULT_GUIDANCE)
         guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
-    with exact_time(trunk.time_text_embed, sigma * 1000):
+    with exact_time(trunk.time_text_embed.time_proj, sigma * 1000):
         tokens = trunk(
             hidden_states=to_tokens(patches),
             encoder_hidden_states=text,

@@ -22,7 +22,7 @@ def _strip_output(trunk: Any) -> None:
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     grid = patches.shape[-2:]
     text, mask = padded(conditioning, "text", patches)
-    with exact_time(trunk.time_text_embed, sigma):
+    with exact_time(trunk.time_text_embed.time_proj, sigma):
         tokens = trunk(
             hidden_states=to_tokens(patches),
             encoder_hidden_states=text,

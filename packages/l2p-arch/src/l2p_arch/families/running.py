@@ -61,14 +61,19 @@ def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def exact_time(time_module: nn.Module, time: Tensor) -> Iterator[None]:
-    """Hand `time` to the time embedding as it is, where the surrounding forward would round it to the
-    weights' dtype."""
+def exact_time(time_proj: nn.Module, time: Tensor) -> Iterator[None]:
+    """Hand `time` to the sinusoidal embedding as it is, where the surrounding forward rounds it to the
+    weights' dtype.
+
+    Only the embedding's first call is meant: some families embed their guidance with the same module
+    afterwards.
+    """
 
     def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (time, *args[1:]) if args[0].shape == time.shape else args
+        handle.remove()
+        return (time, *args[1:])
 
-    handle = time_module.register_forward_pre_hook(replace)
+    handle = time_proj.register_forward_pre_hook(replace)
     try:
         yield
     finally:

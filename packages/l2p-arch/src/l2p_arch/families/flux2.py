@@ -1,0 +1,100 @@
+"""FLUX.2: as FLUX.1, with one text stream, four position axes and modulation shared by all blocks of a kind.
+
+Conventions: the time passed is sigma, and the raw output is the velocity. Conditioning: {"text": (L, D),
+optionally "guidance": ()}. The shared modulation lies outside the blocks, so it trains with the shallow
+modules.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.running import (
+    exact_time,
+    in_groups_of_equal_text,
+    source_pipeline,
+    stacked,
+    to_grid,
+    to_tokens,
+)
+
+DEFAULT_GUIDANCE = 4.0
+
+
+def _strip_output(trunk: Any) -> None:
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()
+
+
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    grid = patches.shape[-2:]
+    text = stacked(conditioning, "text", patches)
+    guidance = None
+    if trunk.config.guidance_embeds:
+        default = torch.tensor(DEFAULT_GUIDANCE)
+        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
+    zero = torch.zeros(1, dtype=torch.long)
+    rows, columns, places = (torch.arange(count) for count in (*grid, text.shape[1]))
+    with exact_time(trunk.time_guidance_embed.time_proj, sigma * 1000):
+        tokens = trunk(
+            hidden_states=to_tokens(patches),
+            encoder_hidden_states=text,
+            timestep=sigma,
+            guidance=guidance,
+            img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(patches.device),
+            txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(patches.device),
+            return_dict=False,
+        )[0]
+    return to_grid(tokens, grid)
+
+
+def _encode_text(
+    components: Mapping[str, Any],
+    prompts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int = 512,
+) -> list[Conditioning]:
+    small = type(components["text_encoder"]).__name__.startswith("Qwen")  # FLUX.2 [klein]
+    pipeline = source_pipeline("Flux2KleinPipeline" if small else "Flux2Pipeline", components)
+    text, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
+    return [{"text": sample} for sample in text]
+
+
+def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """The VAE's latents, normalised per channel of the folded 2x2 patch by the statistics that it carries."""
+    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+    folded = rearrange(latents, "b c (h py) (w px) -> b (c py px) h w", py=2, px=2)
+    mean = vae.bn.running_mean.float()[:, None, None]
+    std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()[:, None, None]
+    return rearrange((folded - mean) / std, "b (c py px) h w -> b c (h py) (w px)", py=2, px=2)
+
+
+FLUX2 = Family(
+    name="flux2",
+    transformer_class="Flux2Transformer2DModel",
+    embedder="x_embedder",
+    source_ends=("x_embedder", "norm_out", "proj_out"),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    shallow=(
+        "x_embedder",
+        "context_embedder",
+        "time_guidance_embed",
+        "double_stream_modulation_img",
+        "double_stream_modulation_txt",
+        "single_stream_modulation",
+    ),
+    velocity_sign=1,
+    text_components=("text_encoder", "tokenizer"),
+    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
+    strip_output=_strip_output,
+    run=in_groups_of_equal_text(_run),
+    encode_text=_encode_text,
+    encode_latents=_encode_latents,
+    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
+)

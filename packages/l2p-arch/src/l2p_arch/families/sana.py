@@ -1,0 +1,92 @@
+"""SANA: linear attention over image tokens, cross-attention to masked text, positions from convolutions
+alone.
+
+Conventions: the time passed is 1000 sigma times the config's timestep_scale, and the raw output is the
+velocity. Conditioning: {"text": (L, D)}. The VAE shrinks 32-fold: patch 32 keeps the source's token grid.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.running import padded, source_pipeline
+
+
+def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
+    sample_size = source["sample_size"] // source["patch_size"]
+    return {
+        **source,
+        "patch_size": 1,
+        "sample_size": sample_size,
+        "in_channels": patch_channels,
+        "out_channels": 1,
+    }
+
+
+def _strip_output(trunk: Any) -> None:
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()
+    trunk.register_parameter("scale_shift_table", None)  # of the final norm
+
+
+def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    text, mask = padded(conditioning, "text", patches)
+    guidance = None
+    if trunk.config.guidance_embeds:
+        default = torch.tensor(4.5)
+        values = [sample.get("guidance", default) for sample in conditioning]
+        guidance = torch.stack(values).to(sigma) * trunk.config.guidance_embeds_scale
+    return trunk(
+        hidden_states=patches,
+        encoder_hidden_states=text,
+        timestep=sigma * 1000 * trunk.config.timestep_scale,
+        guidance=guidance,
+        encoder_attention_mask=mask,
+        return_dict=False,
+    )[0]
+
+
+def _encode_text(
+    components: Mapping[str, Any],
+    prompts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int = 300,
+) -> list[Conditioning]:
+    pipeline = source_pipeline("SanaPipeline", components)
+    instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    text, mask, _, _ = pipeline.encode_prompt(
+        list(prompts),
+        do_classifier_free_guidance=False,
+        device=device,
+        max_sequence_length=max_sequence_length,
+        complex_human_instruction=instruction,
+    )
+    return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
+
+
+def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
+    return vae.encode(pixels.to(vae.dtype)).latent.float() * vae.config.scaling_factor
+
+
+SANA = Family(
+    name="sana",
+    transformer_class="SanaTransformer2DModel",
+    embedder="patch_embed.proj",
+    source_ends=("patch_embed.proj", "scale_shift_table", "proj_out"),
+    block_lists=("transformer_blocks",),
+    shallow=("patch_embed", "time_embed", "caption_projection", "caption_norm"),
+    velocity_sign=1,
+    text_components=("text_encoder", "tokenizer"),
+    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    pixel_config=_pixel_config,
+    strip_output=_strip_output,
+    run=_run,
+    encode_text=_encode_text,
+    encode_latents=_encode_latents,
+    latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),
+)
