@@ -133,8 +133,8 @@ def examples() -> Iterator[str]:
 def draw_scene(meaning: Meaning, rng: random.Random) -> Scene:
     """Draw one scene in which a sentence is true; what the sentence leaves open is drawn uniformly.
 
-    Objects stand in the cells of a 2 x 2 grid with some jitter, a single one near the centre; they never
-    touch.
+    A single object stands near the centre; two stand side by side or, if the sentence says so, one above the
+    other; three as two above one; four in a square. All with some jitter; they never touch.
     """
     background = meaning.background or rng.choice(list(BACKGROUNDS))
     shared = rng.choice(list(COLORS))  # a counted group without a named colour has one colour
@@ -155,21 +155,20 @@ def _places(meaning: Meaning, rng: random.Random) -> list[tuple[float, float]]:
         return x + rng.uniform(-spread, spread), y + rng.uniform(-spread, spread)
 
     low, high = 0.26, 0.74
+    side_by_side = [(low, 0.5), (high, 0.5)]
     if len(meaning.objects) == 1:
         return [near(0.5, 0.5, 0.12)]
-    if len(meaning.objects) == 2:
-        across = [(low, rng.choice((low, 0.5, high))), (high, rng.choice((low, 0.5, high)))]
-        if meaning.relation in ("left of", "right of"):
-            across = [(low, 0.5), (high, 0.5)]
-        elif meaning.relation in ("above", "below"):
-            across = [(0.5, low), (0.5, high)]
-        elif rng.random() < 0.5:
-            across = [(y, x) for x, y in across]
-        if meaning.relation in ("right of", "below") or (meaning.relation is None and rng.random() < 0.5):
-            across.reverse()
-        return [near(*place) for place in across]
-    cells = [(low, low), (high, low), (low, high), (high, high)]
-    return [near(*cell) for cell in rng.sample(cells, len(meaning.objects))]
+    if meaning.relation is None:
+        layouts = {
+            2: side_by_side,
+            3: [(low, low), (high, low), (0.5, high)],
+            4: [(low, low), (high, low), (low, high), (high, high)],
+        }
+        return [near(*place) for place in layouts[len(meaning.objects)]]
+    places = side_by_side if meaning.relation in ("left of", "right of") else [(0.5, low), (0.5, high)]
+    if meaning.relation in ("right of", "below"):
+        places = places[::-1]
+    return [near(*place) for place in places]
 
 
 def geneval_row(prompt: str) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def main() -> None:
         tokenizer,
         args.output / f"scenes-{run.rank}.safetensors",
         args.scenes,
-        args.seed + 200 + run.rank,
+        args.seed + 300 + run.rank,
     )
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor
     cache["latents"] = (cache["latents"] - shift) * scale
