@@ -1,4 +1,4 @@
-"""Runs in processes of their own: several processes, a SIGKILL, torchrun, exit codes."""
+"""Runs in processes of their own: several processes, a SIGKILL, exit codes."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_train import TrainConfig, launch
+from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, launch, train
+from l2p_train.launcher import _outcome
 from safetensors.torch import load_file
 
 
@@ -22,7 +23,7 @@ def config(tiny_model: Path, tiny_corpus: Path, output: Path, **changes) -> Trai
         "learning_rate": 1e-3,
         "log_every": 1,
         "checkpoint_every": 2,
-        "sample_every": 4,
+        "sample_every": 0,
         "sample_steps": 2,
         "sample_count": 3,
         "tensorboard": False,
@@ -40,57 +41,72 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(next((output / "model" / "transformer").glob("*.safetensors")))
 
 
-def test_two_processes_train_as_one_and_a_killed_run_resumes_bit_for_bit(tiny_model, tiny_corpus, tmp_path):
-    events = []
-    two = launch(
-        config(tiny_model, tiny_corpus, tmp_path / "two", zero_stage=2), processes=2, on_event=events.append
-    )
-    assert two.steps == 4 and [event["event"] for event in events].count("step") == 4
+def test_a_killed_run_resumes_bit_for_bit_and_other_numbers_of_processes_agree(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+):
+    """One test for several claims: each process costs seconds to start."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(config(tiny_model, tiny_corpus, tmp_path / "whole", steps=6))
+    torch.set_num_threads(threads)
 
-    killed = config(tiny_model, tiny_corpus, tmp_path / "killed")
-    path = tmp_path / "killed.json"
-    path.write_text(json.dumps(killed.to_dict()))
-    command = [sys.executable, "-m", "l2p_train", str(path)]
+    killed = config(tiny_model, tiny_corpus, tmp_path / "killed", steps=6)
+    (tmp_path / "killed.json").write_text(json.dumps(killed.to_dict()))
+    command = [sys.executable, "-m", "l2p_train", str(tmp_path / "killed.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = killed.output / "metrics.jsonl"
-    deadline = time.monotonic() + 300
+    metrics, deadline = killed.output / "metrics.jsonl", time.monotonic() + 300
     while not (metrics.is_file() and '"step": 3,' in metrics.read_text()) and time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed.output / "result.json").exists()
-    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
-
-    whole = subprocess.run(
-        [*command[:-1], str(write(tmp_path, config(tiny_model, tiny_corpus, tmp_path / "whole")))],
-        env=environment,
-        capture_output=True,
-        check=False,
-    )
-    assert whole.returncode == 0, whole.stderr.decode()[-2000:]
+    again = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr.decode()[-2000:]
     assert losses(killed.output) == losses(tmp_path / "whole")
-    wanted, resumed, doubled = (final_weights(tmp_path / name) for name in ("whole", "killed", "two"))
-    for name, tensor in wanted.items():
-        assert torch.equal(resumed[name], tensor), name
-        torch.testing.assert_close(doubled[name], tensor, atol=5e-5, rtol=1e-3)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    wanted, resumed = final_weights(tmp_path / "whole"), final_weights(killed.output)
+    assert wanted.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in wanted.items())
+
+    events: list[dict] = []
+    two = config(tiny_model, tiny_corpus, tmp_path / "two", zero_stage=2, sample_every=4)
+    assert launch(two, processes=2, on_event=events.append).steps == 4
+    assert [event["event"] for event in events].count("step") == 4
+    assert (two.output / "samples" / "step-000004.png").is_file()
+    # Another number of processes goes on where two stopped.
+    train(config(tiny_model, tiny_corpus, two.output, zero_stage=2, steps=6))
+    assert losses(two.output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    for name, tensor in final_weights(two.output).items():
+        torch.testing.assert_close(tensor, wanted[name], atol=5e-5, rtol=1e-3)
 
 
-def write(folder: Path, settings: TrainConfig) -> Path:
-    path = folder / f"{settings.output.name}.json"
-    path.write_text(json.dumps(settings.to_dict()))
-    return path
-
-
-def test_a_mistake_in_a_process_becomes_the_launchers_error(tiny_model, tiny_corpus, tmp_path):
-    from l2p_train import TrainError
-
+def test_mistakes_are_found_before_a_process_starts(tiny_model: Path, tiny_corpus: Path, tmp_path: Path):
     with pytest.raises(TrainError, match=r"no \*.parquet file there"):
         launch(config(tiny_model, tmp_path, tmp_path / "run"), processes=1)
+    with pytest.raises(TrainError, match=r"no transformer/config.json"):
+        launch(config(tmp_path, tiny_corpus, tmp_path / "run"), processes=1)
     with pytest.raises(TrainError, match="does not divide over 3 processes"):
         launch(config(tiny_model, tiny_corpus, tmp_path / "run"), processes=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "error", "message"),
+    [
+        ([2, -9], TrainError, "the disk is full"),
+        ([-9, 3], NonFiniteLossError, "the disk is full"),
+        ([143, 143], Interrupted, "after step 7"),
+        ([1, -9], RuntimeError, "process 0 ended with exit code 1.*Traceback"),
+    ],
+)
+def test_exit_codes_of_processes_become_the_launchers_errors(codes, error, message, tmp_path: Path):
+    settings = config(tmp_path, tmp_path, tmp_path)
+    for rank in range(2):
+        (tmp_path / f"rank-{rank}.log").write_text("Traceback\nerror: the disk is full\n")
+    (tmp_path / "metrics.jsonl").write_text('{"event": "interrupted", "step": 7}\n')
+    with pytest.raises(error, match=f"(?s){message}"):
+        _outcome(settings, codes, tmp_path)
 
 
 def test_the_command_prints_one_line_and_exits_with_2(tmp_path, capsys):
@@ -107,7 +123,8 @@ def test_the_command_prints_one_line_and_exits_with_2(tmp_path, capsys):
 def test_a_dry_run_writes_nothing(tiny_model, tiny_corpus, tmp_path, capsys):
     from l2p_train.__main__ import main
 
-    path = write(tmp_path, config(tiny_model, tiny_corpus, tmp_path / "run"))
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(config(tiny_model, tiny_corpus, tmp_path / "run").to_dict()))
     assert main([str(path), "--dry-run"]) == 0
     assert "tokens per image       260 (4 of the image)" in capsys.readouterr().out
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]

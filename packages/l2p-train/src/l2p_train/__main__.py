@@ -7,11 +7,15 @@ interrupted after a checkpoint.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
 
 from l2p_train.errors import Interrupted, TrainError
 
@@ -40,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from l2p_train.trainer import train
 
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("l2p_train").setLevel(logging.INFO)
         _stop_with_parent()
         train(config, on_event=_print_event)
     except (TrainError, Interrupted) as error:
@@ -48,8 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _print_event(record: object) -> None:
-    print(record, flush=True)
+def _print_event(record: Mapping[str, Any]) -> None:
+    """Print a record of metrics.jsonl as one line."""
+    if record["event"] == "step":
+        print(
+            f"step {record['step']}/{record['steps']}  loss {record['loss']:.5f}  "
+            f"rate {record['learning_rate']:.2e}  {record['images_per_second']:.1f} images/s  "
+            f"{timedelta(seconds=round(record['eta_seconds']))} left  {record['memory_mb']:.0f} MB",
+            flush=True,
+        )
+        return
+    details = {key: value for key, value in record.items() if key not in ("event", "time")}
+    print(record["event"], *(f"{key}={value}" for key, value in details.items()), flush=True)
 
 
 def _stop_with_parent() -> None:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
-from l2p_train.engine import Masters
 from l2p_train.errors import TrainError
+from l2p_train.masters import Masters
 
 FORMAT = 1
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
+from l2p_train.export import base_hash
 from l2p_train.metrics import read_metrics
-from l2p_train.run_directory import TrainResult, read_result
+from l2p_train.run_directory import TrainResult, latest_checkpoint, read_result
 
 
 def free_port() -> int:
@@ -67,6 +68,9 @@ def launch(
     finished = read_result(config)
     if finished is not None:
         return finished
+    latest_checkpoint(config, base_hash(config.model))  # mistakes that need no process to be found
+    if not any(config.corpus.glob("*.parquet")):
+        raise TrainError(f"no corpus in {config.corpus}: no *.parquet file there")
     logs = config.output / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -105,7 +109,7 @@ def _wait(
     before: dict[int, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, hand_on)
+            before[int(number)] = signal.signal(number, hand_on)
     except ValueError:  # not in the main thread: our caller handles signals
         pass
     try:

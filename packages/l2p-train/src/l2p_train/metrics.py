@@ -120,6 +120,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def last_loss(path: Path) -> float:
+    """Return the loss of the last interval that a metrics.jsonl reports, NaN if there is none."""
+    losses = [record["loss"] for record in read_metrics(path) if "loss" in record]
+    return losses[-1] if losses else float("nan")
+
+
 def _keep_until(path: Path, step: int) -> None:
     """Drop records of steps that will be done again, so that a resumed file reads as one run."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]

@@ -9,11 +9,10 @@ checkpoint and going on; running the same command again does it.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +21,23 @@ from l2p_train import checkpoint as checkpoints
 from l2p_train.conditioning import ConditioningCache, encode_missing, encoder_hash, source_family
 from l2p_train.config import TrainConfig
 from l2p_train.data import Batch, BatchMaker, Corpus, prefetched
-from l2p_train.engine import build_engine, set_learning_rate, start_distributed
-from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
+from l2p_train.engine import (
+    attention_for_device,
+    build_engine,
+    load_model,
+    set_learning_rate,
+    start_distributed,
+)
+from l2p_train.errors import Interrupted, NonFiniteLossError
 from l2p_train.export import base_hash, export_model
 from l2p_train.freeze import plan_for_model
-from l2p_train.metrics import SIGMA_BINS, Event, Reporter, peak_memory_mb, read_metrics
+from l2p_train.metrics import SIGMA_BINS, Event, Reporter, last_loss, peak_memory_mb
 from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
 from l2p_train.run_directory import TrainResult, latest_checkpoint, only_run, read_result, stop_signals
 from l2p_train.samples import draw_samples, load_scheduler, plan_samples, save_grid
 from l2p_train.schedule import ema_decay, learning_rate_factor
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) -> TrainResult:
@@ -50,29 +57,30 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         return finished
     with stop_signals() as stop:
         rank, processes = start_distributed()
-        with only_run(config.output, rank):
-            return _Run(config, rank, processes, stop, on_event).run()
+        with only_run(config.output, rank), attention_for_device():
+            return Session(config, rank, processes, stop, on_event).run()
 
 
-class _Run:
-    """One run: what `train` sets up, and its loop."""
+class Session:
+    """One process's part of a run: what `train` sets up, and the loop. `stop` is filled by `stop_signals`."""
 
     def __init__(
         self,
         config: TrainConfig,
-        rank: int,
-        processes: int,
-        stop: list[int],
-        on_event: Callable[[Event], None] | None,
+        rank: int = 0,
+        processes: int = 1,
+        stop: list[int] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.started = time.perf_counter()
-        self.config, self.rank, self.stop, self.on_event = config, rank, stop, on_event
+        self.config, self.rank, self.stop = config, rank, stop or [0]
+        config.output.mkdir(parents=True, exist_ok=True)
         config.batch_layout(processes)
         self.base = base_hash(config.model)
         self.resumed = latest_checkpoint(config, self.base)
         self.step = self.resumed.step if self.resumed else 0
         self.corpus = Corpus(config.corpus, config.image_cache_mb)
-        model = _load_model(config)
+        model = load_model(config)
         self.plan = plan_for_model(
             model,
             trainable=config.trainable,
@@ -108,6 +116,7 @@ class _Run:
             self.interval = torch.tensor(self.resumed.state["interval"], dtype=torch.float64)
         if self.rank == 0:
             self.plan.save(self.config.output / "freeze_table.json")
+            logger.info("%s", self.plan.table())
         counts = {"trainable": self.plan.trainable_count, "frozen": self.plan.frozen_count}
         self.reporter.event("start", step=self.step, steps=self.config.steps, **counts)
         self.reporter.restart(self.step)
@@ -115,7 +124,7 @@ class _Run:
         for step, batches in prefetched(
             self.maker, range(self.step, self.config.steps), self.config.loader_workers
         ):
-            totals = self._train_step(step, batches)
+            totals = self.train_step(step, batches)
             self.step = step + 1
             self._check(totals, batches)
             self.interval += totals[:-1]
@@ -123,7 +132,7 @@ class _Run:
         rate = (self.step - first) * self.config.batch_size / max(1e-9, time.perf_counter() - loop_started)
         return self._finish(rate)
 
-    def _train_step(self, step: int, batches: list[Batch]) -> Tensor:
+    def train_step(self, step: int, batches: list[Batch]) -> Tensor:
         """Do one optimiser step; return the sums of `_summary` over all processes."""
         self.engine.train()
         losses = []
@@ -266,7 +275,7 @@ class _Run:
         if not hasattr(self, "saved"):  # resumed at the last step
             assert self.resumed is not None
             self.saved = self.resumed
-        loss = self.last_loss if hasattr(self, "last_loss") else _last_loss(config.output)
+        loss = self.last_loss if hasattr(self, "last_loss") else last_loss(config.output / "metrics.jsonl")
         if self.rank == 0:
             export_model(config.model, self.saved, model)
         result = TrainResult(
@@ -289,27 +298,3 @@ class _Run:
         self.reporter.close()
         torch.distributed.barrier()
         return result
-
-
-def _load_model(config: TrainConfig) -> Any:
-    """Return the model of `config.model` in the dtype it trains in, on the CPU."""
-    from l2p_arch import ArchError, L2PTransformer
-
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    try:
-        model = L2PTransformer.from_pretrained(
-            config.model / "transformer", dtype=dtype, local_files_only=True
-        )
-    except (OSError, ArchError) as error:
-        raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if config.compile:
-        for name in model.block_names():
-            model.get_submodule(name).compile()
-    return model.train()
-
-
-def _last_loss(output: Path) -> float:
-    losses = [record["loss"] for record in read_metrics(output / "metrics.jsonl") if "loss" in record]
-    return losses[-1] if losses else float("nan")

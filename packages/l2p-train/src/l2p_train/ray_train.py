@@ -1,0 +1,59 @@
+"""The same `train()` under Ray Train: a cluster's workers instead of torchrun's processes.
+
+Our own checkpoints carry the state, so a worker group that Ray starts again after a failure resumes by
+calling `train` again; nothing is reported to Ray. `config.output` must be on storage that all nodes share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from l2p_train.config import TrainConfig, config_from_mapping
+from l2p_train.errors import TrainError
+from l2p_train.run_directory import TrainResult, read_result
+
+
+def train_on_ray(
+    config: TrainConfig, processes: int, *, use_gpu: bool, max_failures: int = 3, cpus_per_process: int = 1
+) -> TrainResult:
+    """Train in `processes` Ray workers and return the result.
+
+    Args:
+        config: the settings; relative paths are taken from the driver's working directory.
+        processes: workers; with `use_gpu` one GPU each.
+        use_gpu: NCCL on GPUs, else gloo on CPUs.
+        max_failures: how often a lost worker or node may restart the group from the last checkpoint.
+        cpus_per_process: cores that Ray keeps for each worker.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config.batch_layout(processes)
+    # A worker's working directory is one of Ray's own.
+    model, corpus, output = (path.absolute() for path in (config.model, config.corpus, config.output))
+    config = replace(config, model=model, corpus=corpus, output=output)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config.to_dict(),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=processes, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_per_process}
+        ),
+        run_config=RunConfig(
+            name="l2p-train",
+            storage_path=str(config.output / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    trainer.fit()
+    result = read_result(config)
+    if result is None:
+        raise TrainError(f"Ray ended the run without a result; its logs are in {config.output / 'ray'}")
+    return result
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    from l2p_train.trainer import train
+
+    train(config_from_mapping(settings))
