@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2p_data.errors import DataError
+from l2p_data.files import one_line
 from l2p_data.worker import SynthesisWorker, WorkerSettings
 
 _START_ATTEMPTS = 3
+_RESTARTS = 3  # of a worker that died, before the job gives up; a dead worker's shard is made again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,13 @@ def _start(ray: Any, share: RayShare) -> None:
                 object_store_memory=256 << 20,  # images go to disk, not through the store
             )
             return
-        except Exception:  # Ray gives its own processes 30 s, which a busy machine can exceed
+        except Exception as error:  # Ray gives its own processes 30 s, which a busy machine can exceed
             ray.shutdown()
             if attempt == _START_ATTEMPTS:
-                raise
+                raise DataError(
+                    f"Ray did not start here in {_START_ATTEMPTS} attempts ({one_line(error, 120)}); "
+                    "run the same command when it is less busy, or with workers = 0, which needs no Ray"
+                ) from error
 
 
 @contextmanager
@@ -92,6 +97,8 @@ def _standard_error_held_back() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except DataError:
+            raise  # says in one line what matters
         except BaseException:
             os.dup2(kept, 2)
             held.seek(0)
@@ -142,6 +149,18 @@ def run_on_ray(
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(work)), max_tasks_in_flight_per_actor=2),
             num_cpus=settings.threads,
             num_gpus=gpus,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
         )
-        for row in results.iter_rows():
+        rows = iter(results.iter_rows())
+        while True:
+            try:
+                row = next(rows, None)
+            except ray.exceptions.RayError as error:
+                raise DataError(
+                    f"the workers died {_RESTARTS + 1} times ({one_line(error, 160)}); with less batch_size or "
+                    "fewer workers they need less memory; the same command continues"
+                ) from error
+            if row is None:
+                return
             yield json.loads(row["result"])
