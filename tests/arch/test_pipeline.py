@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, ZImagePipeline
 from l2p_arch import ArchError, L2PPipeline, convert
+from PIL import Image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
 PROMPTS = ["a red circle", "two blue squares left of a green star on a gray background"]
@@ -99,6 +100,38 @@ def test_a_bfloat16_model_keeps_a_float32_state(pipeline: L2PPipeline) -> None:
         pipeline.transformer.to(torch.float32)
 
 
+def test_image_to_image_starts_from_the_noised_image(pipeline: L2PPipeline) -> None:
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    options = SMALL | {"num_inference_steps": 4, "seeds": [3], "guidance_scale": 1.0}
+    assert torch.equal(pipeline("a", image=image, strength=0.0, **options).images, image)
+    free = pipeline("a", **options).images
+    torch.testing.assert_close(pipeline("a", image=image, strength=1.0, **options).images, free)
+    states: list[tuple[float, torch.Tensor]] = []
+    pipeline("a", image=image, strength=0.5, on_step=lambda _, *state: states.append(state), **options)
+    noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(3))[None]
+    sigma, following = states[0][0], states[1][0]
+    start = (1 - sigma) * image + sigma * noise
+    assert len(states) == 2
+    with torch.no_grad():
+        velocity = pipeline.transformer(start, torch.tensor([sigma]), pipeline.encode(["a"]))
+    torch.testing.assert_close(states[0][1], start + (following - sigma) * velocity, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_resized_to_start_from(pipeline: L2PPipeline) -> None:
+    picture = Image.new("RGB", (50, 40), (255, 0, 0))
+    out = pipeline(["a", "b"], image=picture, strength=0.0, **SMALL).images
+    assert torch.equal(out, torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1).expand(2, 3, 32, 32))
+
+
+def test_full_guidance_rescale_restores_the_spread(pipeline: L2PPipeline) -> None:
+    conditioning = pipeline.encode(["a red circle", "a blue square"])
+    x_t, sigma = torch.randn(1, 3, 32, 32), torch.tensor(0.5)
+    with torch.no_grad():
+        plain = pipeline._velocity(x_t, sigma, conditioning[:1], [], 1.0, 0.0)
+        guided = pipeline._velocity(x_t, sigma, conditioning[:1], conditioning[1:], 7.0, 1.0)
+    torch.testing.assert_close(guided.std(), plain.std(), rtol=1e-4, atol=1e-5)
+
+
 def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
     pt, array, pil = (
         pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images for kind in ("pt", "np", "pil")
@@ -116,6 +149,8 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
         ({"noise_shift": 0.0}, "noise_shift 0.0 must be positive"),
         ({"prompt": []}, "nothing to draw"),
+        ({"image": torch.zeros(1, 3, 16, 16)}, "image has the shape"),
+        ({"image": torch.zeros(1, 3, 32, 32), "strength": 2.0}, "strength 2.0 is not between 0 and 1"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
     ],
 )

@@ -81,11 +81,14 @@ class L2PPipeline(DiffusionPipeline):
         width: int = 1024,
         num_inference_steps: int = 30,
         guidance_scale: float = 2.0,
+        guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] = "",
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise_shift: float | None = None,
+        image: Image.Image | Sequence[Image.Image] | Tensor | None = None,
+        strength: float = 0.6,
         prompt_conditioning: Sequence[Conditioning] | None = None,
         negative_conditioning: Sequence[Conditioning] | None = None,
         max_sequence_length: int = 512,
@@ -99,11 +102,16 @@ class L2PPipeline(DiffusionPipeline):
             height, width: px, multiples of the patch size.
             num_inference_steps: steps of the sampler.
             guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
+            guidance_rescale: 0 to 1, how far the guided velocity's spread is pulled back to the unguided
+                one's, against the burnt look of strong guidance.
             negative_prompt: one for all, or one per prompt.
             num_images_per_prompt: images per prompt, neighbours in the result.
             seeds: one per image; an image depends on its own seed and never on its batch.
             generator: instead of seeds, one CPU generator per image or one that is drawn from in turn.
             noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
+            image: start from these instead of from noise: one, or one per image; pixels (N, 3, H, W) in [-1,
+                1] or PIL images, which are resized.
+            strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
             max_sequence_length: longest text, in tokens.
             output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W in [-1, 1]).
@@ -130,14 +138,16 @@ class L2PPipeline(DiffusionPipeline):
                 )
         positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
         negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
-        x_t = draw_noise(len(positive), height, width, seeds=seeds, generator=generator).to(
-            self._execution_device
-        )
+        noise = draw_noise(len(positive), height, width, seeds=seeds, generator=generator)
         scheduler = self._schedule(num_inference_steps, noise_shift, height, width)
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
-            for step, timestep in enumerate(scheduler.timesteps):
+        x_t, timesteps = noise.to(self._execution_device), scheduler.timesteps
+        if image is not None:
+            x_0 = _to_pixels(image, len(noise), height, width).to(x_t.device)
+            x_t, timesteps = _start_from(x_0, x_t, scheduler, strength)
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
                 sigma = timestep / scheduler.config.num_train_timesteps
-                velocity = self._velocity(x_t, sigma, positive, negative, guidance_scale)
+                velocity = self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
                 x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]
                 if on_step is not None:
                     on_step(step, float(sigma), x_t)
@@ -166,6 +176,7 @@ class L2PPipeline(DiffusionPipeline):
         positive: Sequence[Conditioning],
         negative: Sequence[Conditioning],
         guidance_scale: float,
+        guidance_rescale: float,
     ) -> Tensor:
         """The guided velocity, float32."""
         sigmas = sigma.to(x_t.device, torch.float32).expand(len(x_t))
@@ -175,7 +186,11 @@ class L2PPipeline(DiffusionPipeline):
             torch.cat((x_t, x_t)), torch.cat((sigmas, sigmas)), [*positive, *negative]
         ).float()
         pos, neg = both.chunk(2)
-        return neg + guidance_scale * (pos - neg)
+        guided = neg + guidance_scale * (pos - neg)
+        if guidance_rescale:
+            spread = pos.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
+            guided = guided * (1 + guidance_rescale * (spread - 1))
+        return guided
 
     def _schedule(self, steps: int, noise_shift: float | None, height: int, width: int) -> Any:
         """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift."""
@@ -217,6 +232,35 @@ def draw_noise(
     if len(generators) != count:
         raise ArchError(f"{len(generators)} seeds or generators for {count} images; give one per image")
     return torch.stack([torch.randn(3, height, width, generator=each) for each in generators])
+
+
+def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
+    """Given images as (count, 3, height, width) in [-1, 1], float32."""
+    if not isinstance(image, Tensor):
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        sized = [
+            np.asarray(each.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+            for each in pictures
+        ]
+        image = rearrange(torch.from_numpy(np.stack(sized)), "n h w c -> n c h w") / 127.5 - 1
+    if image.shape[1:] != (3, height, width) or len(image) not in (1, count):
+        raise ArchError(
+            f"image has the shape {tuple(image.shape)}; wanted ({count}, 3, {height}, {width}), or 1 for all"
+        )
+    return image.float().expand(count, -1, -1, -1)
+
+
+def _start_from(x_0: Tensor, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, Tensor]:
+    """The images, noised to where the last `strength` of the schedule begins, and the timesteps left."""
+    if not 0 <= strength <= 1:
+        raise ArchError(f"strength {strength} is not between 0 and 1")
+    skipped = len(scheduler.timesteps) - round(len(scheduler.timesteps) * strength)
+    timesteps = scheduler.timesteps[skipped:]
+    if len(timesteps) == 0:
+        return x_0, timesteps
+    scheduler.set_begin_index(skipped)
+    sigma = timesteps[0] / scheduler.config.num_train_timesteps
+    return (1 - sigma) * x_0 + sigma * noise, timesteps
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:
