@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from l2p_transfer.cli import main
-from l2p_transfer.config import load_config
+from l2p_transfer.config import load_config, resolve_processes
 from l2p_transfer.errors import TransferError
 from l2p_transfer.runner import differences, identities
 
@@ -39,7 +39,8 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads(path: Path) -> None:
     config = load_config(path)
-    assert config.to_tables()["train"]["processes"] >= 1
+    assert config.to_tables()["train"]["processes"]
+    assert resolve_processes(config) >= 1
 
 
 def test_paths_start_from_the_file_and_the_output_from_the_working_directory(config_file: Path) -> None:

@@ -1,4 +1,7 @@
-"""The whole path on an untrained miniature source: every stage for real, only short."""
+"""The whole path on an untrained miniature source: every stage for real, only short, without Ray's start-up.
+
+The README's quickstart, which CI runs, takes the same path with Ray actors and worker processes.
+"""
 
 import json
 import re
@@ -28,7 +31,7 @@ seeds_per_prompt = 1
 width = 64
 height = 64
 batch_size = 4
-workers = 1
+workers = 0
 [surgery]
 head_channels = [8, 8, 16, 16]
 [train]
@@ -36,6 +39,7 @@ steps = 2
 batch_size = 2
 learning_rate = 1e-3
 trainable = 1
+processes = 1
 precision = "fp32"
 log_every = 1
 sample_every = 1
@@ -46,7 +50,7 @@ metadata = "metadata.jsonl"
 images_per_prompt = 1
 num_inference_steps = 1
 noise_shift = 3.0
-workers = 1
+workers = 0
 """
 
 

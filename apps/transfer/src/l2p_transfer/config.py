@@ -26,7 +26,6 @@ class RunSection:
 
     output: Path
     seed: int = 0  # of prompts, new weights and training; image seeds derive from the prompts
-    title: str = ""  # heading of the report; the output directory's name by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class SourceSection:
     num_inference_steps: int = 9
     guidance_scale: float = 0.0
     max_sequence_length: int = 512  # tokens of a prompt
-    dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: Dtype = "auto"  # auto: bfloat16 where the machine computes in it, else float32
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else its pipeline takes
     family: str = ""  # only for --dry-run without the weights: a family at its full size
 
@@ -71,7 +70,9 @@ class ImagesSection:
     height: int = 1024
     batch_size: int = 8
     rows_per_shard: int = 64
-    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold
+    workers: int | None = (
+        None  # None: one per GPU, or as many as the CPUs hold; 0: without Ray, in this process
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class EvaluateSection:
     guidance_scale: float = 2.0
     noise_shift: float | None = None  # None: the model's scheduler decides
     batch_size: int = 16
-    workers: int | None = None  # None: one per GPU or per CPU core
+    workers: int | None = None  # None: one per GPU or per CPU core; 0: in the command's own process
     seed: int = 42  # of the first image
     dtype: Dtype = "auto"
     features: str = "efficientnet-lite0"  # for the Frechet distance
@@ -107,13 +108,14 @@ class EvaluateSection:
 class ReportSection:
     """What the report shows."""
 
+    title: str = ""  # heading; the run directory's name by default
     pairs_per_tag: int = 4
     failures: int = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole transfer. `train` holds the run's own paths; `processes` is train.processes of the file."""
+    """A whole transfer. `train` holds the run's own paths; `processes` is train.processes, 0 for auto."""
 
     run: RunSection
     source: SourceSection
@@ -132,7 +134,7 @@ class Config:
         train = {key: value for key, value in self.train.to_dict().items() if value is not None}
         for key in (*_RUN_PATHS, *_SHARED):
             train.pop(key)
-        tables["train"] = {"processes": self.processes, **train}
+        tables["train"] = {"processes": self.processes or "auto", **train}
         return {name: tables[name] for name in TABLES}
 
 
@@ -188,7 +190,10 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
     }
     run: RunSection = sections["run"]
     train = dict(tables.get("train", {}))
-    processes = convert(train.pop("processes", 1), int, "train.processes", base)
+    processes = convert(train.pop("processes", "auto"), int | Literal["auto"], "train.processes", base)
+    if processes != "auto" and processes < 1:
+        raise TransferError(f'train.processes is {processes}; it must be at least 1, or "auto"')
+    processes = 0 if processes == "auto" else processes
     for key in (*_RUN_PATHS, *_SHARED):
         if key in train:
             raise TransferError(
@@ -222,7 +227,6 @@ def _check(config: Config) -> None:
         "evaluate.images_per_prompt": config.evaluate.images_per_prompt,
         "evaluate.num_inference_steps": config.evaluate.num_inference_steps,
         "source.num_inference_steps": config.source.num_inference_steps,
-        "train.processes": config.processes,
     }
     for name, value in positive.items():
         if value < 1:
@@ -232,7 +236,20 @@ def _check(config: Config) -> None:
         raise TransferError(
             f'prompts.engine = "{config.prompts.engine}" needs prompts.{config.prompts.engine}'
         )
-    config.train.batch_layout(config.processes)
+    if config.processes:  # auto always divides
+        config.train.batch_layout(config.processes)
+
+
+def resolve_processes(config: Config) -> int:
+    """Training processes: as configured, or one per GPU; on a CPU as many as divide the batch, 8 at most."""
+    if config.processes:
+        return config.processes
+    import torch
+
+    from l2p_transfer.memory import usable_cores
+
+    most = torch.cuda.device_count() or min(usable_cores(), 8)
+    return max(count for count in range(1, most + 1) if config.train.batch_size % count == 0)
 
 
 def _override(tables: dict[str, Any], override: str, here: Path) -> None:

@@ -103,7 +103,7 @@ def _paint_and_judge(
         jobs,
         folder,
         batch_size=section.batch_size,
-        workers=section.workers or default_workers(),
+        workers=default_workers() if section.workers is None else section.workers,
         on_image=lambda done, total: progress(done, total, f"{name} paints"),
     )
     write_prompts(folder, prompts)

@@ -67,8 +67,11 @@ def paint(
     """Fills `folder` (GenEval's layout) with the images of `jobs`.
 
     Args:
+        workers: processes; 0 paints in this one.
         on_image: called with (images there, images in all).
     """
+    import torch
+
     _claim(folder, painter, jobs)
     missing = [job for job in jobs if not image_path(folder, job.prompt_index, job.sample).is_file()]
     done = len(jobs) - len(missing)
@@ -76,6 +79,12 @@ def paint(
     if not missing:
         return
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    if workers == 0:
+        call = load_pipeline(painter, "cuda" if torch.cuda.is_available() else "cpu")
+        for batch in batches:
+            done += _paint_batch(batch, folder, call)
+            on_image(done, len(jobs))
+        return
     workers = min(workers, len(batches))
     context = get_context("spawn")
     order = context.SimpleQueue()
@@ -97,12 +106,13 @@ def paint(
 
 
 def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on this machine: bfloat16 on a GPU, float32 on a CPU."""
+    """What "auto" means on this machine: bfloat16 on a GPU or a CPU that multiplies in it, else float32."""
     import torch
 
     if dtype != "auto":
         return dtype
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
 
 
 def default_workers() -> int:
@@ -126,7 +136,8 @@ def _claim(folder: Path, painter: Painter, jobs: Sequence[Job]) -> None:
     write_json(note, {"identity": identity, "painter": asdict(painter), "images": len(jobs)})
 
 
-_PIPELINE: Callable[[Sequence[str], Sequence[int]], list[Any]]  # of a worker process, set by _load
+Pipeline = Callable[[Sequence[str], Sequence[int]], list[Any]]
+_PIPELINE: Pipeline  # of a worker process, set by _load
 
 
 def _load(painter: Painter, order: Any) -> None:
@@ -142,7 +153,7 @@ def _load(painter: Painter, order: Any) -> None:
     _PIPELINE = load_pipeline(painter, device)
 
 
-def load_pipeline(painter: Painter, device: str) -> Callable[[Sequence[str], Sequence[int]], list[Any]]:
+def load_pipeline(painter: Painter, device: str) -> Pipeline:
     """A function from prompts and seeds to images; an image does not depend on its batch."""
     import torch
     from diffusers import DiffusionPipeline
@@ -174,9 +185,9 @@ def load_pipeline(painter: Painter, device: str) -> Callable[[Sequence[str], Seq
     return call
 
 
-def _paint_batch(batch: Sequence[Job], folder: Path) -> int:
-    """Paints a batch in a worker process and writes its images."""
-    images = _PIPELINE([job.prompt for job in batch], [job.seed for job in batch])
+def _paint_batch(batch: Sequence[Job], folder: Path, call: Pipeline | None = None) -> int:
+    """Paints a batch, by default with the worker process's own pipeline, and writes its images."""
+    images = (call or _PIPELINE)([job.prompt for job in batch], [job.seed for job in batch])
     for job, image in zip(batch, images, strict=True):
         write_image(image, folder, job.prompt_index, job.sample)
     return len(batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from l2p_transfer.config import Config
+from l2p_transfer.config import Config, resolve_processes
 from l2p_transfer.detectors import check_detector
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths, read_json, shorten
@@ -166,7 +166,7 @@ def _plan_model(config: Config) -> ModelPlan:
     with TemporaryDirectory() as folder:  # the trainer counts from a model directory, and there is none yet
         model.save_config(Path(folder) / "transformer")
         settings = replace(config.train, model=Path(folder))
-        needs = estimate(settings, config.processes, height=images.height, width=images.width)
+        needs = estimate(settings, resolve_processes(config), height=images.height, width=images.width)
     return ModelPlan(
         family=family,
         counted_from=counted_from,

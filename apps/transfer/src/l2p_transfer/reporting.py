@@ -26,7 +26,7 @@ def write_run_report(config: Config, paths: RunPaths) -> Path:
     markers = {path.stem: read_json(path) for path in sorted((paths.root / "stages").glob("*.json"))}
     pairs = list(_pairs(results, paths))
     report = RunReport(
-        title=config.run.title or config.run.output.name,
+        title=config.report.title or config.run.output.name,
         summary=_summary(config, markers),
         source_name=config.source.model.name,
         facts=_facts(markers),
@@ -87,12 +87,17 @@ def _pairs(results: Mapping[str, Any], paths: RunPaths) -> Iterator[Pair]:
 
 
 def _first_per_tag(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """The first `count` different prompts of each tag, one image each."""
-    chosen: dict[str, dict[str, Pair]] = defaultdict(dict)
+    """`count` pairs of each tag: the first different prompts, then further seeds of them."""
+    groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        if len(chosen[pair.tag]) < count:
-            chosen[pair.tag].setdefault(pair.prompt, pair)
-    return [pair for group in chosen.values() for pair in group.values()]
+        groups[pair.tag].append(pair)
+    chosen = []
+    for group in groups.values():
+        first = {pair.prompt: pair for pair in reversed(group)}
+        fresh = [pair for pair in group if first[pair.prompt] is pair]
+        again = [pair for pair in group if first[pair.prompt] is not pair]
+        chosen += [*fresh, *again][:count]
+    return chosen
 
 
 def _failures(pairs: Sequence[Pair], count: int) -> list[Pair]:

@@ -5,6 +5,8 @@ apart.
 import fcntl
 import hashlib
 import json
+import signal
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ MAY_CHANGE_IN_TRAIN = (
     "tensorboard",
     "loader_workers",
 )
-IRRELEVANT = (("run", "output"), ("run", "title"), ("images", "workers"), ("evaluate", "workers"))
+IRRELEVANT = (("run", "output"), ("images", "workers"), ("evaluate", "workers"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ def _execute_stage(
     """Runs one stage and writes its marker; an interrupted one keeps its time and memory for the next
     attempt.
     """
+    _rearm_signals()
     resumed = before if before.get("identity") == identity else {}
     started = time.perf_counter()
     marker: dict[str, Any] = {"stage": stage.name, "identity": identity, "state": "unfinished"}
@@ -118,6 +121,12 @@ def _execute_stage(
         write_json(run.paths.marker(stage.name), marker)
         write_ledgers(run.paths)
     return marker
+
+
+def _rearm_signals() -> None:
+    """Gives SIGTERM back to Python: Ray, once started, takes it over below Python's handlers."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def write_ledgers(paths: RunPaths) -> None:

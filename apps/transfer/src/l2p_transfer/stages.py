@@ -96,11 +96,13 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     from l2p_data.prompts import read_prompts
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
 
+    from l2p_transfer.generation import resolve_dtype
+
     images, source = run.config.images, run.config.source
     settings = SynthesisConfig(
         model=source.model,
         output=run.paths.corpus,
-        dtype=source.dtype,
+        dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
         **asdict(images),
     )
@@ -150,6 +152,8 @@ def train(run: Run, progress: Progress) -> Outcome:
     """Eq. 5 on the source's own images, everything but the shallow layers frozen (sec. 3.3)."""
     from l2p_train.launcher import launch
 
+    from l2p_transfer.config import resolve_processes
+
     steps = run.config.train.steps
 
     def report(event: Mapping[str, Any]) -> None:
@@ -160,7 +164,7 @@ def train(run: Run, progress: Progress) -> Outcome:
         elif event["event"] == "embed":
             progress(0, steps, f"text {event['done']}/{event['of']}")
 
-    result = launch(run.config.train, processes=run.config.processes, on_event=report)
+    result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
     _link_model(run.paths)
     speed = f"{result.images_per_second:.0f} images/s"
