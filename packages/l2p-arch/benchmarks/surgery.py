@@ -1,0 +1,100 @@
+"""Surgery against `cp`: time for the same bytes in the same run, and peak resident memory.
+
+    python packages/l2p-arch/benchmarks/surgery.py --layers 30      # full size, 12.3 GB of random weights,
+    three times
+
+Writes a Z-Image pipeline directory of full width to a temporary folder, copies its transformer with `cp`,
+converts it, and prints one line of JSON.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONVERT = "import sys; from l2p_arch import convert; print(convert(sys.argv[1], sys.argv[2]).summary())"
+CONFIG: dict[str, Any] = {
+    "_class_name": "ZImageTransformer2DModel",
+    "all_patch_size": [2],
+    "all_f_patch_size": [1],
+    "in_channels": 16,
+    "dim": 3840,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+}
+
+
+def write_source(directory: Path, layers: int, shard_bytes: int) -> None:
+    """A pipeline directory whose transformer has full-width random weights and whose other parts are
+    empty."""
+    import torch
+    from diffusers import ZImageTransformer2DModel
+    from l2p_arch.tensor_files import PlannedTensor, write_directory
+
+    config = CONFIG | {"n_layers": layers}
+    for name in ("transformer", "text_encoder", "tokenizer", "scheduler"):
+        (directory / name).mkdir(parents=True)
+    (directory / "transformer/config.json").write_text(json.dumps(config))
+    index = {name: ["none", "none"] for name in ("transformer", "text_encoder", "tokenizer", "scheduler")}
+    (directory / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline", **index}))
+    with torch.device("meta"):
+        state = ZImageTransformer2DModel(**{k: v for k, v in config.items() if k[0] != "_"}).state_dict()
+
+    def random(shape: tuple[int, ...]) -> Any:
+        return lambda: torch.randint(-(2**15), 2**15, shape, dtype=torch.int16).view(torch.bfloat16)
+
+    plan = [
+        PlannedTensor(name=name, dtype="BF16", shape=tuple(value.shape), origin=random(tuple(value.shape)))
+        for name, value in state.items()
+    ]
+    write_directory(directory / "transformer", plan, max_shard_bytes=shard_bytes)
+
+
+def timed(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    subprocess.run(["sync"], check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--layers", type=int, default=4, help="main blocks of 0.36 GB; 30 is full size (default 4)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write (default: the temporary folder)"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        source, copy, out = (Path(folder) / name for name in ("source", "copy", "out"))
+        write_source(source, arguments.layers, 5 << 30)
+        size = sum(path.stat().st_size for path in (source / "transformer").iterdir())
+        copied = timed(["cp", "-r", str(source / "transformer"), str(copy)])
+        idle = timed([sys.executable, "-c", "import l2p_arch.model"])
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        converted = timed([sys.executable, "-c", CONVERT, str(source), str(out)])
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    result = {
+        "gigabytes": round(size / 1e9, 2),
+        "cp_seconds": round(copied, 2),
+        "import_seconds": round(idle, 2),
+        "convert_seconds": round(converted, 2),
+        "convert_over_cp": round((converted - idle) / copied, 2),
+        "peak_rss_gib": round(peak / 2**20, 2),
+        "import_rss_gib": round(before / 2**20, 2),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
