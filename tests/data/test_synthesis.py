@@ -1,5 +1,6 @@
 """Synthesis: nothing lost, nothing twice, the same bytes however often it was interrupted."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from l2p_data.dataset import decode_image
 from l2p_data.filters import filter_prompts
 from l2p_data.identity import image_seed
 from l2p_data.synthesis import plan_shards
-from l2p_data.worker import Pixels, WorkerSettings, make_shard
+from l2p_data.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard
 
 PROMPTS = [f"a red circle number {index}" for index in range(5)]
 PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}
@@ -187,6 +188,37 @@ def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
         for prompt, error, attempts in failed
     ]
     assert calls == [["a", "bad", "c"], ["a"], ["bad"], ["bad"], ["c"], ["void", "d"]]
+
+
+def test_a_shard_that_keeps_killing_its_worker_is_given_up(tmp_path: Path) -> None:
+    settings = WorkerSettings(
+        model=str(tmp_path),
+        corpus=str(tmp_path),
+        source_model="m",
+        width=8,
+        height=8,
+        batch_size=3,
+        threads=1,
+        dtype="auto",
+        image_format="png",
+        max_attempts=1,
+    )
+
+    class Killed(BaseException):
+        """Passes every `except Exception`, as a kill -9 does."""
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+        raise Killed
+
+    worker = SynthesisWorker.__new__(SynthesisWorker)  # without loading a model
+    worker.settings, worker.broken, worker.generate = settings, None, generate
+    rows = plan_shards(prompt_records(["a cat"]), config(tmp_path, tmp_path))[0]
+    work = {"shard": [4], "rows": [json.dumps(rows)]}
+    for _ in range(3):
+        with pytest.raises(Killed):
+            worker(work)
+    result = json.loads(worker(work)["result"][0])
+    assert result["shard"] == 4 and "killed its worker 3 times" in result["broken"]
 
 
 def test_shards_follow_from_prompts_and_settings_alone() -> None:

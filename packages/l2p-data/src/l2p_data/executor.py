@@ -17,7 +17,6 @@ from l2p_data.files import one_line
 from l2p_data.worker import SynthesisWorker, WorkerSettings
 
 _START_ATTEMPTS = 3
-_RESTARTS = 3  # of a worker that died, before the job gives up; a dead worker's shard is made again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +148,6 @@ def run_on_ray(
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(work)), max_tasks_in_flight_per_actor=2),
             num_cpus=settings.threads,
             num_gpus=gpus,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
         )
-        rows = iter(results.iter_rows())
-        while True:
-            try:
-                row = next(rows, None)
-            except ray.exceptions.RayError as error:
-                raise DataError(
-                    f"the workers died {_RESTARTS + 1} times ({one_line(error, 160)}); with less batch_size or "
-                    "fewer workers they need less memory; the same command continues"
-                ) from error
-            if row is None:
-                return
+        for row in results.iter_rows():
             yield json.loads(row["result"])

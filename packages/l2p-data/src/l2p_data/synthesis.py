@@ -291,5 +291,6 @@ def _claim(corpus: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _remove_partial_files(corpus: Path) -> None:
-    for path in [*corpus.glob(f".*{TEMPORARY_SUFFIX}"), *corpus.glob(f"ledger/.*{TEMPORARY_SUFFIX}")]:
-        path.unlink(missing_ok=True)
+    for pattern in (f".*{TEMPORARY_SUFFIX}", f"ledger/.*{TEMPORARY_SUFFIX}", "ledger/*.attempts"):
+        for path in corpus.glob(pattern):
+            path.unlink(missing_ok=True)

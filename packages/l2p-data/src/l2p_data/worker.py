@@ -45,6 +45,9 @@ class WorkerSettings:
     device: str = "cpu"  # or "cuda"
 
 
+_MAX_DEATHS = 3  # of workers, over one and the same shard
+
+
 class SynthesisWorker:
     """Callable for `ray.data.Dataset.map_batches`: {"shard": [i], "rows": [json]} -> {"result": [json]}.
 
@@ -67,10 +70,24 @@ class SynthesisWorker:
                 results.append({"shard": int(index), "broken": self.broken})
                 continue
             try:
-                results.append(make_shard(int(index), json.loads(rows), self.generate, self.settings))
+                results.append(self._make(int(index), json.loads(rows)))
             except Exception as error:  # the disk is full, say
                 results.append({"shard": int(index), "broken": one_line(error)})
         return {"result": [json.dumps(result) for result in results]}
+
+    def _make(self, index: int, rows: Batch) -> dict[str, Any]:
+        """`make_shard`, but a shard that keeps killing its worker is given up: Ray would restart workers for
+        ever."""
+        attempts = attempts_path(Path(self.settings.corpus), index)
+        deaths = int(attempts.read_text()) if attempts.is_file() else 0
+        if deaths >= _MAX_DEATHS:
+            cause = f"shard {index} killed its worker {deaths} times; a smaller batch_size needs less memory"
+            return {"shard": index, "broken": cause}
+        attempts.parent.mkdir(parents=True, exist_ok=True)
+        attempts.write_text(str(deaths + 1))
+        entry = make_shard(index, rows, self.generate, self.settings)
+        attempts.unlink(missing_ok=True)
+        return entry
 
 
 def load_generator(settings: WorkerSettings) -> ImageGenerator:
@@ -154,6 +171,11 @@ def ledger_path(corpus: Path, index: int) -> Path:
     """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as
     done."""
     return corpus / "ledger" / f"part-{index:05d}.json"
+
+
+def attempts_path(corpus: Path, index: int) -> Path:
+    """Where it is noted how often a shard was begun in this run; gone when the shard is done."""
+    return corpus / "ledger" / f"part-{index:05d}.attempts"
 
 
 def make_batch(
