@@ -24,6 +24,7 @@ _HOMES = {
     "patches_to_pixels": "l2p_arch.patchify",
     "pixels_to_patches": "l2p_arch.patchify",
     "save_delta": "l2p_arch.checkpoint",
+    "upscale": "l2p_arch.larger_patch",
     "weights_hash": "l2p_arch.checkpoint",
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "patches_to_pixels",
     "pixels_to_patches",
     "save_delta",
+    "upscale",
     "weights_hash",
 ]
 

@@ -42,15 +42,16 @@ def new_tensors(
 ) -> tuple[NewTensors, dict[str, float]]:
     """Values of all new tensors by their names in `model` (which may lie on the meta device), and
     measures."""
-    made = _default(model, seed)
+    made = pytorch_values(model, seed)
     measures: dict[str, float] = {}
     for name in initialisation.split("+"):
         measures |= INITIALISATIONS[name](made, model, source, calibration_images)
     return made, measures
 
 
-def _default(model: L2PTransformer, seed: int) -> NewTensors:
-    """PyTorch's own initialisation, as the public conversion has it."""
+def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
+    """The pixel embedder and the Detailer Head in PyTorch's own initialisation, as the public conversion has
+    it."""
     made = {}
     embedder = f"trunk.{model.source_family.embedder}"
     with torch.random.fork_rng(devices=[]):

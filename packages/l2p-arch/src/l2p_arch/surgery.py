@@ -79,6 +79,8 @@ def convert(
     *,
     patch_size: int = 16,
     head_channels: Sequence[int] = (64, 128, 256, 512),
+    head_bottleneck: int | None = None,
+    head_decoder_floor: int = 0,
     seed: int = 0,
     dtype: str | None = None,
     initialisation: str = "default",
@@ -93,6 +95,7 @@ def convert(
         out: directory to create; it appears complete or not at all.
         patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
         head_channels: encoder widths of the Detailer Head, finest first.
+        head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
         initialisation: keys of `INITIALISATIONS`, joined with "+".
@@ -119,14 +122,16 @@ def convert(
         },
         "patch_size": patch_size,
         "head_channels": list(head_channels),
+        "head_bottleneck": head_bottleneck,
+        "head_decoder_floor": head_decoder_floor,
     }
     with torch.device("meta"):
         model = L2PTransformer(**config)
     plan, report = _plan(opened, model, wanted_dtype, patch_size, initialisation)
-    made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
-    plan = [tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made) for tensor in plan]
-    report = replace(report, measures=measures)
     with appearing_complete(Path(out), opened.directory, overwrite) as partial:
+        made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+        plan = [tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made) for tensor in plan]
+        report = replace(report, measures=measures)
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         model.save_config(partial / "transformer")

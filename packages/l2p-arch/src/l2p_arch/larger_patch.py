@@ -1,0 +1,166 @@
+"""From a lower-resolution pixel-space model to a larger patch (sec. 3.4), for example 16 -> 64 -> 128.
+
+The token grid stays, so the whole trunk is inherited. The pixel embedder of the larger patch is made from the
+old one: it reads the mean of each block of pixels where the old one read a pixel, and so gives the same token
+for the same picture. The Detailer Head keeps its coarse levels, counted from the bottleneck; its finest
+levels are new.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from l2p_arch.directories import (
+    appearing_complete,
+    components_to_keep,
+    copy_components,
+    read_json,
+    write_json,
+)
+from l2p_arch.errors import ArchError
+from l2p_arch.families import find_family
+from l2p_arch.initialisation import pytorch_values
+from l2p_arch.surgery import SurgeryReport, TensorRecord
+from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
+
+
+def upscale(
+    model: Path | str,
+    out: Path | str,
+    *,
+    patch_size: int = 64,
+    head_channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
+    head_decoder_floor: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5 << 30,
+) -> SurgeryReport:
+    """Write an L2P model directory for a larger patch, started from one for a smaller patch.
+
+    Args:
+        model: L2P model directory, such as `convert` and training write.
+        out: directory to create; it appears complete or not at all.
+        patch_size: a multiple of the model's own.
+        head_channels: encoder widths, finest first; the defaults are those of the public 4K head.
+        head_decoder_floor: least width of a decoder level (16 in the public 8K head).
+        seed: of the tensors that are new.
+        overwrite: replace an existing `out`.
+        max_shard_bytes: largest weight file.
+
+    Returns:
+        The report, also written as surgery_report.json.
+    """
+    from l2p_arch.model import L2PTransformer
+
+    model, out = Path(model), Path(out)
+    old = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
+    if "family" not in old or "patch_size" not in old:
+        raise ArchError(f"{model} is no L2P model directory; make one with convert")
+    factor, rest = divmod(patch_size, old["patch_size"])
+    if rest or factor < 2:
+        raise ArchError(
+            f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
+        )
+    family = find_family(old["family"])
+    components = components_to_keep(model, family.text_components, family.name)
+    stored = index_directory(model / "transformer")
+    config = {
+        "family": family.name,
+        "trunk_config": old["trunk_config"],
+        "patch_size": patch_size,
+        "head_channels": list(head_channels),
+        "head_bottleneck": old.get("head_bottleneck"),
+        "head_decoder_floor": head_decoder_floor,
+    }
+    with torch.device("meta"):
+        larger = L2PTransformer(**config)
+    wanted = {name: tuple(value.shape) for name, value in larger.state_dict().items()}
+    made = pytorch_values(larger, seed)
+    plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
+    report = _report(model.name, family.name, patch_size, plan, stored, used)
+    with appearing_complete(out, model, overwrite) as partial:
+        (partial / "transformer").mkdir()
+        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
+        larger.save_config(partial / "transformer")
+        copy_components(model, components, partial)
+        write_json(partial / "surgery_report.json", asdict(report))
+    return report
+
+
+def _plan(
+    stored: Mapping[str, StoredTensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    made: Mapping[str, Tensor],
+    old: Mapping[str, Any],
+    embedder: str,
+    levels: int,
+    factor: int,
+) -> tuple[list[PlannedTensor], set[str]]:
+    """Where every wanted tensor comes from, and which stored ones are used."""
+    plan, used = [], set()
+    weight = f"trunk.{embedder}.weight"
+    new_dtype = stored[weight].dtype
+    for name, shape in wanted.items():
+        origin = stored.get(_older_name(name, levels - len(old["head_channels"])))
+        if name == weight:
+            used.add(name)
+            enlarged = _enlarged(stored[weight], shape, old["patch_size"], factor)
+            plan.append(PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=enlarged))
+        elif origin is not None and origin.shape == shape:
+            used.add(origin.name)
+            plan.append(PlannedTensor(name=name, dtype=origin.dtype, shape=shape, origin=origin))
+        elif name in made:
+            plan.append(PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=_constant(made[name])))
+        else:
+            raise ArchError(f"the model lacks {name} {shape}; is its directory complete?")
+    return plan, used
+
+
+def _older_name(name: str, extra_levels: int) -> str:
+    """The name in the smaller head of a tensor of the larger one: levels are aligned at the bottleneck."""
+    match = re.fullmatch(r"(detailer_head\.(?:enc|up|dec))(\d+)(\..*)", name)
+    if not match:
+        return name
+    return f"{match[1]}{int(match[2]) - extra_levels}{match[3]}"
+
+
+def _enlarged(stored: StoredTensor, shape: tuple[int, ...], patch_size: int, factor: int) -> Any:
+    """The embedder that reads block means where the old one read pixels."""
+
+    def make() -> Tensor:
+        weight = stored.read().float().reshape(stored.shape[0], 3, patch_size, patch_size) / factor**2
+        return repeat(weight, "d c y x -> d (c y fy x fx)", fy=factor, fx=factor).reshape(shape)
+
+    return make
+
+
+def _constant(value: Tensor) -> Any:
+    return lambda: value
+
+
+def _report(
+    source: str,
+    family: str,
+    patch_size: int,
+    plan: Sequence[PlannedTensor],
+    stored: Mapping[str, StoredTensor],
+    used: set[str],
+) -> SurgeryReport:
+    def records(tensors: Any) -> tuple[TensorRecord, ...]:
+        return tuple(TensorRecord(name=t.name, shape=t.shape, dtype=t.dtype) for t in tensors)
+
+    return SurgeryReport(
+        source=source,
+        family=family,
+        patch_size=patch_size,
+        initialisation="upscale",
+        inherited=records(tensor for tensor in plan if isinstance(tensor.origin, StoredTensor)),
+        new=records(tensor for tensor in plan if not isinstance(tensor.origin, StoredTensor)),
+        dropped=records(tensor for name, tensor in stored.items() if name not in used),
+    )
