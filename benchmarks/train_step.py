@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from l2p_train import TrainConfig
 from l2p_train.conditioning import ConditioningCache
-from l2p_train.data import Batch, BatchMaker, Corpus, prefetched
+from l2p_train.corpus import Corpus
+from l2p_train.data import Batch, BatchMaker, prefetched
 from l2p_train.engine import attention_for_device, load_model, start_distributed
 from l2p_train.freeze import plan_for_model
 from l2p_train.objective import l2p_loss

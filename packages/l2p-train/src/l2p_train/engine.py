@@ -6,7 +6,8 @@ import gc
 import io
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -145,6 +146,18 @@ def attention_for_device() -> AbstractContextManager[Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn the device's out-of-memory error into what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            "out of GPU memory; try in this order: gradient_checkpointing = true, a smaller micro_batch_size "
+            "(batch_size stays), a higher zero_stage, offload_optimizer = true; --dry-run estimates each"
+        ) from error
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

@@ -108,8 +108,8 @@ def _wait(
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[int(number)] = signal.signal(number, hand_on)
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before[one] = signal.signal(one, hand_on)
     except ValueError:  # not in the main thread: our caller handles signals
         pass
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2p_train.conditioning import ConditioningCache
 from l2p_train.config import TrainConfig
-from l2p_train.data import Corpus, Size, bucket_size
+from l2p_train.corpus import Corpus, Size, bucket_size
 
 
 @dataclass(frozen=True)

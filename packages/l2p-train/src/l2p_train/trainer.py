@@ -20,10 +20,12 @@ from torch import Tensor
 from l2p_train import checkpoint as checkpoints
 from l2p_train.conditioning import ConditioningCache, encode_missing, encoder_hash, source_family
 from l2p_train.config import TrainConfig
-from l2p_train.data import Batch, BatchMaker, Corpus, prefetched
+from l2p_train.corpus import Corpus
+from l2p_train.data import Batch, BatchMaker, prefetched, save_batches
 from l2p_train.engine import (
     attention_for_device,
     build_engine,
+    explain_out_of_memory,
     load_model,
     set_learning_rate,
     start_distributed,
@@ -57,7 +59,7 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         return finished
     with stop_signals() as stop:
         rank, processes = start_distributed()
-        with only_run(config.output, rank), attention_for_device():
+        with only_run(config.output, rank), attention_for_device(), explain_out_of_memory():
             return Session(config, rank, processes, stop, on_event).run()
 
 
@@ -179,18 +181,8 @@ class Session:
         """Stop on a non-finite loss, with each process's batch saved; no checkpoint is written."""
         if bool(torch.isfinite(totals[0])):
             return
-        from safetensors.torch import save_file
-
         folder = self.config.output / "non-finite"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{self.step:06d}-rank-{self.rank:03d}.safetensors"
-        tensors = {
-            f"{index}/{name}": getattr(batch, name).contiguous()
-            for index, batch in enumerate(batches)
-            for name in ("x_0", "noise", "sigma")
-        }
-        ids = json.dumps([batch.ids for batch in batches])
-        save_file(tensors, path, metadata={"ids": ids, "step": str(self.step)})
+        save_batches(folder / f"step-{self.step:06d}-rank-{self.rank:03d}.safetensors", batches)
         raise NonFiniteLossError(
             f"the loss of step {self.step} is {float(totals[0])}; the batch is in {folder}. Lower "
             f"learning_rate, set gradient_clipping, or look at the images of the batch; the last checkpoint "
@@ -265,6 +257,8 @@ class Session:
             config.model, share, directory, max_sequence_length=config.max_sequence_length, device=device
         ):
             self.reporter.event("embed", done=done, of=len(share))
+            if self.stop[0]:
+                raise Interrupted(self.stop[0], self.step)
         torch.distributed.barrier()
         cache.refresh()
         return cache
