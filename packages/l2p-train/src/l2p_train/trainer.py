@@ -251,6 +251,8 @@ class Session:
         )
         cache = ConditioningCache(directory)
         wanted = cache.missing(["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts])
+        # Every process must have looked before the first one writes: the shares come from equal lists.
+        torch.distributed.barrier()
         device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         share = wanted[rank::processes]
         for done in encode_missing(
