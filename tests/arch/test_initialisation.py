@@ -35,16 +35,28 @@ def sample_tokens(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_the_map_explains_latents_that_are_linear_in_the_pixels() -> None:
-    fit = fit_patches_to_latents(*sample_tokens(4000), match_noise=False)
+    fit = fit_patches_to_latents([sample_tokens(4000)], match_noise=False)
     patches, latents = sample_tokens(500, seed=1)
     predicted = patches.double() @ fit.matrix.T + fit.offset
     assert fit.explained > 0.9
     assert (predicted - latents).square().mean() < 0.1 * latents.var()
 
 
+def test_the_fit_does_not_depend_on_how_the_tokens_are_batched() -> None:
+    patches, latents = sample_tokens(1000)
+    whole = fit_patches_to_latents([(patches, latents)], match_noise=False)
+    parts = fit_patches_to_latents(
+        zip(patches.split(300), latents.split(300), strict=True), match_noise=False
+    )
+    torch.testing.assert_close(parts.matrix, whole.matrix)
+    predicted = patches.double() @ whole.matrix.T + whole.offset
+    residual = (latents - predicted).square().sum() / (latents - latents.mean(0)).square().sum()
+    assert whole.explained == pytest.approx(1 - float(residual), abs=1e-6)
+
+
 def test_unit_pixel_noise_becomes_unit_latent_noise() -> None:
-    quiet = fit_patches_to_latents(*sample_tokens(4000), match_noise=False)
-    fit = fit_patches_to_latents(*sample_tokens(4000), match_noise=True)
+    quiet = fit_patches_to_latents([sample_tokens(4000)], match_noise=False)
+    fit = fit_patches_to_latents([sample_tokens(4000)], match_noise=True)
     torch.testing.assert_close(fit.matrix @ fit.matrix.T, torch.eye(6, dtype=torch.float64))
     assert fit.noise_gain == pytest.approx(1)
     assert quiet.noise_gain < 1
@@ -68,8 +80,9 @@ def test_the_converted_embedder_gives_the_tokens_of_the_fit(untrained_source: Pa
 
     source = open_source(untrained_source)
     layout = FAMILIES["z-image"].latent_embedder(source.transformer_config)
-    patches, latents = paired_tokens(source, layout, images, 16)
-    fit = fit_patches_to_latents(patches, latents, match_noise=True)
+    pairs = list(paired_tokens(source, layout, images, 16))
+    fit = fit_patches_to_latents(pairs, match_noise=True)
+    patches = torch.cat([pair[0] for pair in pairs])
     weight = source.tensors["all_x_embedder.2-1.weight"].read()
     bias = source.tensors["all_x_embedder.2-1.bias"].read()
     imitated = (patches.double() @ fit.matrix.T + fit.offset).float()
@@ -88,7 +101,7 @@ def test_paired_tokens_are_in_the_order_of_the_sources_own_patches(untrained_sou
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.mode()
         expected, _, _ = transformer._patchify_image(latents[0].unsqueeze(1), 2, 1)
-    patches, tokens = paired_tokens(source, layout, images, 16)
+    [(patches, tokens)] = paired_tokens(source, layout, images, 16)
     torch.testing.assert_close(tokens, expected)
     assert torch.equal(patches, rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=16, q=16))
 
@@ -96,7 +109,7 @@ def test_paired_tokens_are_in_the_order_of_the_sources_own_patches(untrained_sou
 def test_a_larger_patch_is_paired_with_the_same_token_of_a_smaller_image(untrained_source: Path) -> None:
     source = open_source(untrained_source)
     layout = FAMILIES["z-image"].latent_embedder(source.transformer_config)
-    patches, tokens = paired_tokens(source, layout, smooth_images(2, 128), 32)
+    [(patches, tokens)] = paired_tokens(source, layout, smooth_images(2, 128), 32)
     assert patches.shape == (2 * 16, 3 * 32 * 32)
     assert tokens.shape == (2 * 16, 64)
 

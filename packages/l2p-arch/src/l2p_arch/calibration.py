@@ -15,6 +15,7 @@ initialisation, 82 % in the source).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,55 +48,80 @@ class PatchFit:
     """Mean variance of the map's answer to unit pixel noise; the source's latent noise has 1."""
 
 
-@torch.no_grad()
 def paired_tokens(
     source: Source, layout: LatentEmbedder, images: Tensor, patch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Pixel patches (T, 3*P*P) and the source's latent patches (T, C*p*p) of the same token positions."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixel patches (T, 3*P*P) and the source's latent patches (T, C*p*p) of the same tokens, a few images at
+    a time."""
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ArchError(
             f"calibration_images have the shape {tuple(images.shape)}; wanted (N, 3, H, W) in [-1, 1]"
         )
     vae = _load_vae(source)
     pixels_per_token = _downscale(vae) * layout.patch_size
-    patches, latents = [], []
-    for batch in images.float().split(_BATCH):
+    for batch in images.split(_BATCH):
+        batch = batch.float()
         folded = pixels_to_patches(batch, patch_size)
         size = (folded.shape[-2] * pixels_per_token, folded.shape[-1] * pixels_per_token)
         if size != batch.shape[-2:]:  # a larger patch covers the same token at a higher resolution
             batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True)
-        latent = source.family.encode_latents(vae, batch)
-        patches.append(rearrange(folded, "b c h w -> (b h w) c"))
+        with torch.no_grad():
+            latent = source.family.encode_latents(vae, batch)
         tokens = rearrange(latent, layout.fold, py=layout.patch_size, px=layout.patch_size)
-        latents.append(tokens.flatten(0, 2))
-    return torch.cat(patches), torch.cat(latents)
+        yield rearrange(folded, "b c h w -> (b h w) c"), tokens.flatten(0, 2)
 
 
-def fit_patches_to_latents(patches: Tensor, latents: Tensor, *, match_noise: bool) -> PatchFit:
-    """Fit the map; with `match_noise` its answer to unit pixel noise has unit covariance, as the source's
-    latents.
+@dataclass(kw_only=True)
+class _Moments:
+    """Sums over tokens, float64: all that the fit needs, whatever the number of images."""
 
-    The ridge is the least one at which no direction of the latent gets more noise than the source's own.
+    count: int
+    x: Tensor
+    z: Tensor
+    xx: Tensor
+    zx: Tensor
+    zz: Tensor
+    """Sum of squares per latent channel."""
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
+        total: _Moments | None = None
+        for patches, latents in pairs:
+            x, z = patches.double(), latents.double()
+            part = cls(count=len(x), x=x.sum(0), z=z.sum(0), xx=x.T @ x, zx=z.T @ x, zz=z.square().sum(0))
+            if total is None:
+                total = part
+                continue
+            total.count += part.count
+            for name in ("x", "z", "xx", "zx", "zz"):
+                getattr(total, name).add_(getattr(part, name))
+        assert total is not None
+        return total
+
+
+def fit_patches_to_latents(pairs: Iterable[tuple[Tensor, Tensor]], *, match_noise: bool) -> PatchFit:
+    """Fit the map over batches of (pixel patches, latent patches).
+
+    With `match_noise` its answer to unit pixel noise has unit covariance, as the source's latent noise.
     """
-    patches, latents = patches.double(), latents.double()
-    patch_mean, latent_mean = patches.mean(0), latents.mean(0)
-    x, z = patches - patch_mean, latents - latent_mean
-    energies, directions = torch.linalg.eigh(x.T @ x / len(x))  # ascending
+    sums = _Moments.of(pairs)
+    x_mean, z_mean = sums.x / sums.count, sums.z / sums.count
+    energies, directions = torch.linalg.eigh(sums.xx / sums.count - torch.outer(x_mean, x_mean))  # ascending
     energies = energies.clamp_min(0)
-    covariance = (z.T @ x / len(x)) @ directions
+    covariance = (sums.zx / sums.count - torch.outer(z_mean, x_mean)) @ directions
 
     def ridge_map(ridge: float) -> Tensor:
         return covariance / (energies + ridge)
 
-    ridge = _least_ridge(ridge_map, float(energies[-1]))
-    matrix = ridge_map(ridge)
+    matrix = ridge_map(_least_ridge(ridge_map, float(energies[-1])))
     if match_noise:
         matrix = _with_unit_noise(matrix)
-    residual = z - x @ directions @ matrix.T
+    variance = float((sums.zz / sums.count - z_mean.square()).sum())
+    residual = variance + float((matrix.square() * energies - 2 * matrix * covariance).sum())
     return PatchFit(
         matrix=matrix @ directions.T,
-        offset=latent_mean - matrix @ (directions.T @ patch_mean),
-        explained=1 - float(residual.square().sum() / z.square().sum()),
+        offset=z_mean - matrix @ (directions.T @ x_mean),
+        explained=1 - residual / variance,
         noise_gain=float(matrix.square().sum() / len(matrix)),
     )
 

@@ -100,8 +100,8 @@ def _fit_embedder(
 
     assert images is not None
     layout = source.family.latent_embedder(source.transformer_config)
-    patches, latents = paired_tokens(source, layout, images, model.patch_size)
-    fit = fit_patches_to_latents(patches, latents, match_noise=match_noise)
+    pairs = paired_tokens(source, layout, images, model.patch_size)
+    fit = fit_patches_to_latents(pairs, match_noise=match_noise)
     weight = source.tensors[f"{layout.name}.weight"].read().double().flatten(1)
     embedder = f"trunk.{model.source_family.embedder}"
     shape = made[f"{embedder}.weight"].shape
