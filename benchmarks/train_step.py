@@ -23,7 +23,7 @@ from l2p_train import TrainConfig
 from l2p_train.conditioning import ConditioningCache
 from l2p_train.corpus import Corpus
 from l2p_train.data import Batch, BatchMaker, prefetched
-from l2p_train.engine import attention_for_device, load_model, start_distributed
+from l2p_train.engine import attention_for_device, distributed, load_model
 from l2p_train.freeze import plan_for_model
 from l2p_train.objective import l2p_loss
 from l2p_train.trainer import Session
@@ -88,8 +88,7 @@ def main() -> int:
         "zero_stage": 0,
         "tensorboard": False,
     }
-    with tempfile.TemporaryDirectory() as folder, attention_for_device():
-        start_distributed()
+    with tempfile.TemporaryDirectory() as folder, distributed(), attention_for_device():
         partly = TrainConfig(output=Path(folder) / "partly", trainable=options.trainable, **settings)
         fully = TrainConfig(output=Path(folder) / "fully", trainable="full", **settings)
         sessions = {"ours": Session(partly), "everything trains": Session(fully)}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_train import TrainConfig
 from l2p_train.noise import SIGMA_DISTRIBUTIONS, draw, shift_sigma, unshift_sigma
@@ -15,6 +15,7 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(model=Path("m"), corpus=Path("c"), output=Path("o"), **changes)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0.1, 10))
 def test_the_shift_keeps_the_ends_and_the_inverse_undoes_it(sigma, shift):
     value = torch.tensor(sigma, dtype=torch.float64)

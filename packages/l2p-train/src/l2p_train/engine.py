@@ -19,26 +19,31 @@ from l2p_train.freeze import FreezePlan
 from l2p_train.masters import Masters
 
 
-def start_distributed() -> tuple[int, int]:
-    """Join the process group that the launcher announced (torchrun, deepspeed, Ray Train), or one of a
-    single process.
+@contextmanager
+def distributed() -> Iterator[tuple[int, int]]:
+    """Join the process group that the launcher announced (torchrun, deepspeed, Ray Train), or one of our own.
 
-    Returns:
-        (rank, number of processes).
+    Yields:
+        (rank, number of processes). Environment variables set for a process on its own are taken back at the
+        end: they would reach the processes that it starts later.
     """
-    for name, alone in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-    ):
-        os.environ.setdefault(name, alone)
-    if "MASTER_PORT" not in os.environ:
-        from l2p_train.launcher import free_port
+    from l2p_train.launcher import free_port
 
-        os.environ["MASTER_PORT"] = str(free_port())
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    alone["MASTER_PORT"] = str(free_port())
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        alone["DS_ACCELERATOR"] = "cpu"
+    added = {name: value for name, value in alone.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        _start_deepspeed()
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _start_deepspeed() -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -52,7 +57,6 @@ def start_distributed() -> tuple[int, int]:
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def load_model(config: TrainConfig) -> Any:

@@ -25,10 +25,10 @@ from l2p_train.data import Batch, BatchMaker, prefetched, save_batches
 from l2p_train.engine import (
     attention_for_device,
     build_engine,
+    distributed,
     explain_out_of_memory,
     load_model,
     set_learning_rate,
-    start_distributed,
 )
 from l2p_train.errors import Interrupted, NonFiniteLossError
 from l2p_train.export import base_hash, export_model
@@ -57,10 +57,14 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
     finished = read_result(config)
     if finished is not None:
         return finished
-    with stop_signals() as stop:
-        rank, processes = start_distributed()
-        with only_run(config.output, rank), attention_for_device(), explain_out_of_memory():
-            return Session(config, rank, processes, stop, on_event).run()
+    with (
+        stop_signals() as stop,
+        distributed() as (rank, processes),
+        only_run(config.output, rank),
+        attention_for_device(),
+        explain_out_of_memory(),
+    ):
+        return Session(config, rank, processes, stop, on_event).run()
 
 
 class Session:
