@@ -21,7 +21,7 @@ def loss_figure(loss: Sequence[tuple[int, float]]) -> "Figure":
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axes = figure.add_subplot()
     steps, values = [step for step, _ in loss], [value for _, value in loss]
-    smooth = running_mean(values)
+    smooth = running_mean(values, keep=1 - 1 / max(2, len(values) / 20))
     axes.plot(steps, values, color=_ACCENT, alpha=0.3 if len(values) > 8 else 1.0, linewidth=1)
     if len(values) > 8:
         axes.plot(steps, smooth, color=_ACCENT, linewidth=2)
@@ -42,7 +42,7 @@ def loss_figure(loss: Sequence[tuple[int, float]]) -> "Figure":
     return figure
 
 
-def running_mean(values: Sequence[float], keep: float = 0.9) -> list[float]:
+def running_mean(values: Sequence[float], keep: float) -> list[float]:
     """Exponential mean without the bias of its start."""
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:
