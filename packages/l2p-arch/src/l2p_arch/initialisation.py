@@ -79,13 +79,14 @@ def _zero_output(
     return {}
 
 
-def _identity(
+def _detail(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
-    """Start from velocity = x_t, carried exactly through the head's finest level as silu(x) - silu(-x) = x.
+    """Start from velocity = x_t minus its 3x3 mean, carried through the finest level as silu(x) - silu(-x) =
+    x.
 
-    What images lack, their fine detail, is all noise in x_t: there the velocity is x_t / sigma, and the head
-    would have to learn first of all to let it pass.
+    Smooth images have next to no such fine detail, so in x_t it is noise, which the velocity contains whole:
+    the head need not learn first of all to let it pass.
     """
     sign = model.source_family.velocity_sign
     encoder, decoder, out = (f"detailer_head.{name}" for name in ("enc1.0", "dec1.0", "out_conv"))
@@ -93,19 +94,20 @@ def _identity(
         made[f"{decoder}.weight"].shape[1] - made[f"{encoder}.weight"].shape[0]
     )  # where the skip's channels begin
     if min(made[f"{encoder}.weight"].shape[0], made[f"{decoder}.weight"].shape[0]) < 6:
-        raise ArchError("initialisation 'identity' needs at least 6 channels at the head's finest level")
+        raise ArchError("initialisation 'detail' needs at least 6 channels at the head's finest level")
     for layer in (encoder, decoder):
         made[f"{layer}.weight"][:6] = 0
         made[f"{layer}.bias"][:6] = 0
     made[f"{out}.weight"].zero_()
     made[f"{out}.bias"].zero_()
+    fine = torch.full((3, 3), -1 / 9)
+    fine[1, 1] += 1
     for channel in range(3):
-        for positive in (0, 3):  # channels 0-2 carry x, 3-5 carry -x
-            own = 1.0 if positive == 0 else -1.0
-            made[f"{encoder}.weight"][positive + channel, channel, 1, 1] = own
-            made[f"{decoder}.weight"][positive + channel, skip + channel, 1, 1] = own
-            made[f"{decoder}.weight"][positive + channel, skip + 3 + channel, 1, 1] = -own
-            made[f"{out}.weight"][channel, positive + channel] = own * sign
+        for first, own in ((0, 1.0), (3, -1.0)):  # channels 0-2 carry the detail, 3-5 its negative
+            made[f"{encoder}.weight"][first + channel, channel] = own * fine
+            made[f"{decoder}.weight"][first + channel, skip + channel, 1, 1] = own
+            made[f"{decoder}.weight"][first + channel, skip + 3 + channel, 1, 1] = -own
+            made[f"{out}.weight"][channel, first + channel] = own * sign
     return {}
 
 
@@ -145,7 +147,7 @@ def _fit_embedder(
 INITIALISATIONS: dict[str, Initialisation] = {
     "default": _keep,
     "zero-output": _zero_output,
-    "identity": _identity,
+    "detail": _detail,
     "fitted": _fitted,
     "fitted-noise": _fitted_noise,
 }
