@@ -86,3 +86,30 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
         else:
             wrapped.append(word)
     return "\n".join(wrapped)
+
+
+def grid_sheet(
+    rows: Sequence[tuple[str, Sequence[Path]]], *, captions: Sequence[str] = (), side: int = 128
+) -> Image.Image:
+    """Images as a table: one labelled row a model, one captioned column a prompt.
+
+    Args:
+        rows: (label, its images), all of one length.
+        captions: over the columns.
+        side: px of a shown image.
+    """
+    gap, label_width, head = 8, 170, 64 if captions else 8
+    columns = max((len(paths) for _, paths in rows), default=0)
+    sheet = Image.new("RGB", (label_width + columns * (side + gap), head + len(rows) * (side + gap)), "white")
+    draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(14)
+    for column, caption in enumerate(captions):
+        place = (label_width + column * (side + gap), 6)
+        draw.text(place, _wrap(caption, side, font, lines=3), fill="#334155", font=font, spacing=2)
+    for row, (label, paths) in enumerate(rows):
+        y = head + row * (side + gap)
+        draw.text(
+            (8, y + side // 2 - 14), _wrap(label, label_width - 14, bold, lines=3), fill="#0f172a", font=bold
+        )
+        for column, path in enumerate(paths):
+            sheet.paste(_shown(path, side), (label_width + column * (side + gap), y))
+    return sheet

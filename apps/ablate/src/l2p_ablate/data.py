@@ -1,0 +1,159 @@
+"""The corpora that arms train on, and the held-out pictures that they are held against. Each is made once."""
+
+import colorsys
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from l2p_eval.generation import default_workers, generate_images, plan_jobs
+from l2p_eval.geneval import GenEvalPrompt, read_metadata
+from l2p_eval.layout import image_path, write_image
+from l2p_evaluate.models import Model, resolve_dtype
+from PIL import Image, ImageFilter
+
+from l2p_ablate.config import Config, DataTable
+from l2p_ablate.errors import AblateError
+
+Progress = Callable[[str], None]
+
+
+def make_corpus(config: Config, name: str, folder: Path, workers: int | None, progress: Progress) -> Path:
+    """The corpus `[data.NAME]`, complete; one that is there is taken as it is."""
+    from l2p_data.grammar import GrammarGenerator
+    from l2p_data.prompts import generate_prompts
+
+    data = config.data[name]
+    prompts = generate_prompts(GrammarGenerator(data.grammar, seed=0), data.prompts, seed=0)
+    if data.kind == "scenes":
+        _render_corpus(prompts, data, config.size, folder)
+        return folder
+    from l2p_data.synthesis import SynthesisConfig, synthesize
+
+    settings = SynthesisConfig(
+        model=data.model or config.source.model,
+        output=folder,
+        seeds_per_prompt=data.images_per_prompt,
+        width=config.size,
+        height=config.size,
+        batch_size=32,
+        rows_per_shard=100,
+        workers=workers,
+        dtype=resolve_dtype("auto"),
+        pipeline_kwargs={
+            "num_inference_steps": config.source.num_inference_steps,
+            "guidance_scale": config.source.guidance_scale,
+            "max_sequence_length": config.source.max_sequence_length,
+        },
+    )
+    synthesize(prompts, settings, lambda state: progress(f"{state.images}/{state.total} images"))
+    return folder
+
+
+def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
+    """Scenes of the miniature's own world, in which the prompts are true."""
+    from l2p_data.dataset import encode_image, load_manifest, write_corpus
+
+    settings = {"renderer": "l2p-mini scenes", **data.model_dump(mode="json", exclude={"grammar", "model"})}
+    if (folder / "manifest.json").is_file():
+        if load_manifest(folder).settings != settings:
+            raise AblateError(f"{folder} holds another corpus; choose another --output or delete it")
+        return
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for record in prompts.iter_rows(named=True):
+            for number in range(data.images_per_prompt):
+                image = render_prompt(record["prompt"], number, size)
+                image = restyled(image, hue_degrees=data.hue_degrees, blur=data.blur)
+                yield {
+                    **{key: record[key] for key in ("prompt", "language", "category", "subclass")},
+                    "superclass": record["superclass"],
+                    "created_by": record["created_by"],
+                    "id": f"{record['id']}-{number}",
+                    "seed": -1,
+                    "width": size,
+                    "height": size,
+                    "image": {"bytes": encode_image(image), "path": f"{record['id']}-{number}.png"},
+                    "source_model": "renderer:l2p-mini",
+                }
+
+    write_corpus(folder, rows(), settings=settings, rows_per_shard=100)
+
+
+def render_prompt(prompt: str, number: int, size: int) -> Image.Image:
+    """One scene in which `prompt` is true; a function of (prompt, number) alone."""
+    from l2p_mini.grammar import draw_scene, parse
+    from l2p_mini.world import render
+
+    return render(draw_scene(parse(prompt), random.Random(f"{prompt}:{number}")), size)
+
+
+def restyled(image: Image.Image, *, hue_degrees: float, blur: float) -> Image.Image:
+    """Another house style: every hue turned, every edge softened (`blur` in px of a 64 px image)."""
+    if hue_degrees:
+        palette, indices = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
+        turned = np.empty_like(palette)
+        for row, color in enumerate(palette / 255):
+            h, s, v = colorsys.rgb_to_hsv(*color)
+            turned[row] = np.rint(255 * np.array(colorsys.hsv_to_rgb((h + hue_degrees / 360) % 1, s, v)))
+        image = Image.fromarray(turned[indices.reshape(-1)].reshape(image.height, image.width, 3))
+    return image.filter(ImageFilter.GaussianBlur(blur * image.width / 64)) if blur else image
+
+
+# ------------------------------------------------------------------------------------------- held-out
+
+
+def held_out_prompts(config: Config) -> list[GenEvalPrompt]:
+    """The first `prompts_per_tag` prompts of each tag."""
+    counts: dict[str, int] = {}
+    chosen = []
+    for prompt in read_metadata(config.evaluate.metadata):
+        counts[prompt.tag] = counts.get(prompt.tag, 0) + 1
+        if counts[prompt.tag] <= config.evaluate.prompts_per_tag:
+            chosen.append(prompt)
+    return chosen
+
+
+def make_reference(
+    config: Config, prompts: Sequence[GenEvalPrompt], folder: Path, workers: int | None, progress: Progress
+) -> list[Path]:
+    """One picture of each held-out prompt: painted by the source, or rendered."""
+    if config.evaluate.reference == "scenes":
+        paths = [image_path(folder, index, 0) for index in range(len(prompts))]
+        for index, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
+            if not path.is_file():
+                write_image(render_prompt(prompt.prompt, 0, config.size), folder, index, 0)
+        return paths
+    source = config.source
+    model = Model(
+        directory=source.model,
+        pixel=False,
+        dtype=resolve_dtype("auto"),
+        options={
+            "height": config.size,
+            "width": config.size,
+            "num_inference_steps": source.num_inference_steps,
+            "guidance_scale": source.guidance_scale,
+            "max_sequence_length": source.max_sequence_length,
+        },
+    )
+    return generate_images(
+        model,
+        plan_jobs([prompt.prompt for prompt in prompts], 1, config.evaluate.seed),
+        folder,
+        settings=model.settings,
+        batch_size=config.evaluate.batch_size,
+        workers=default_workers() if workers is None else workers,
+        on_image=lambda done, total: progress(f"{done}/{total} reference images"),
+    )
+
+
+def fingerprint(config: Config) -> str:
+    """A hash of everything that results depend on, but for the seeds, the budget and the words."""
+    tables = config.model_dump(mode="json", exclude={"ablation", "claim"})
+    for arm in tables["arm"]:
+        arm.pop("label")
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
