@@ -1,152 +1,212 @@
-"""Prompts -> images -> PNG files that remember how they were made."""
+"""Recipes -> images: the pipelines, and the batches that they paint."""
 
-import importlib.metadata
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, UnidentifiedImageError
 
 from l2p_generate.errors import GenerateError
-from l2p_generate.model import Sampling
+from l2p_generate.model import Source, weights_fingerprint
+from l2p_generate.recipe import Recipe, file_sha256, versions
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image and everything that makes it again."""
+    """One image and how to make it again."""
 
     image: Image.Image
-    prompt: str
-    negative_prompt: str
-    seed: int
-    sampling: Sampling
-    model: str
-
-    def text_chunks(self) -> PngInfo:
-        """PNG metadata: `prompt` and, as JSON, `l2p`."""
-        values = {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "seed": self.seed,
-            **asdict(self.sampling),
-            "model": self.model,
-            "software": f"l2p-generate {importlib.metadata.version('l2p-generate')}",
-        }
-        chunks = PngInfo()
-        chunks.add_itxt("prompt", self.prompt)
-        chunks.add_itxt("l2p", json.dumps(values, ensure_ascii=False))
-        return chunks
+    recipe: Recipe
 
 
-def load_pipeline(model: Path, *, device: str | None = None, dtype: str = "auto") -> Any:
-    """The pipeline, on a GPU where there is one (bfloat16), else on the CPU (float32)."""
+@dataclass(frozen=True, kw_only=True)
+class Painter:
+    """A loaded L2P model."""
+
+    pipeline: Any  # L2PPipeline
+    name: str
+    weights: str
+    dtype: str
+    device: str
+
+
+def choose_device(device: str | None) -> str:
+    """As asked, else a GPU where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """As asked; "auto" is bfloat16 on a GPU and float32 on the CPU."""
+    return dtype if dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+
+
+def load_painter(model: Path, *, name: str, device: str | None = None, dtype: str = "auto") -> Painter:
+    """Loads an L2P model directory; only safetensors, only local files."""
     import torch
     from l2p_arch import L2PPipeline
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    pipeline = L2PPipeline.from_pretrained(
-        model, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-    ).to(device)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
+    pipeline = _to_device(
+        L2PPipeline.from_pretrained(
+            model, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        ),
+        device,
+    )
+    return Painter(
+        pipeline=pipeline, name=name, weights=weights_fingerprint(model), dtype=dtype, device=device
+    )
+
+
+def _to_device(pipeline: Any, device: str) -> Any:
+    try:
+        pipeline.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise GenerateError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def paint(
-    pipeline: Any,
-    prompts: Sequence[str],
-    sampling: Sampling,
-    *,
-    model: str,
-    seed: int,
-    images_per_prompt: int = 1,
-    negative_prompt: str = "",
-    batch_size: int = 1,
-    on_step: Callable[[int, int], None] | None = None,
+    painter: Painter, recipes: Sequence[Recipe], *, batch_size: int = 1, on_step: OnStep | None = None
 ) -> list[Picture]:
-    """`images_per_prompt` images of each prompt, with the seeds `seed`, `seed + 1`, ... for every prompt.
+    """The images of `recipes`, in their order.
+
+    Recipes that differ in more than prompt and seed are not painted together; one that names its own batch is
+    painted in it again.
 
     Args:
-        batch_size: images at once; it does not change them.
-        on_step: called with (steps done, steps in all).
+        batch_size: images at once, for recipes that name no batch.
     """
-    jobs = [(prompt, seed + number) for prompt in prompts for number in range(images_per_prompt)]
-    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    batches = _batches(recipes, batch_size)
+    sampled = [_steps(batch[0]) for batch in batches]
     pictures: list[Picture] = []
     for number, batch in enumerate(batches):
+        before, total = sum(sampled[:number]), sum(sampled)
 
-        def step(done: int, _sigma: float, _state: Any, number: int = number) -> None:
+        def step(done: int, _sigma: float, _state: Any, before: int = before, total: int = total) -> None:
             if on_step:
-                on_step(
-                    number * sampling.num_inference_steps + done + 1,
-                    len(batches) * sampling.num_inference_steps,
-                )
+                on_step(before + done + 1, total)
 
-        images = pipeline(
-            [prompt for prompt, _ in batch],
-            seeds=[seed for _, seed in batch],
-            negative_prompt=negative_prompt,
-            on_step=step,
-            **asdict(sampling),
-        ).images
-        pictures += [
-            Picture(
-                image=image,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                seed=image_seed,
-                sampling=sampling,
-                model=model,
+        images = _paint_batch(painter, batch, step)
+        for place, (recipe, image) in enumerate(zip(batch, images, strict=True)):
+            if recipe.batch and place != recipe.place:
+                continue  # a companion
+            made = replace(
+                recipe,
+                model=painter.name,
+                weights=painter.weights,
+                dtype=painter.dtype,
+                device=painter.device.partition(":")[0],
+                versions=versions(),
+                batch=tuple((one.prompt, one.seed) for one in batch) if len(batch) > 1 else (),
+                place=place,
             )
-            for image, (prompt, image_seed) in zip(images, batch, strict=True)
-        ]
+            pictures.append(Picture(image=image, recipe=made))
     return pictures
 
 
-def save(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """Writes `output`, or `output-0000.png`, `output-0001.png`, ... for several pictures."""
-    names = [output]
-    if len(pictures) > 1:
-        names = [
-            output.with_name(f"{output.stem}-{number:04d}{output.suffix}") for number in range(len(pictures))
-        ]
-    for picture, path in zip(pictures, names, strict=True):
-        _write(picture.image, path, picture.text_chunks())
-    return names
+def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
+    """Recipes to paint together."""
+    batches: list[list[Recipe]] = []
+    for recipe in recipes:
+        if recipe.batch:
+            batches.append([replace(recipe, prompt=prompt, seed=seed) for prompt, seed in recipe.batch])
+            continue
+        last = batches[-1] if batches else []
+        alike = (
+            last
+            and not last[0].batch
+            and replace(recipe, prompt="", seed=0) == replace(last[0], prompt="", seed=0)
+        )
+        if alike and len(last) < batch_size:
+            last.append(recipe)
+        else:
+            batches.append([recipe])
+    return batches
 
 
-def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Path:
-    """Writes all pictures in one PNG, each with its prompt and seed under it."""
-    side = max(192, min(512, max(picture.image.width for picture in pictures)))
-    gap, caption = 12, 44
-    rows = -(-len(pictures) // columns)
-    width, height = gap + columns * (side + gap), gap + rows * (side + caption + gap)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, picture in enumerate(pictures):
-        x = gap + number % columns * (side + gap)
-        y = gap + number // columns * (side + caption + gap)
-        scale = side / max(picture.image.size)
-        method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        size = (round(picture.image.width * scale), round(picture.image.height * scale))
-        sheet.paste(picture.image.resize(size, method), (x, y))
-        text = picture.prompt
-        while font.getlength(text) > side:
-            text = text[: -4 if text.endswith("...") else -1].rstrip(" .") + "..."
-        draw.text((x, y + side + 4), f"{text}\nseed {picture.seed}", fill="#334155", font=font)
-    _write(sheet, output, pictures[0].text_chunks())
-    return output
+def _steps(recipe: Recipe) -> int:
+    """Steps that an image takes."""
+    steps = recipe.sampling.num_inference_steps
+    return steps if recipe.image is None else round(steps * (recipe.strength or 0))
 
 
-def _write(image: Image.Image, path: Path, chunks: PngInfo) -> None:
+def _paint_batch(
+    painter: Painter, batch: Sequence[Recipe], on_step: Callable[..., None]
+) -> list[Image.Image]:
+    first = batch[0]
+    start = {} if first.image is None else {"image": open_start(first), "strength": first.strength}
+    images: list[Image.Image] = painter.pipeline(
+        [recipe.prompt for recipe in batch],
+        seeds=[recipe.seed for recipe in batch],
+        negative_prompt=first.negative_prompt,
+        on_step=on_step,
+        **start,
+        **asdict(first.sampling),
+    ).images
+    return images
+
+
+def open_start(recipe: Recipe) -> Image.Image:
+    """The image that an image-to-image recipe starts from.
+
+    Raises:
+        GenerateError: it is not there, is no image, or is not the one that the recipe was made with.
+    """
+    assert recipe.image is not None
+    path = Path(recipe.image)
+    if not path.is_file():
+        raise GenerateError(f"--image {path} does not exist; give the picture to start from")
+    if recipe.image_sha256 and file_sha256(path) != recipe.image_sha256:
+        raise GenerateError(
+            f"{path} is not the picture that the recipe started from; give that one with --image"
+        )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        image.save(partial, format="PNG", pnginfo=chunks)
-        partial.replace(path)
-    except OSError as error:
-        raise GenerateError(f"cannot write {path}: {error.strerror}; choose another -o") from None
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise GenerateError(f"--image {path} is no readable image ({error})") from None
+
+
+def load_source(source: Source, *, device: str, dtype: str) -> Callable[..., list[Image.Image]]:
+    """The source's own pipeline as a function of (prompts, seeds, height, width)."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipeline = _to_device(
+        DiffusionPipeline.from_pretrained(
+            source.path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        ),
+        device,
+    )
+
+    @torch.inference_mode()
+    def call(prompts: Sequence[str], seeds: Sequence[int], *, height: int, width: int) -> list[Image.Image]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images: list[Image.Image] = pipeline(
+            prompt=list(prompts), height=height, width=width, generator=generators, **source.options
+        ).images
+        return images
+
+    return call
+
+
+def quiet_libraries() -> None:
+    """No hub, no progress bars, no advice: the command speaks for itself."""
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

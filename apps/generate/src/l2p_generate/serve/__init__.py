@@ -1,0 +1,1 @@
+"""The web page of `l2p-generate serve`; needs the extra l2p-generate[serve]."""

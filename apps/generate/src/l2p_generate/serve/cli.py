@@ -1,0 +1,99 @@
+"""`l2p-generate serve --model RUN`: a web page to try a model."""
+
+import argparse
+import ipaddress
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from l2p_generate.cli import add_model_options, announce_import, positive
+from l2p_generate.errors import GenerateError
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags after `serve`."""
+    parser = argparse.ArgumentParser(
+        prog="l2p-generate serve",
+        description="A web page to try an L2P model, beside its source if it is at hand.",
+    )
+    add = parser.add_argument
+    add_model_options(parser)
+    add("--source", type=Path, metavar="DIR", help="the latent model to compare with; default: the run's own")
+    add("--no-source", action="store_true", help="do not load the source")
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    add("--port", type=int, help="default: the first free one from 7860")
+    add(
+        "--auth-file",
+        type=Path,
+        metavar="FILE",
+        help="lines of user:password; required when --host is not a loopback address",
+    )
+    add("--output", type=Path, metavar="DIR", help="keep the pictures here; default: thrown away at the end")
+    add("--max-images", type=positive, default=4, metavar="N", help="per request (default 4)")
+    add("--max-steps", type=positive, default=100, metavar="N", help="per image (default 100)")
+    add("--max-side", type=positive, default=2048, metavar="PX", help="of an image (default 2048)")
+    add("--queue", type=positive, default=16, metavar="N", help="requests that may wait (default 16)")
+    add("--open", action="store_true", help="open a browser")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves until interrupted."""
+    auth = read_auth(options.auth_file)
+    if not is_loopback(options.host) and not auth:
+        raise GenerateError(
+            f"--host {options.host} is open to others; add --auth-file with lines of user:password,"
+            " or listen on 127.0.0.1"
+        )
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise GenerateError('the web page needs Gradio: pip install "l2p-generate[serve]"') from None
+    from l2p_generate.serve.page import build_page, launch
+    from l2p_generate.serve.studio import Limits, load_studio
+
+    limits = Limits(images=options.max_images, steps=options.max_steps, side=options.max_side)
+    with tempfile.TemporaryDirectory(prefix="l2p-generate-") as scratch:
+        studio = load_studio(options, Path(options.output or scratch).absolute(), limits, announce_import)
+        page = build_page(studio)
+        url = launch(
+            page,
+            studio,
+            host=options.host,
+            port=options.port,
+            auth=auth,
+            queue=options.queue,
+            open_browser=options.open,
+        )
+        print(url, flush=True)
+        print("Ctrl-C ends it", file=sys.stderr)
+        try:
+            page.block_thread()
+        finally:
+            page.close()
+    return 0
+
+
+def read_auth(path: Path | None) -> list[tuple[str, str]]:
+    """Users and passwords from a file, never from the command line, where other users could read them."""
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenerateError(f"cannot read --auth-file {path}: {error}") from None
+    pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
+    if not pairs or any(not user or not password for user, _, password in pairs):
+        raise GenerateError(f"--auth-file {path} must hold lines of user:password")
+    return [(user, password) for user, _, password in pairs]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

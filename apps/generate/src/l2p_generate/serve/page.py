@@ -1,0 +1,225 @@
+"""The page itself, in Gradio: a form, the pictures, what was painted before."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+from l2p_arch.errors import ArchError
+
+from l2p_generate.errors import GenerateError
+from l2p_generate.model import Sampling
+from l2p_generate.recipe import read_recipe
+from l2p_generate.serve.studio import LARGEST_SEED, Request, Studio
+
+HISTORY = 48  # pictures of one visitor that the page shows
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The page of one studio."""
+    has_source = studio.source is not None
+    with gr.Blocks(title=f"L2P: {studio.painter.name}", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(f"## {studio.painter.name}\nText to pixels, without a VAE.")
+        shown = gr.State([])  # files of this visitor, newest first
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                form = _form(studio)
+            with gr.Column(scale=5), gr.Row():
+                painted = _gallery("Pixel-space model", "painted")
+                source = _gallery(f"Source: {studio.source_name}", "source", visible=has_source)
+        history = gr.Gallery(
+            label="Before (choose one to take its prompt, seed and settings)",
+            elem_id="history",
+            columns=8,
+            height=190,
+            format="png",
+            object_fit="contain",
+            allow_preview=False,
+        )
+        inputs = list(form["fields"].values())
+        submit = _painter(studio, list(form["fields"]))
+        gr.on(
+            [form["button"].click, form["fields"]["prompt"].submit],
+            submit,
+            [*inputs, shown],
+            [painted, source, form["fields"]["seed"], shown, history],
+            api_name="paint",
+            concurrency_limit=1,
+        )
+        reused = [form["fields"][name] for name in REUSED]
+        history.select(_reuse, [shown], reused, api_visibility="private", queue=False)
+    return page
+
+
+def _gallery(label: str, name: str, *, visible: bool = True) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        elem_id=name,
+        columns=2,
+        height=460,
+        format="png",
+        object_fit="contain",
+        visible=visible,
+        preview=False,
+    )
+
+
+def _form(studio: Studio) -> dict[str, Any]:
+    """The fields in the order of `Request`, and the button."""
+    own, limits = studio.defaults, studio.limits
+    fields: dict[str, Any] = {
+        "prompt": gr.Textbox(
+            label="Prompt", lines=3, max_length=limits.characters, elem_id="prompt", autofocus=True
+        )
+    }
+    button = gr.Button("Paint", variant="primary", elem_id="paint")
+    with gr.Row():
+        fields["seed"] = gr.Number(
+            label="Seed", value=42, precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="seed", min_width=90
+        )
+        fields["new_seed"] = gr.Checkbox(
+            label="New seed each time", value=False, elem_id="new-seed", min_width=90
+        )
+        fields["images"] = gr.Slider(
+            1, limits.images, value=1, step=1, label="Images", min_width=90, visible=limits.images > 1
+        )
+    fields["with_source"] = gr.Checkbox(
+        label="Paint with the source as well",
+        value=studio.source is not None,
+        visible=studio.source is not None,
+    )
+    with gr.Accordion("Settings", open=False):
+        with gr.Row():
+            patch = studio.painter.pipeline.transformer.patch_size
+            for name in ("width", "height"):
+                fields[name] = gr.Slider(
+                    patch,
+                    limits.side,
+                    value=getattr(own, name),
+                    step=patch,
+                    label=f"{name.title()} (px)",
+                    min_width=120,
+                )
+        with gr.Row():
+            fields["steps"] = gr.Slider(
+                1, limits.steps, value=own.num_inference_steps, step=1, label="Steps", min_width=120
+            )
+            fields["guidance"] = gr.Slider(
+                1, 10, value=own.guidance_scale, step=0.1, label="Guidance (1: off)", min_width=120
+            )
+            fields["shift"] = gr.Number(
+                label="Noise shift (0: the model's)", value=own.noise_shift or 0, minimum=0, min_width=120
+            )
+        fields["negative_prompt"] = gr.Textbox(label="Negative prompt", max_length=limits.characters)
+        fields["image"] = gr.Image(
+            label="Start from a picture", type="filepath", height=160, sources=["upload", "clipboard"]
+        )
+        fields["strength"] = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength (1: forget the picture)")
+    return {"fields": fields, "button": button}
+
+
+def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
+    """What the button does."""
+
+    def submit(*values: Any, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (Gradio reads it)
+        *given, shown = values
+        form = dict(zip(names, given, strict=True))
+        try:
+            answer = studio.paint(
+                _request(form), lambda done, total: progress((done, total), desc="Painting")
+            )
+        except (ArchError, GenerateError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        shown = [str(path) for path, _ in reversed(answer.painted)] + list(shown)
+        shown = shown[:HISTORY]
+        painted, source = (
+            [(str(path), f"seed {seed}") for path, seed in files] for files in (answer.painted, answer.source)
+        )
+        return painted, source, answer.painted[0][1], shown, shown
+
+    return submit
+
+
+def _request(form: dict[str, Any]) -> Request:
+    """The form as a request; what a browser or a script sends is not trusted to have the right type."""
+    try:
+        return Request(
+            prompt=str(form["prompt"] or ""),
+            negative_prompt=str(form["negative_prompt"] or ""),
+            seed=None if form["new_seed"] else int(form["seed"] or 0),
+            images=int(form["images"]),
+            with_source=bool(form["with_source"]),
+            image=form["image"],
+            strength=float(form["strength"]),
+            sampling=Sampling(
+                height=int(form["height"]),
+                width=int(form["width"]),
+                num_inference_steps=int(form["steps"]),
+                guidance_scale=float(form["guidance"]),
+                noise_shift=float(form["shift"]) or None,
+            ),
+        )
+    except (TypeError, ValueError) as error:
+        raise GenerateError(f"a setting is missing or no number ({error})") from None
+
+
+REUSED = ("prompt", "negative_prompt", "seed", "new_seed", "width", "height", "steps", "guidance", "shift")
+
+
+def _reuse(shown: list[str], chosen: gr.SelectData) -> list[Any]:
+    """The form's values from the recipe of a picture."""
+    from pathlib import Path
+
+    recipe = read_recipe(Path(shown[chosen.index]))
+    sampling = asdict(recipe.sampling)
+    return [
+        recipe.prompt,
+        recipe.negative_prompt,
+        recipe.seed,
+        False,
+        sampling["width"],
+        sampling["height"],
+        sampling["num_inference_steps"],
+        sampling["guidance_scale"],
+        sampling["noise_shift"] or 0,
+    ]
+
+
+def launch(
+    page: gr.Blocks,
+    studio: Studio,
+    *,
+    host: str,
+    port: int | None,
+    auth: list[tuple[str, str]],
+    queue: int,
+    open_browser: bool = False,
+) -> str:
+    """Starts the server in threads of its own; returns the address.
+
+    Raises:
+        GenerateError: the port is taken.
+    """
+    page.queue(max_size=queue, default_concurrency_limit=1)
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            auth=auth or None,
+            share=False,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            max_file_size="20mb",
+            allowed_paths=[str(studio.folder)],
+            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        )
+    except OSError as error:
+        raise GenerateError(
+            f"cannot listen on {host}, port {port or '7860 and following'}: {error}"
+        ) from None
+    return str(url)
