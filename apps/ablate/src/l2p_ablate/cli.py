@@ -98,7 +98,8 @@ def _plan(config: Any, root: Path) -> str:
     lines = [
         f"{ablation.title} ({ablation.paper})",
         f"claim     {ablation.claim}",
-        f"runs      {len(config.arm)} arms x {len(ablation.seeds)} seeds, within {ablation.budget_minutes:g} min",
+        f"runs      {len(config.arm)} arms x {len(ablation.seeds)} seeds",
+        f"budget    {ablation.budget_minutes:g} min",
         f"output    {root}",
     ]
     for arm in config.arm:
@@ -106,7 +107,8 @@ def _plan(config: Any, root: Path) -> str:
         data = config.data[config.data_of(arm)]
         images = data.prompts * data.images_per_prompt
         lines.append(
-            f"  {arm.name:18} {settings.steps} steps of {settings.batch_size}, trainable {settings.trainable},"
+            f"  {arm.name:18} {settings.steps} steps of {settings.batch_size},"
+            f" trainable {settings.trainable},"
             f" {images} images of {config.data_of(arm)}"
         )
     return "\n".join([*lines, "Nothing was written."])
@@ -155,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="l2p-ablate",
         description="One of the paper's ablations on the miniature: arms x seeds, spread, chart, verdict."
         " Run the same command again to resume.",
-        epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 unfinished within the budget, 130/143 interrupted.",
+        epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 out of budget, 130/143 interrupted.",
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG", help="a TOML file of configs/ablations/")

@@ -77,7 +77,7 @@ def compare(
 
 
 def summarise(config: Config, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of results.json, but for provenance: arms with their spread, comparisons, what is missing."""
+    """The content of results.json, but for provenance: arms, spread, comparisons, what is missing."""
     arms = {}
     for arm in config.arm:
         own = [results[arm.name, seed] for seed in config.ablation.seeds if (arm.name, seed) in results]

@@ -1,4 +1,6 @@
-"""Runs an ablation: corpora, reference, then arms x seeds, all of which resume; writes the evidence as it grows.
+"""Runs an ablation: corpora, reference, then arms x seeds, all of which resume.
+
+The evidence is written as it grows.
 
 Seeds are the outer loop, so that a budget that runs out leaves whole comparisons.
 """
@@ -83,9 +85,8 @@ def execute(
             folder = folders.run(arm.name, seed)
             new = not (folder / "result.json").is_file()
             if new and spent() + longest > 60 * config.ablation.budget_minutes:
-                say(
-                    f"the budget of {config.ablation.budget_minutes:g} min is spent: {number - 1} runs are done"
-                )
+                minutes = config.ablation.budget_minutes
+                say(f"the budget of {minutes:g} min is spent: {number - 1} runs are done")
                 break
             began = time.monotonic()
             shown = f"[{number}/{len(pending)}] {arm.name}, seed {seed}"
@@ -155,7 +156,7 @@ def _spent(folders: Folders) -> float:
 
 
 def _claim(config: Config, folders: Folders) -> None:
-    """Refuses a directory that another config filled; more seeds, budget or other words are no other config."""
+    """Refuses a directory that another config filled; more seeds, budget or words do not make another."""
     note = folders.root / "ablation.json"
     wanted = {"fingerprint": fingerprint(config), "title": config.ablation.title}
     if note.is_file():

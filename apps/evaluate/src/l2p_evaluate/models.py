@@ -1,4 +1,4 @@
-"""Models that an evaluation paints with: a pixel-space model, a run of l2p-transfer, or any diffusers directory."""
+"""Models that an evaluation paints with: pixel-space ones, runs of l2p-transfer, any diffusers directory."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _HASHED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model directory and how it samples; called with a device it becomes a function from prompts to images.
+    """A model directory and how it samples; called with a device it is a function from prompts to images.
 
     Picklable, so that worker processes and Ray actors load the model themselves.
     """

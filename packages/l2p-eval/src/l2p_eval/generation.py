@@ -43,7 +43,7 @@ def plan_jobs(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list
     """Every image of an evaluation; consecutive seeds from `seed`."""
     if not prompts or images_per_prompt < 1:
         raise EvalError(
-            f"{len(prompts)} prompts with {images_per_prompt} images each leave nothing to paint; give 1 of each"
+            f"{len(prompts)} prompts with {images_per_prompt} images each: nothing to paint; give 1 of each"
         )
     return [
         Job(prompt_index=index, sample=sample, prompt=prompt, seed=seed + index * images_per_prompt + sample)

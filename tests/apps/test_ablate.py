@@ -1,0 +1,203 @@
+"""An ablation for real on an untrained source, only short; and the verdict on made-up numbers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from l2p_ablate.cli import main
+from l2p_ablate.config import ClaimTable, load_config
+from l2p_ablate.data import render_prompt, restyled
+from l2p_ablate.results import compare, spread
+from l2p_mini.detector import ExactDetector
+from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path for path in (ROOT / "configs" / "ablations").glob("*.toml") if path.stem != "base")
+TINY = f"""
+[ablation]
+title = "Tiny"
+paper = "none"
+claim = "none"
+seeds = [0]
+[source]
+model = "SOURCE"
+num_inference_steps = 1
+[data.source]
+kind = "scenes"
+grammar = "{GRAMMAR}"
+prompts = 3
+images_per_prompt = 1
+[surgery]
+head_channels = [8, 8, 8, 8]
+initialisation = "default"
+[train]
+processes = 1
+steps = 2
+batch_size = 2
+learning_rate = 1e-3
+trainable = 1
+precision = "fp32"
+log_every = 1
+sample_every = 0
+tensorboard = false
+[sampling]
+num_inference_steps = 1
+[evaluate]
+metadata = "{EVALUATION_METADATA}"
+prompts_per_tag = 1
+reference = "scenes"
+[[arm]]
+name = "transfer"
+[[arm]]
+name = "scratch"
+surgery.trunk = "random"
+train.trainable = "full"
+[[claim]]
+better = "transfer"
+worse = "scratch"
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, untrained_source: Path) -> Path:
+    """The folder of a finished ablation; its config lies beside it."""
+    folder = tmp_path_factory.mktemp("ablate")
+    (folder / "tiny.toml").write_text(TINY.replace("SOURCE", str(untrained_source)))
+    arguments = [str(folder / "tiny.toml"), "-o", str(folder / "run"), "--workers", "0"]
+    assert main([*arguments, "--publish", str(folder / "published")]) == 0
+    return folder
+
+
+def test_an_ablation_leaves_numbers_pictures_and_the_command(finished: Path) -> None:
+    results = json.loads((finished / "run" / "results.json").read_text())
+    assert results["complete"] and not results["missing"]
+    assert list(results["arms"]) == ["transfer", "scratch"]
+    for arm in results["arms"].values():
+        assert set(arm["metrics"]) == {"geneval", "frechet", "loss"}
+        assert arm["metrics"]["loss"]["mean"] > 0 and arm["metrics"]["frechet"]["mean"] > 0
+    assert results["provenance"]["command"].startswith("l2p-ablate ")
+    assert results["comparisons"][0]["verdict"] == "undecided"  # one seed decides nothing
+    assert [path.name for path in sorted((finished / "published").iterdir())] == [
+        "tiny-pictures.png",
+        "tiny.json",
+        "tiny.png",
+    ]
+
+
+def test_from_scratch_keeps_nothing_of_the_source_but_transfer_does(
+    finished: Path, untrained_source: Path
+) -> None:
+    source = load_file(next((untrained_source / "transformer").glob("*.safetensors")))
+    trained = {
+        arm: load_file(
+            next((finished / f"run/runs/{arm}/seed-0/train/model/transformer").glob("*.safetensors"))
+        )
+        for arm in ("transfer", "scratch")
+    }
+    name = "layers.2.attention.to_q.weight"  # a middle block
+    assert torch.equal(trained["transfer"][f"trunk.{name}"], source[name])
+    similarity = torch.cosine_similarity(
+        trained["scratch"][f"trunk.{name}"].flatten(), source[name].flatten(), 0
+    )
+    assert abs(float(similarity)) < 0.1
+
+
+def test_running_again_repeats_nothing_and_more_seeds_go_on(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(finished / "tiny.toml"), "-o", str(finished / "run"), "--workers", "0"]
+    result = finished / "run/runs/transfer/seed-0/result.json"
+    stamp = result.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("done before") == 2
+    assert result.stat().st_mtime_ns == stamp
+    assert main([*arguments, "--seeds", "2", "--budget", "0.001"]) == 3
+    captured = capsys.readouterr()
+    assert "the budget of 0.001 min is spent: 2 runs are done" in captured.err
+    assert "Partial" in captured.out
+    assert not json.loads((finished / "run" / "results.json").read_text())["complete"]
+
+
+def test_another_config_in_the_same_folder_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = (finished / "tiny.toml").read_text().replace("steps = 2", "steps = 3")
+    (finished / "changed.toml").write_text(changed)
+    assert main([str(finished / "changed.toml"), "-o", str(finished / "run"), "--workers", "0"]) == 2
+    assert "holds the runs of another config" in capsys.readouterr().err
+    shutil.rmtree(finished / "published", ignore_errors=True)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_ablation_loads_with_three_seeds_and_a_budget(path: Path) -> None:
+    config = load_config(path)
+    assert len(config.ablation.seeds) >= 3
+    assert config.ablation.budget_minutes <= 40
+    assert config.source.model.is_dir() and config.claim
+    assert all(data.grammar.is_file() for data in config.data.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[sampling]", "[smapling]", "smapling: Extra inputs are not permitted"),
+        ("num_inference_steps = 1", "num_inference_steps = 0", "greater than or equal to 1"),
+        ('name = "scratch"', 'name = "transfer"', "names of their own"),
+        ('worse = "scratch"', 'worse = "nobody"', "no arm 'nobody'; there is transfer, scratch"),
+        ('name = "scratch"', 'name = "scratch"\ndata = "none"', "no [data.none]; there is source"),
+        ("train.trainable", "train.trianable", "did you mean 'trainable'"),
+        ("surgery.trunk", "surgery.trunks", "trunks"),
+    ],
+)
+def test_bad_configs_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(TINY.replace(old, new))
+    assert main([str(path), "-o", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def pairs(*values: tuple[float, float]) -> dict[tuple[str, int], Any]:
+    return {
+        (arm, seed): {"metrics": {"geneval": value, "frechet": value}}
+        for seed, both in enumerate(values)
+        for arm, value in zip("ab", both, strict=True)
+    }
+
+
+def test_a_verdict_needs_every_pair_of_seeds_to_agree() -> None:
+    claim = ClaimTable(better="a", worse="b")
+    assert compare(claim, "geneval", pairs((0.5, 0.4), (0.6, 0.5))).verdict == "holds"
+    assert compare(claim, "geneval", pairs((0.4, 0.5), (0.5, 0.6))).verdict == "does not hold"
+    assert compare(claim, "geneval", pairs((0.5, 0.4), (0.5, 0.6))).verdict == "undecided"
+    assert compare(claim, "geneval", pairs((0.5, 0.4))).verdict == "undecided"
+    assert compare(claim, "geneval", pairs((0.5, 0.4), (float("nan"), 0.5))).verdict == "undecided"
+    lower = compare(claim, "frechet", pairs((50.0, 40.0), (60.0, 50.0)))  # less is better
+    assert lower.verdict == "does not hold" and lower.mean == -10
+    close = ClaimTable(better="a", worse="b", kind="no worse", margin=0.03)
+    assert compare(close, "geneval", pairs((0.48, 0.5), (0.6, 0.5))).verdict == "holds"
+    assert compare(close, "geneval", pairs((0.45, 0.5), (0.4, 0.5))).verdict == "does not hold"
+
+
+def test_the_spread_is_the_sample_deviation() -> None:
+    assert spread([1.0, 2.0, 3.0]).deviation == pytest.approx(1.0)
+    assert spread([1.0]).deviation is None
+
+
+def test_the_other_house_style_shows_what_the_prompt_says() -> None:
+    """Its pictures are judged right as often as plain renders are, and they do look different."""
+    prompt = "a red circle left of a blue square on a beige background"
+    image = render_prompt(prompt, 0, 64)
+    other = restyled(image, hue_degrees=12, blur=0.7)
+    assert other.tobytes() != image.tobytes()
+    seen = {(found.color, found.label) for found in ExactDetector().detect(other) if found.confidence > 0.3}
+    assert seen == {("red", "circle"), ("blue", "square")}
+    assert render_prompt(prompt, 0, 64).tobytes() == image.tobytes()
