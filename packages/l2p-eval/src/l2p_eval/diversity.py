@@ -7,6 +7,7 @@ may be called LPIPS.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from l2p_eval.errors import EvalError
 from l2p_eval.features import FeatureExtractor, extract_features
 from l2p_eval.layout import open_image
+from l2p_eval.lpips import Lpips
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiversityResult:
-    """Mean pairwise cosine distance, in [0, 2]; larger is more diverse."""
+    """Mean pairwise distance: LPIPS, or 1 - cosine in [0, 2]; larger is more diverse."""
 
-    name: str  # "diversity-efficientnet-lite0"
+    name: str  # "LPIPS-alex", "diversity-efficientnet-lite0"
     value: float
     prompts: int
     images_per_prompt: tuple[int, int]  # least and most
@@ -47,9 +49,16 @@ def mean_pairwise_distance(features: Tensor) -> float:
     return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)))
 
 
+def mean_pairwise_lpips(images: Sequence[Any], lpips: Lpips) -> float:
+    """Mean LPIPS over all pairs of 2 or more images."""
+    pairs = list(combinations(range(len(images)), 2))
+    left, right = ([images[pair[side]] for pair in pairs] for side in (0, 1))
+    return float(lpips.distances(left, right).double().mean())
+
+
 def diversity_of(
     images: Mapping[str, Sequence[Path]],
-    extractor: FeatureExtractor,
+    extractor: FeatureExtractor | Lpips,
     *,
     on_prompt: Callable[[int, int], None] | None = None,
 ) -> DiversityResult:
@@ -57,6 +66,7 @@ def diversity_of(
 
     Args:
         images: prompt -> its images, two or more.
+        extractor: features, compared by their cosine; or LPIPS.
         on_prompt: called with (prompts done, prompts in all).
     """
     if not images:
@@ -65,14 +75,16 @@ def diversity_of(
     for prompt, paths in images.items():
         if len(paths) < 2:
             raise EvalError(f"prompt {prompt!r} has {len(paths)} image; diversity needs 2 seeds or more")
-        distances.append(
-            mean_pairwise_distance(extract_features(extractor, [open_image(path) for path in paths]))
-        )
+        pictures = [open_image(path) for path in paths]
+        if isinstance(extractor, Lpips):
+            distances.append(mean_pairwise_lpips(pictures, extractor))
+        else:
+            distances.append(mean_pairwise_distance(extract_features(extractor, pictures)))
         if on_prompt:
             on_prompt(len(distances), len(images))
     counts = [len(paths) for paths in images.values()]
     return DiversityResult(
-        name=f"diversity-{extractor.name}",
+        name=extractor.name if isinstance(extractor, Lpips) else f"diversity-{extractor.name}",
         value=sum(distances) / len(distances),
         prompts=len(images),
         images_per_prompt=(min(counts), max(counts)),

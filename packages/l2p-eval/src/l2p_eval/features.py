@@ -82,7 +82,7 @@ EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """Builds an extractor by name."""
+    """Builds an extractor that needs no file, by name; `l2p_eval.inception` has the one of FID."""
     if name not in EXTRACTORS:
         raise EvalError(f"unknown feature extractor {name!r}; there is {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]()
@@ -100,7 +100,7 @@ def extract_features(
     device = next(extractor.network.parameters()).device
     features = []
     for start in range(0, len(images), batch_size):
-        batch = [_to_tensor(image).to(device) for image in images[start : start + batch_size]]
+        batch = [to_tensor(image).to(device) for image in images[start : start + batch_size]]
         if len({tensor.shape for tensor in batch}) == 1:
             features.append(extractor.network(torch.stack(batch)).float().cpu())
         else:
@@ -112,6 +112,6 @@ def extract_features(
     return torch.cat(features)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """An image as (3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div(255)

@@ -124,7 +124,7 @@ def frechet_between(
         return torch.cat(parts) if parts else torch.empty(0, extractor.dimensions)
 
     return FrechetResult(
-        name=f"FD-{extractor.name}" + (f"-{patches.key}" if patches else ""),
+        name=metric_name(extractor) + (f"-{patches.key}" if patches else ""),
         value=frechet_distance(features(reference, 0), features(images, len(reference))),
         reference_count=len(reference),
         count=len(images),
@@ -133,6 +133,11 @@ def frechet_between(
         weights_sha256=extractor.weights_sha256,
         samples_per_image=patches.count if patches else 1,
     )
+
+
+def metric_name(extractor: FeatureExtractor) -> str:
+    """FID on the published Inception, else FD and what it is on."""
+    return "FID" if extractor.name == "inception-2015-12-05" else f"FD-{extractor.name}"
 
 
 def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:

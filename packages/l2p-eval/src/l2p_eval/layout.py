@@ -107,11 +107,13 @@ def score_folder(
     colors: ColorClassifier | None = None,
     thresholds: Thresholds = OFFICIAL,
     on_image: Callable[[int, int], None] | None = None,
+    on_score: Callable[[ImageScore], None] | None = None,
 ) -> list[ImageScore]:
     """Judges every image of a folder in GenEval's layout.
 
     Args:
         on_image: called with (images done, images in all) after each one.
+        on_score: called with each verdict, so that those before a broken image can be kept.
     """
     samples = read_folder(folder, images_per_prompt=images_per_prompt)
     scores = []
@@ -131,6 +133,8 @@ def score_folder(
                 path=sample.path.relative_to(folder).as_posix(),
             )
         )
+        if on_score:
+            on_score(scores[-1])
         if on_image:
             on_image(done, len(samples))
     return scores

@@ -34,3 +34,43 @@ TABLE_1 = (
 
 RETENTION = 0.936
 """Sec. 4.2: share of the source's GenEval score that L2P keeps. The printed 0.76 / 0.82 would be 0.927."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow4K:
+    """One row of Table 2 (UltraHR-eval4K)."""
+
+    method: str
+    fid: float
+    fid_patch: float
+    inception_score: float
+    clip: float  # Long-CLIP
+    fg_clip: float
+
+
+TABLE_2 = tuple(
+    PaperRow4K(method=name, fid=a, fid_patch=b, inception_score=c, clip=d, fg_clip=e)
+    for name, a, b, c, d, e in (
+        ("I-Max", 37.12, 34.42, 11.78, 31.53, 27.90),
+        ("HiFlow", 38.54, 22.74, 10.62, 31.49, 27.84),
+        ("PixArt-Sigma", 35.60, 23.63, 12.23, 31.76, 28.74),
+        ("SANA", 37.26, 28.94, 12.05, 31.79, 29.31),
+        ("Diffusion4K", 41.69, 39.67, 12.06, 31.44, 27.03),
+        ("L2P", 33.46, 21.77, 12.28, 31.88, 28.22),
+    )
+)
+
+
+def rows_for(metric: str) -> tuple[tuple[str, float], ...]:
+    """(method, the paper's value) of a metric of `l2p-evaluate`; () where the paper prints none."""
+    if metric in ("geneval", "dpg"):
+        values = ((row.method, getattr(row, metric)) for row in TABLE_1)
+        return tuple((method, value) for method, value in values if value is not None)
+    column = {
+        "fid": "fid",
+        "fid-patch": "fid_patch",
+        "inception-score": "inception_score",
+        "long-clip": "clip",
+        "fg-clip": "fg_clip",
+    }.get(metric)
+    return tuple((row.method, getattr(row, column)) for row in TABLE_2) if column else ()

@@ -1,0 +1,69 @@
+"""Published sizes on the meta device: what one step and the decoder of a family cost, without its weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from l2p_eval.efficiency import Count, count
+
+from l2p_evaluate.errors import EvaluateError
+
+FAMILIES = ("z-image",)
+CAPTION_TOKENS = 128
+HEADS: dict[int, dict[str, Any]] = {
+    1024: {"patch_size": 16, "head_channels": (64, 128, 256, 512)},  # Table 3
+    2048: {"patch_size": 32, "head_channels": (32, 64, 128, 256, 512)},  # ours, between the published ones
+    4096: {"patch_size": 64, "head_channels": (16, 32, 64, 128, 256, 512)},
+    8192: {"patch_size": 128, "head_channels": (3, 16, 32, 64, 128, 256, 512), "head_decoder_floor": 16},
+}
+"""Heads of the published models by image side: the token grid stays 64 x 64."""
+VAE: dict[str, Any] = {  # of Z-Image
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def count_size(family: str, size: int) -> dict[str, dict[str, Count]]:
+    """{"source": {"transformer", "decoder"}, "L2P": {"transformer"}}: one square image, bfloat16, batch 1."""
+    import torch
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from l2p_arch.model import L2PTransformer
+
+    if family not in FAMILIES:
+        raise EvaluateError(f"cannot count {family!r}; there is {', '.join(FAMILIES)}")
+    if size not in HEADS:
+        raise EvaluateError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
+    with torch.device("meta"), _default_dtype(torch.bfloat16):
+        source = ZImageTransformer2DModel()
+        decoder = AutoencoderKL(**VAE)
+        trunk = {key: value for key, value in source.config.items() if not key.startswith("_")}
+        l2p = L2PTransformer(family, trunk, **HEADS[size])
+        latents = torch.empty(16, 1, size // 8, size // 8)
+        pixels = torch.empty(1, 3, size, size)
+        caption = torch.empty(CAPTION_TOKENS, trunk["cap_feat_dim"])
+        time = torch.empty(1, dtype=torch.float32)
+    return {
+        "source": {
+            "transformer": count(lambda: source([latents], time, [caption], return_dict=False), source),
+            "decoder": count(lambda: decoder.decode(latents[None, :, 0]), decoder.decoder),
+        },
+        "L2P": {"transformer": count(lambda: l2p(pixels, time, [{"caption": caption}]), l2p)},
+    }
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    """Makes new tensors of a dtype within the block."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

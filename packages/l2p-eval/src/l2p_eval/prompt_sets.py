@@ -1,0 +1,93 @@
+"""Prompts and reference images of a 4K set such as UltraHR-eval4K, in any of the forms such sets come in.
+
+`{file_name, text}`, `{file_name, short_caption, long_caption}` or `{name, prompt}`, as .csv, .jsonl, .json or
+.parquet.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from l2p_eval.errors import EvalError
+
+_FILES = ("file_name", "name", "image")
+_TEXTS = ("text", "prompt", "caption", "long_caption", "short_caption")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """`names`: file names, with or without suffix; `texts`: their prompts, in the order of the file."""
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
+    """Reads a prompt file.
+
+    Args:
+        column: the text column; by default text, prompt, caption, long_caption or short_caption.
+
+    Raises:
+        EvalError: missing or broken file, missing columns, an empty row; names the row.
+    """
+    readers = {
+        ".csv": lambda file: pl.read_csv(file, infer_schema=False),
+        ".jsonl": pl.read_ndjson,
+        ".json": pl.read_json,
+        ".parquet": pl.read_parquet,
+    }
+    if not path.is_file():
+        raise EvalError(f"no prompt file {path}; give a .csv, .jsonl, .json or .parquet with names and texts")
+    if path.suffix not in readers:
+        raise EvalError(f"{path} ends in {path.suffix or 'nothing'}; a prompt file is {', '.join(readers)}")
+    try:
+        frame = readers[path.suffix](path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise EvalError(f"{path} cannot be read (truncated?): {str(error).splitlines()[0][:160]}") from None
+    names = next((name for name in _FILES if name in frame.columns), None)
+    texts = column or next((name for name in _TEXTS if name in frame.columns), None)
+    if names is None or texts is None or texts not in frame.columns:
+        raise EvalError(
+            f"{path} has the columns {', '.join(frame.columns)};"
+            f" wanted one of {', '.join(_FILES)} and {column or 'one of ' + ', '.join(_TEXTS)}"
+        )
+    if frame.is_empty():
+        raise EvalError(f"{path} has no rows")
+    chosen = frame.select(pl.col(names).cast(pl.String), pl.col(texts).cast(pl.String))
+    broken = chosen.with_row_index("row", 1).filter(
+        pl.col(names).is_null() | pl.col(texts).is_null() | (pl.col(texts).str.strip_chars() == "")
+    )
+    if not broken.is_empty():
+        raise EvalError(f"{path}: row {broken['row'][0]} has no name or no text (a truncated file?)")
+    return PromptSet(names=tuple(chosen[names]), texts=tuple(chosen[texts]))
+
+
+def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path]:
+    """The image files of a folder: those of `names` in their order, or all, in order of their names.
+
+    Raises:
+        EvalError: no such folder, no images, or one that is missing.
+    """
+    if not folder.is_dir():
+        raise EvalError(f"no image folder {folder}")
+    if names is None:
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise EvalError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        return found
+    return [_find(folder, name) for name in names]
+
+
+def _find(folder: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise EvalError(f"the file name {name!r} leaves the folder {folder}")
+    plain = folder / name
+    candidates = [plain, *(plain.with_name(plain.name + suffix) for suffix in IMAGE_SUFFIXES)]
+    candidates += [plain.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]  # saved in another format
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise EvalError(f"{folder} has no image of {name!r}; paint it, or take its row out of the prompt file")
