@@ -37,12 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     from l2p_transfer.config import load_config
+    from l2p_transfer.costs import Machine
     from l2p_transfer.plan import check_inputs, make_plan
 
     config = load_config(options.config, options.set)
     _quiet_libraries()
     if options.dry_run:
-        plan = make_plan(config)
+        plan = make_plan(config, Machine(gpu=options.gpu, utilisation=options.utilisation))
         print(json.dumps(plan.to_row(), indent=1) if options.json else plan.text())
         for problem in plan.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -114,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file such as configs/mini.toml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument(
+        "--gpu", default="H100", metavar="NAME", help="of the plan's hours: H100, H200, B200, A100, ..."
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="of that GPU's peak (default 0.4)"
+    )
     parser.add_argument(
         "--set",
         action="append",

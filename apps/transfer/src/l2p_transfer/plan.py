@@ -9,8 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from l2p_transfer.config import Config, resolve_processes
+from l2p_transfer.costs import Costs, Machine, estimate_costs
 from l2p_transfer.detectors import check_detector
 from l2p_transfer.errors import TransferError
+from l2p_transfer.full_size import full_transformer_config
 from l2p_transfer.paths import RunPaths, read_json, shorten
 from l2p_transfer.runner import identities
 
@@ -38,6 +40,8 @@ class ModelPlan:
     frozen: int
     memory_gb: float  # per training process, estimated
     details: str  # the trainer's own table
+    processes: int  # of the training
+    costs: Costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Plan:
                 f"memory          {model.memory_gb:.2f} GB per training process (estimate)",
                 "",
                 *(f"  {line}" if line else "" for line in model.details.splitlines()),
+                "",
+                *model.costs.text(model.processes),
             ]
         lines += ["", "stages"]
         width = max(len(stage.title) for stage in self.stages)
@@ -80,11 +86,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(config: Config) -> Plan:
-    """Counts what can be counted; what is missing is listed in `problems`, not raised."""
+def make_plan(config: Config, machine: Machine | None = None) -> Plan:
+    """Counts what can be counted; what is missing is listed in `problems`, not raised.
+
+    Args:
+        machine: the GPU that hours are computed for; by default an H100 at 40 % of its peak.
+    """
     problems = [str(error) for error in _problems(config)]
     known = config.source.model.is_dir() or config.source.family
-    model = _plan_model(config) if known else None
+    model = _plan_model(config, machine or Machine()) if known else None
     return Plan(
         run=str(shorten(config.run.output)),
         source=str(shorten(config.source.model)),
@@ -148,7 +158,7 @@ def _check_metadata(config: Config) -> None:
     read_metadata(config.evaluate.metadata)
 
 
-def _plan_model(config: Config) -> ModelPlan:
+def _plan_model(config: Config, machine: Machine) -> ModelPlan:
     """The pixel-space model on meta tensors: no memory, no weights."""
     import torch
     from l2p_arch.model import L2PTransformer
@@ -166,7 +176,9 @@ def _plan_model(config: Config) -> ModelPlan:
     with TemporaryDirectory() as folder:  # the trainer counts from a model directory, and there is none yet
         model.save_config(Path(folder) / "transformer")
         settings = replace(config.train, model=Path(folder))
-        needs = estimate(settings, resolve_processes(config), height=images.height, width=images.width)
+        processes = resolve_processes(config)
+        needs = estimate(settings, processes, height=images.height, width=images.width)
+        costs = estimate_costs(config, machine, family=family, trunk=trunk, model=Path(folder), needs=needs)
     return ModelPlan(
         family=family,
         counted_from=counted_from,
@@ -177,6 +189,8 @@ def _plan_model(config: Config) -> ModelPlan:
         frozen=needs.plan.frozen_count,
         memory_gb=round(needs.total_gb, 3),
         details=needs.text(),
+        processes=processes,
+        costs=costs,
     )
 
 
@@ -186,13 +200,9 @@ def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
     from l2p_arch.surgery import open_source
 
     if not config.source.model.is_dir() and config.source.family:
-        import diffusers
-        import torch
-
         family = find_family(config.source.family)
-        with torch.device("meta"):
-            full = getattr(diffusers, family.transformer_class)()
-        return family.name, dict(full.config), f"the full size of {family.name} (source.model is not there)"
+        full = full_transformer_config(family.name, family.transformer_class)
+        return family.name, full, f"the full size of {family.name} (source.model is not there)"
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     return source.family.name, trunk, "the source's config"

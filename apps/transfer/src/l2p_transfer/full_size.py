@@ -1,0 +1,67 @@
+"""The published models that the shipped configs start from: what to download, and how large they are.
+
+It lets `--dry-run` plan a transfer before anything is downloaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullSize:
+    """A family's published model."""
+
+    repository: str  # on the Hugging Face hub
+    licence: str  # of the weights; a transferred model is a derivative
+    others: int  # parameters besides the transformer: text encoders and VAE
+    exclude: tuple[str, ...] = ()  # what the repository holds a second time, in another layout
+    transformer_bytes: int = 2  # per parameter, as published
+    transformer: Mapping[str, Any] = field(default_factory=dict)  # where it differs from diffusers' defaults
+
+
+QWEN3_4B, QWEN25_VL_7B = 4_022_000_000, 8_292_000_000
+T5_XXL, CLIP_L, CLIP_G = 4_762_000_000, 123_000_000, 695_000_000
+VAE = 84_000_000
+
+FULL_SIZES: dict[str, FullSize] = {
+    "z-image": FullSize(
+        repository="Tongyi-MAI/Z-Image-Turbo",
+        licence="Apache-2.0",
+        others=QWEN3_4B + VAE,
+        transformer_bytes=4,
+    ),
+    "flux": FullSize(
+        repository="black-forest-labs/FLUX.1-dev",
+        licence="FLUX.1 [dev] Non-Commercial License; accept it on the model's page first",
+        others=T5_XXL + CLIP_L + VAE,
+        exclude=("flux1-dev.safetensors", "ae.safetensors"),
+        transformer={"guidance_embeds": True},
+    ),
+    "qwen-image": FullSize(
+        repository="Qwen/Qwen-Image", licence="Apache-2.0", others=QWEN25_VL_7B + 127_000_000
+    ),
+    "sd3": FullSize(
+        repository="stabilityai/stable-diffusion-3.5-large",
+        licence="Stability AI Community License; accept it on the model's page first",
+        others=T5_XXL + CLIP_L + CLIP_G + VAE,
+        exclude=("sd3.5_large.safetensors", "text_encoders/*"),
+        transformer={
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+    ),
+}
+
+
+def full_transformer_config(family: str, transformer_class: str) -> dict[str, Any]:
+    """The transformer config of a family at its published size; diffusers' defaults for one not listed."""
+    import diffusers
+    import torch
+
+    changes = FULL_SIZES[family].transformer if family in FULL_SIZES else {}
+    with torch.device("meta"):
+        return dict(getattr(diffusers, transformer_class)(**changes).config)

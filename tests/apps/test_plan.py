@@ -1,0 +1,64 @@
+"""--dry-run plans the real models at their full size before anything is downloaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from l2p_transfer.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "billions"),
+    [
+        ("z-image-1k", "Tongyi-MAI/Z-Image-Turbo", 6.15),
+        ("flux-1k", "black-forest-labs/FLUX.1-dev", 11.90),
+        ("qwen-image-1k", "Qwen/Qwen-Image", 20.43),
+        ("sd3.5-1k", "stabilityai/stable-diffusion-3.5-large", 8.06),
+    ],
+)
+def test_a_real_model_is_planned_at_its_published_size(
+    name: str,
+    repository: str,
+    billions: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import diffusers
+    import torch
+    from l2p_arch.families import FAMILIES
+    from l2p_transfer.full_size import full_transformer_config
+
+    monkeypatch.chdir(tmp_path)
+    assert main([str(CONFIGS / f"{name}.toml"), "--dry-run", "--json"]) == 2  # the weights are not here
+    out, err = capsys.readouterr()
+    assert "source.model" in err
+    plan = json.loads(out)
+    model, costs = plan["model"], plan["model"]["costs"]
+    family = FAMILIES[model["family"]]
+    with torch.device("meta"):
+        config = full_transformer_config(family.name, family.transformer_class)
+        source = getattr(diffusers, family.transformer_class).from_config(config)
+    assert round(sum(p.numel() for p in source.parameters()) / 1e9, 2) == billions
+    assert model["tokens"] == 4096
+    assert 0 < model["trainable"] < model["frozen"] * 2
+    assert costs["downloads"][0].startswith(f"hf download {repository} --local-dir ")
+    assert set(costs["gpu_hours"]) == {"images", "training", "evaluation"}
+    # one forward is about 2 FLOPs per parameter and token, attention and head on top
+    forward = costs["gpu_hours"]["training"] * 3600 * 0.4 * 989.4e12 / (100_000 * 8)
+    assert 3 * 2 * billions * 1e9 * 4096 < forward < 8 * 2 * billions * 1e9 * 4096
+    assert costs["disk_gb"]["source"] > 2 * billions
+    assert not any(tmp_path.iterdir())
+
+
+def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    hours = []
+    for flags in (["--gpu", "H100"], ["--gpu", "A100"], ["--gpu", "A100", "--utilisation", "0.2"]):
+        main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--json", *flags])
+        hours.append(json.loads(capsys.readouterr().out)["model"]["costs"]["gpu_hours"]["training"])
+    assert hours[1] / hours[0] == pytest.approx(989.4 / 312, rel=1e-3)
+    assert hours[2] / hours[1] == pytest.approx(2, rel=1e-3)
+    assert main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--gpu", "abacus"]) == 2
+    assert "--gpu abacus is not known" in capsys.readouterr().err
