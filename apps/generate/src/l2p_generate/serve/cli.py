@@ -1,15 +1,20 @@
 """`l2p-generate serve --model RUN`: a web page to try a model."""
 
 import argparse
+import errno
 import ipaddress
 import os
+import socket
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
 from l2p_generate.cli import add_model_options, announce_import, positive
 from l2p_generate.errors import GenerateError
+
+FIRST_PORT = 7860
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -50,31 +55,43 @@ def run(options: argparse.Namespace) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio  # noqa: F401
+        import uvicorn
     except ImportError:
         raise GenerateError('the web page needs Gradio: pip install "l2p-generate[serve]"') from None
-    from l2p_generate.serve.page import build_page, launch
+    from l2p_generate.serve.page import build_page, make_app
     from l2p_generate.serve.studio import Limits, load_studio
 
     limits = Limits(images=options.max_images, steps=options.max_steps, side=options.max_side)
     with tempfile.TemporaryDirectory(prefix="l2p-generate-") as scratch:
         studio = load_studio(options, Path(options.output or scratch).absolute(), limits, announce_import)
-        page = build_page(studio)
-        url = launch(
-            page,
-            studio,
-            host=options.host,
-            port=options.port,
-            auth=auth,
-            queue=options.queue,
-            open_browser=options.open,
-        )
-        print(url, flush=True)
-        print("Ctrl-C ends it", file=sys.stderr)
-        try:
-            page.block_thread()
-        finally:
-            page.close()
+        app = make_app(build_page(studio), studio, auth=auth, queue=options.queue)
+        with listen(options.host, options.port) as listener:
+            host, port = listener.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            print(url, flush=True)
+            print("Ctrl-C ends it", file=sys.stderr)
+            if options.open:
+                webbrowser.open(url)
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     return 0
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A listening socket on the port, by default on the first free one from 7860.
+
+    Raises:
+        GenerateError: the port is taken, or the address is not this machine's.
+    """
+    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + 100)
+    for number in ports:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address[:2], family=family)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise GenerateError(f"cannot listen on {host}, port {port or f'{FIRST_PORT} and following'}: {reason}")
 
 
 def read_auth(path: Path | None) -> list[tuple[str, str]]:

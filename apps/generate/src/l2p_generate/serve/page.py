@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from l2p_arch.errors import ArchError
 
 from l2p_generate.errors import GenerateError
@@ -185,41 +186,24 @@ def _reuse(shown: list[str], chosen: gr.SelectData) -> list[Any]:
     ]
 
 
-def launch(
-    page: gr.Blocks,
-    studio: Studio,
-    *,
-    host: str,
-    port: int | None,
-    auth: list[tuple[str, str]],
-    queue: int,
-    open_browser: bool = False,
-) -> str:
-    """Starts the server in threads of its own; returns the address.
+def make_app(page: gr.Blocks, studio: Studio, *, auth: list[tuple[str, str]], queue: int) -> FastAPI:
+    """The page as a web application.
 
-    Raises:
-        GenerateError: the port is taken.
+    Args:
+        auth: (user, password) pairs; empty lets everyone in who can connect.
+        queue: requests that may wait; more are turned away.
     """
     page.queue(max_size=queue, default_concurrency_limit=1)
-    try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            auth=auth or None,
-            share=False,
-            inbrowser=open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            footer_links=["api"],
-            max_file_size="20mb",
-            allowed_paths=[str(studio.folder)],
-            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        )
-    except OSError as error:
-        raise GenerateError(
-            f"cannot listen on {host}, port {port or '7860 and following'}: {error}"
-        ) from None
-    return str(url)
+    app: FastAPI = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        auth=auth or None,
+        show_error=False,
+        ssr_mode=False,
+        footer_links=["api"],
+        max_file_size="20mb",
+        allowed_paths=[str(studio.folder)],
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
+    return app
