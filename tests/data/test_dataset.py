@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from l2p_data import DataError, load_manifest, read_corpus, verify
-from l2p_data.dataset import CORPUS_SCHEMA, decode_image, encode_image, write_corpus
+from l2p_data.dataset import write_corpus
 from l2p_data.folders import export_folder, import_folder
+from l2p_data.images import decode_image, encode_image
 from l2p_data.preview import contact_sheet, corpus_stats
+from l2p_data.schema import CORPUS_SCHEMA
 from PIL import Image
 
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from l2p_data import DataError, FilterRules, filter_prompts, prompt_records
 from l2p_data.filters import REASONS, kept, reasons
+from l2p_data.rules import RULES, with_helper_columns
 
 
 def verdict(prompt: str, rules: FilterRules | None = None, **columns: str) -> str | None:
@@ -165,3 +168,42 @@ def test_precision_and_recall_of_the_rules_on_the_labelled_set(
     precision, recall = hits / rows.filter(dropped).height, hits / rows.filter(bad).height
     assert precision >= least_precision, wrong
     assert recall >= least_recall, missed
+
+
+LABELLED = [
+    line.split("\t")[-1]
+    for line in (Path(__file__).parent / "labelled_prompts.tsv").read_text(encoding="utf-8").splitlines()
+]
+PIECES = [text[start : start + 40] for text in LABELLED for start in range(0, len(text), 40)]
+
+
+def without_gates(prompts: pl.DataFrame, rules: FilterRules) -> dict[str, pl.Series]:
+    frame = with_helper_columns(prompts)
+    return {reason: frame.select(rule.test(rules)).to_series() for reason, rule in RULES.items()}
+
+
+def check_gates(texts: list[str]) -> None:
+    frame = with_helper_columns(prompt_records(texts))
+    found = without_gates(prompt_records(texts), FilterRules.paper())
+    for reason, rule in RULES.items():
+        if rule.gate is not None:
+            closed = ~frame.select(rule.gate()).to_series()
+            assert not (found[reason] & closed).any(), (reason, frame.filter(found[reason] & closed))
+
+
+def test_no_gate_hides_what_its_rule_finds_in_the_labelled_prompts() -> None:
+    check_gates(LABELLED)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=6), min_size=1, max_size=20))
+def test_no_gate_hides_what_its_rule_finds_in_anything(parts: list[list[str]]) -> None:
+    check_gates(["".join(pieces) for pieces in parts])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(max_codepoint=300) | st.sampled_from(" .,-'圆"), max_size=40)))
+def test_the_quick_way_to_words_is_the_plain_one(texts: list[str]) -> None:
+    frame = with_helper_columns(prompt_records(["", *texts]))
+    plain = frame["_lower"].str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars()
+    assert frame["_words"].to_list() == [f" {words} " for words in plain]

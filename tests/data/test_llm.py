@@ -20,8 +20,9 @@ from l2p_data import (
     prompt_records,
 )
 from l2p_data.audit import audit_prompts, parse_verdict
+from l2p_data.chat import ChatGenerator
 from l2p_data.cli import main
-from l2p_data.openai import OpenAIGenerator, OpenAIServer
+from l2p_data.openai import OpenAIEngine, OpenAIServer
 from l2p_data.taxonomy import load_taxonomy
 from l2p_data.template import audit_message, generation_message
 
@@ -48,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
             bad = "dagger" in message
             verdict = {"is_valid": not bad, "reason": "safety: a weapon" if bad else "Pass"}
             return self.complete(json.dumps(verdict))
+        if "description for each of these subjects" in message:
+            subjects = re.findall(r"^\d+\. (.*?)[.(]", message, re.MULTILINE)
+            texts = [f'Beside a {s.strip()}, a note number {seed} says "HI".' for s in subjects]
+            return self.complete(json.dumps({"prompts": texts[1:] if seed % 5 == 4 else texts}))
         if seed % 5 == 1 and self.seen[seed] == 1:
             return self.reply(503, {"error": "busy"})
         if seed % 5 == 2:
@@ -82,8 +87,12 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
+def generator_of(url: str, model: str = "tiny", attempts: int = 3, **options: Any) -> ChatGenerator:
+    return ChatGenerator(OpenAIEngine(OpenAIServer(base_url=url, model=model, attempts=attempts)), **options)
+
+
 def test_a_server_writes_prompts_and_every_fault_is_kept_with_its_cause(url: str) -> None:
-    generator = OpenAIGenerator(OpenAIServer(base_url=url, model="tiny"))
+    generator = generator_of(url)
     assert isinstance(generator, TextGenerator)
     frame = generate_prompts(generator, 30, categories=[SIGN])
     problems = frame.filter(pl.col("problem").is_not_null())
@@ -99,10 +108,9 @@ def test_a_server_writes_prompts_and_every_fault_is_kept_with_its_cause(url: str
 def test_no_server_or_no_model_stops_with_one_clear_error(url: str) -> None:
     request = [PromptRequest(category=SIGN, seed=0)]
     with pytest.raises(DataError, match="refuses model 'missing': HTTP 404"):
-        OpenAIGenerator(OpenAIServer(base_url=url, model="missing")).generate(request)
-    nobody = OpenAIServer(base_url="http://127.0.0.1:9/v1", model="tiny", attempts=1)
+        generator_of(url, "missing").generate(request)
     with pytest.raises(DataError, match="no server answers at"):
-        OpenAIGenerator(nobody).generate(request)
+        generator_of("http://127.0.0.1:9/v1", attempts=1).generate(request)
     with pytest.raises(DataError, match="is no http address"):
         OpenAIServer(base_url="file:///etc/passwd", model="tiny")
 
@@ -127,7 +135,7 @@ def test_the_auditor_drops_with_a_reason_and_asks_about_kept_prompts_only(url: s
     judged = filter_prompts(
         prompt_records(["A cat sleeps.", "A dagger lies on a table.", "", "A cat sleeps!"])
     )
-    audited = audit_prompts(judged, OpenAIGenerator(OpenAIServer(base_url=url, model="tiny")))
+    audited = audit_prompts(judged, generator_of(url))
     assert audited["reason"].to_list() == [None, "audit-safety", "empty", "duplicate"]
     assert audited["audit"].to_list() == ["Pass", "safety: a weapon", None, None]
     assert len(Handler.bodies) == 2 and Handler.bodies[0]["temperature"] == 0
@@ -159,7 +167,9 @@ def test_the_command_line_uses_a_server_for_prompts_and_audit(
 ) -> None:
     out, judged = str(tmp_path / "p.parquet"), str(tmp_path / "j.parquet")
     assert main(["prompts", "--server", url, "--model", "tiny", "--count", "20", "--out", out, "--json"]) == 0
-    assert main(["filter", out, "--audit", url, "--model", "tiny", "--out", judged, "--json"]) == 0
+    assert (
+        main(["filter", out, "--audit", "--server", url, "--model", "tiny", "--out", judged, "--json"]) == 0
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["kept"] > 10 and "answer" in result["reasons"]
     assert main(["prompts", "--server", url, "--count", "2", "--out", out]) == 2
@@ -190,3 +200,53 @@ def test_an_llm_extends_the_tree_with_what_is_new_and_the_result_loads(
     causes = {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in result["rejected"]}
     assert causes["teapots"] == causes["padlocks"] == "repeats another leaf"
     assert causes["锁"] == "not in the language of Objects" and "without commas" in causes["a, b"]
+
+
+def test_what_was_answered_is_never_asked_again_and_a_resumed_run_gives_the_same_records(
+    url: str, tmp_path: Path
+) -> None:
+    whole = generate_prompts(generator_of(url), 100, categories=[SIGN])
+    Handler.bodies.clear()
+
+    class Killed(BaseException):
+        """Passes every `except Exception`, as a kill -9 does."""
+
+    def kill(done: int, total: int) -> None:
+        if done == 70:
+            raise Killed
+
+    with pytest.raises(Killed):
+        generate_prompts(generator_of(url, journal=tmp_path, on_progress=kill), 100, categories=[SIGN])
+    asked = {body["seed"] for body in Handler.bodies}
+    kept = {json.loads(line)["key"] for path in tmp_path.iterdir() for line in path.open()}
+    assert len(kept) == 64 and not list(tmp_path.glob(".*"))  # what was in flight is lost, not more
+    Handler.bodies.clear()
+    again = generate_prompts(generator_of(url, journal=tmp_path), 100, categories=[SIGN])
+    assert again.equals(whole)
+    repeated = [body["seed"] for body in Handler.bodies if body["seed"] in asked]
+    assert len(repeated) <= len(asked) - 64
+    Handler.bodies.clear()
+    assert generate_prompts(generator_of(url, journal=tmp_path), 100, categories=[SIGN]).equals(whole)
+    assert not Handler.bodies
+
+
+def test_a_damaged_journal_is_named_and_a_passing_fault_is_not_kept(url: str, tmp_path: Path) -> None:
+    request = [PromptRequest(category=SIGN, seed=1)]  # busy at the first attempt
+    assert "HTTP 503" in generator_of(url, journal=tmp_path, attempts=1).generate(request)[0]
+    assert not list(tmp_path.iterdir())
+    assert "OPEN" in generator_of(url, journal=tmp_path, attempts=1).generate(request)[0]
+    next(tmp_path.iterdir()).write_text("{")
+    with pytest.raises(DataError, match=r"answers-00000.jsonl is damaged .* delete that file"):
+        generator_of(url, journal=tmp_path)
+
+
+def test_several_subjects_can_share_a_message(url: str) -> None:
+    leaves = [leaf for leaf in load_taxonomy().categories if leaf.subclass == "Objects"][:40]
+    frame = generate_prompts(generator_of(url, subjects_per_message=4), 40, categories=leaves)
+    good = frame.filter(pl.col("problem").is_null())
+    assert good.height == 40 and good["category"].n_unique() == 40
+    for row in good.iter_rows(named=True):
+        assert f"Beside a {row['category']}," in row["prompt"]  # each answer with its own subject
+    assert set(frame["problem"].drop_nulls()) <= {'answer has no list of 4 under "prompts"'}
+    schemas = [body["response_format"]["json_schema"]["schema"] for body in Handler.bodies]
+    assert schemas[0]["properties"]["prompts"]["maxItems"] == 4 and len(schemas) < 40

@@ -19,9 +19,9 @@ from l2p_data import (
     synthesize,
     verify,
 )
-from l2p_data.dataset import decode_image
 from l2p_data.filters import filter_prompts
 from l2p_data.identity import image_seed
+from l2p_data.images import decode_image
 from l2p_data.synthesis import plan_shards
 from l2p_data.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard
 
@@ -147,7 +147,7 @@ def test_a_pipeline_that_cannot_run_is_one_clear_error(untrained_source: Path, t
 def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
     calls: list[list[str]] = []
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int]) -> list[Pixels]:
         calls.append(list(prompts))
         if any("bad" in prompt for prompt in prompts):
             raise RuntimeError("out of\nmemory")
@@ -161,8 +161,6 @@ def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
         model="",
         corpus=str(tmp_path),
         source_model="m",
-        width=8,
-        height=8,
         batch_size=3,
         threads=1,
         dtype="auto",
@@ -175,7 +173,7 @@ def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:
     assert entry["file"]["rows"] == 3
     failed = [
         ("bad", "RuntimeError: out of memory", 3),
-        ("void", "BadImageError: not-finite: the pipeline returned NaN or infinity", 1),
+        ("void", "not-finite: the pipeline returned NaN or infinity", 1),
     ]
     by_prompt = {row["prompt"]: row for row in rows}
     assert entry["failures"] == [
@@ -195,8 +193,6 @@ def test_a_shard_that_keeps_killing_its_worker_is_given_up(tmp_path: Path) -> No
         model=str(tmp_path),
         corpus=str(tmp_path),
         source_model="m",
-        width=8,
-        height=8,
         batch_size=3,
         threads=1,
         dtype="auto",
@@ -207,11 +203,11 @@ def test_a_shard_that_keeps_killing_its_worker_is_given_up(tmp_path: Path) -> No
     class Killed(BaseException):
         """Passes every `except Exception`, as a kill -9 does."""
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int]) -> list[Pixels]:
         raise Killed
 
     worker = SynthesisWorker.__new__(SynthesisWorker)  # without loading a model
-    worker.settings, worker.broken, worker.generate = settings, None, generate
+    worker.settings, worker.broken, worker.generate, worker.checks = settings, None, generate, []
     rows = plan_shards(prompt_records(["a cat"]), config(tmp_path, tmp_path))[0]
     work = {"shard": [4], "rows": [json.dumps(rows)]}
     for _ in range(3):

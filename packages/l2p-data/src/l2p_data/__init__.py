@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from l2p_data.chat import ChatGenerator
+    from l2p_data.checks import CheckSettings
     from l2p_data.dataset import Manifest, load_manifest, read_corpus, verify
+    from l2p_data.engines import open_engine
     from l2p_data.errors import DataError
     from l2p_data.filters import FilterRules, filter_prompts
     from l2p_data.grammar import GrammarGenerator
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 #: name -> module; loaded on first use, so that importing the package costs nothing
 _EXPORTS = {
     "Category": "llm",
+    "ChatGenerator": "chat",
+    "CheckSettings": "checks",
     "DataError": "errors",
     "FilterRules": "filters",
     "GrammarGenerator": "grammar",
@@ -28,6 +33,7 @@ _EXPORTS = {
     "generate_prompts": "prompts",
     "load_manifest": "dataset",
     "load_taxonomy": "taxonomy",
+    "open_engine": "engines",
     "prompt_records": "prompts",
     "read_corpus": "dataset",
     "read_prompts": "prompts",
@@ -37,6 +43,8 @@ _EXPORTS = {
 }
 __all__ = [
     "Category",
+    "ChatGenerator",
+    "CheckSettings",
     "DataError",
     "FilterRules",
     "GrammarGenerator",
@@ -50,6 +58,7 @@ __all__ = [
     "generate_prompts",
     "load_manifest",
     "load_taxonomy",
+    "open_engine",
     "prompt_records",
     "read_corpus",
     "read_prompts",

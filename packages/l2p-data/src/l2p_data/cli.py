@@ -1,105 +1,112 @@
-"""`l2p-data`: the stages of the data pipeline as commands. Results go to stdout, progress and errors to
-stderr."""
+"""`l2p-data`: the functions of `commands` on the command line. Results go to stdout, the rest to stderr."""
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from l2p_data import commands
+from l2p_data.arguments import build_parser
 from l2p_data.errors import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 ok, 2 usage or input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
-        result = options.run(options)
+        result = _RUN[options.command](options)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
-    print(json.dumps(result, ensure_ascii=False) if options.json else _readable(result))
+    text = json.dumps(result, ensure_ascii=False) if options.json else _readable(result)
+    print(text.encode("utf-8", "replace").decode())
     return 0
 
 
 def _taxonomy(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.taxonomy import load_taxonomy
-
-    found = load_taxonomy(options.extend).find(
-        superclass=options.superclass, subclass=options.subclass, text=options.text
+    return commands.taxonomy(
+        superclass=options.superclass, subclass=options.subclass, text=options.text, extend=options.extend
     )
-    leaves = [f"{' > '.join([c.superclass, c.subclass, c.group, c.category])}" for c in found.categories]
-    return {"categories": len(leaves), "leaves": leaves}
 
 
 def _expand(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.expansion import expand_taxonomy
-    from l2p_data.openai import OpenAIGenerator
-    from l2p_data.taxonomy import load_taxonomy
-
-    tree = load_taxonomy(options.taxonomy).find(superclass=options.superclass, subclass=options.subclass)
-
-    def report(done: int, total: int) -> None:
-        print(
-            f"groups {done}/{total}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True
+    with _engine(options) as engine:
+        return commands.expand(
+            engine,
+            options.out,
+            per_group=options.per_group,
+            superclass=options.superclass,
+            subclass=options.subclass,
+            extend=options.extend,
+            seed=options.seed,
+            dry_run=options.dry_run,
+            on_progress=_counter("groups"),
         )
-
-    generator = OpenAIGenerator(_server(options))
-    expansion = expand_taxonomy(tree, generator, options.per_group, seed=options.seed, on_progress=report)
-    expansion.save(options.out)
-    return {
-        "out": str(options.out),
-        "added": [
-            f"+ {' > '.join((c.superclass, c.subclass, c.group, c.category))}" for c in expansion.added
-        ],
-        "rejected": [f"{name}: {cause}" for name, cause in expansion.rejected],
-    }
 
 
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.preview import prompt_stats
-    from l2p_data.prompts import generate_prompts, write_prompts
+    with _engine(options) as engine:
+        return commands.prompts(
+            engine,
+            options.count,
+            options.out,
+            extend=options.extend,
+            kind=options.kind,
+            seed=options.seed,
+            dry_run=options.dry_run,
+        )
 
-    if options.grammar is not None:
+
+@contextmanager
+def _engine(options: argparse.Namespace) -> Iterator[Any]:
+    """The engine that the options name; it is stopped at the end."""
+    if getattr(options, "grammar", None) is not None:
         from l2p_data.grammar import GrammarGenerator
 
-        prompts = generate_prompts(
-            GrammarGenerator(options.grammar, seed=options.seed), options.count, seed=options.seed
+        yield GrammarGenerator(options.grammar, seed=options.seed)
+        return
+    from l2p_data.chat import ChatGenerator
+    from l2p_data.engines import open_engine
+
+    journal = None if options.dry_run else _journal(options)
+    with open_engine(
+        server=options.server,
+        model=options.model,
+        vllm=options.vllm,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        max_tokens=options.max_tokens,
+        tensor_parallel=options.tensor_parallel,
+        replicas=options.replicas,
+        ray_address=options.ray_address,
+        engine_kwargs=dict(_assignment(text) for text in options.vllm_set),
+    ) as engine:
+        yield ChatGenerator(
+            engine,
+            temperature=options.temperature,
+            subjects_per_message=getattr(options, "subjects", 1),
+            journal=journal,
+            on_progress=_counter("answers"),
         )
-    else:
-        from l2p_data.openai import OpenAIGenerator
-        from l2p_data.taxonomy import load_taxonomy
-
-        if options.model is None:
-            raise DataError("--server needs --model, the name under which the server offers its model")
-        leaves = load_taxonomy(options.taxonomy).categories
-        generator = OpenAIGenerator(_server(options))
-        prompts = generate_prompts(
-            generator, options.count, categories=leaves, seed=options.seed, kind=options.kind
-        )
-    write_prompts(prompts, options.out)
-    return {"out": str(options.out), **prompt_stats(prompts)}
 
 
-def _server(options: argparse.Namespace) -> Any:
-    import os
-
-    from l2p_data.openai import OpenAIServer
-
-    return OpenAIServer(
-        base_url=options.server, model=options.model, api_key=os.environ.get("OPENAI_API_KEY")
-    )
+def _journal(options: argparse.Namespace) -> Path:
+    """Where answers are kept until the result is whole, and after."""
+    out = Path(options.out)
+    return options.journal or out.with_name(f"{out.name}.journal")
 
 
 def _filter(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.filters import FilterRules, filter_prompts, reasons
-    from l2p_data.prompts import read_prompts, write_prompts
+    from l2p_data.filters import FilterRules
 
     changes = {
         name: getattr(options, name)
@@ -108,216 +115,122 @@ def _filter(options: argparse.Namespace) -> dict[str, Any]:
     }
     changes["disabled"] = tuple(options.disable)
     rules = FilterRules.paper(**changes) if options.rules == "paper" else FilterRules(**changes)
-    judged = filter_prompts(read_prompts(options.prompts), rules)
-    if options.audit is not None:
-        from l2p_data.audit import audit_prompts
-        from l2p_data.openai import OpenAIGenerator
-
-        if options.model is None:
-            raise DataError("--audit needs --model, the name under which the server offers its model")
-        options.server = options.audit
-        judged = audit_prompts(judged, OpenAIGenerator(_server(options)))
-    write_prompts(judged, options.out)
-    kept = int((judged["status"] == "keep").sum())
-    return {
-        "out": str(options.out),
-        "kept": kept,
-        "dropped": judged.height - kept,
-        "acceptance": round(kept / judged.height, 4),
-        "reasons": reasons(judged),
-    }
+    arguments = {"rules": rules, "dry_run": options.dry_run}
+    if not options.audit:
+        return commands.filter(options.prompts, options.out, **arguments)
+    with _engine(options) as judge:
+        return commands.filter(options.prompts, options.out, judge=judge, **arguments)
 
 
 def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.prompts import read_prompts
-    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, plan_shards, resolve_model, synthesize
+    from l2p_data.buckets import aspect_buckets, parse_size
+    from l2p_data.checks import CheckSettings
+    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress
 
     pipeline_kwargs: dict[str, Any] = dict(_assignment(text) for text in options.set)
     if options.steps is not None:
         pipeline_kwargs["num_inference_steps"] = options.steps
     if options.guidance is not None:
         pipeline_kwargs["guidance_scale"] = options.guidance
+    buckets = [parse_size(text) for text in options.bucket]
+    checks = CheckSettings(safety_model=options.safety_model, min_text_match=options.min_text_match)
+    if options.unsafe_label:
+        checks = replace(checks, unsafe_labels=tuple(options.unsafe_label))
     config = SynthesisConfig(
         model=options.model,
         output=options.out,
         seeds_per_prompt=options.seeds,
         width=options.width,
         height=options.height or options.width,
+        buckets=aspect_buckets(options.width) if options.aspect_buckets else buckets,
         batch_size=options.batch_size,
         rows_per_shard=options.rows_per_shard,
         workers=options.workers,
         threads_per_worker=options.threads,
+        gpus_per_worker=options.gpus_per_worker,
         dtype=options.dtype,
+        image_format=options.image_format,
+        min_entropy=options.min_entropy,
+        checks=checks,
         ray_address=options.ray_address,
         pipeline_kwargs=pipeline_kwargs,
     )
-    prompts = read_prompts(options.prompts)
-    if options.dry_run:
-        from l2p_data.filters import kept
-
-        shards = plan_shards(kept(prompts), config)
-        images = sum(len(rows) for rows in shards)
-        return {
-            "model": str(resolve_model(options.model)),
-            "images": images,
-            "shards": len(shards),
-            "written": 0,
-        }
 
     def report(state: SynthesisProgress) -> None:
         counts = f"images {state.images}/{state.total}  shards {state.shards}/{state.total_shards}"
-        line = f"{counts}  failed {state.failed}"
-        print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        _say(f"{counts}  failed {state.failed}")
 
-    manifest = synthesize(prompts, config, report)
-    return {
-        "out": str(options.out),
-        "rows": manifest.rows,
-        "failed": len(manifest.failures),
-        "failures": [f"{failure.id}: {failure.error}" for failure in manifest.failures],
-    }
+    return commands.synthesize(options.prompts, config, dry_run=options.dry_run, on_progress=report)
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.dataset import verify
-
-    return {"corpus": str(options.corpus), "ok": True, **verify(options.corpus, decode=options.decode)}
+    return commands.verify(
+        options.corpus, decode=options.decode, dry_run=options.dry_run, on_progress=_counter("shards")
+    )
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.preview import contact_sheet, corpus_stats, prompt_stats
-    from l2p_data.prompts import read_prompts
-
-    if options.path.is_file():
-        return prompt_stats(read_prompts(options.path))
-    stats = corpus_stats(options.path)
-    if options.contact_sheet is not None:
-        stats["contact_sheet"] = str(contact_sheet(options.path, options.contact_sheet))
-    return stats
+    return commands.stats(
+        options.path,
+        contact_sheet=options.contact_sheet,
+        plot=options.plot,
+        near_duplicates=options.near_duplicates,
+        dry_run=options.dry_run,
+    )
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.folders import export_folder
-
-    return {
-        "out": str(options.out),
-        "images": export_folder(options.corpus, options.out, metadata=options.metadata),
-    }
+    return commands.export(
+        options.corpus,
+        options.out,
+        layout=options.layout,
+        metadata=options.metadata,
+        dry_run=options.dry_run,
+        on_progress=_counter("images"),
+    )
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_data.folders import import_folder
-
-    manifest = import_folder(options.folder, options.out)
-    failures = [f"{failure.id}: {failure.error}" for failure in manifest.failures]
-    return {"out": str(options.out), "rows": manifest.rows, "failed": len(failures), "failures": failures}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="l2p-data", description="From nothing to a synthetic corpus (L2P, sec. 3.2)."
+    return commands.import_(
+        options.folder,
+        options.out,
+        caption=options.caption,
+        dry_run=options.dry_run,
+        on_progress=_counter("images"),
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        sub.set_defaults(run=run)
-        return sub
 
-    sub = command("taxonomy", _taxonomy, "list the category tree, or a part of it")
-    sub.add_argument("--superclass")
-    sub.add_argument("--subclass")
-    sub.add_argument("--text", default="", help="only leaves whose name contains this")
-    sub.add_argument("--extend", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
+_RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "taxonomy": _taxonomy,
+    "expand": _expand,
+    "prompts": _prompts,
+    "filter": _filter,
+    "synthesize": _synthesize,
+    "verify": _verify,
+    "stats": _stats,
+    "export": _export,
+    "import": _import,
+}
 
-    sub = command("expand", _expand, "let an LLM propose more categories; writes a TOML to review")
-    sub.add_argument("--server", required=True, help="base URL of an OpenAI-compatible server")
-    sub.add_argument("--model", required=True, help="the server's model")
-    sub.add_argument("--superclass")
-    sub.add_argument("--subclass")
-    sub.add_argument("--per-group", type=int, default=4, help="new leaves per group")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--taxonomy", type=Path, metavar="TOML", help="your own additions so far")
-    sub.add_argument("--out", type=Path, required=True, help="TOML to write")
 
-    sub = command("prompts", _prompts, "write prompts, from a grammar or by an LLM over the category tree")
-    engine = sub.add_mutually_exclusive_group(required=True)
-    engine.add_argument("--grammar", type=Path, help="grammar TOML; no model needed")
-    engine.add_argument("--server", help="base URL of an OpenAI-compatible server; key from OPENAI_API_KEY")
-    sub.add_argument("--model", help="the server's model")
-    sub.add_argument("--taxonomy", type=Path, metavar="TOML", help="merge your own tree onto the shipped one")
-    sub.add_argument("--kind", choices=["simple", "detailed", "mixed"], default="mixed")
-    sub.add_argument("--count", type=int, required=True, help="number of distinct prompts")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--out", type=Path, required=True, help="Parquet file to write")
+def _counter(noun: str) -> Callable[[int, int], None]:
+    """Progress as one line that is rewritten on a terminal, and about twenty lines elsewhere."""
 
-    sub = command("filter", _filter, "judge prompts; dropped ones stay in the file with their reason")
-    sub.add_argument("prompts", type=Path, help=".parquet, .jsonl, .csv or .txt")
-    sub.add_argument("--out", type=Path, required=True, help="Parquet file to write")
-    sub.add_argument(
-        "--rules",
-        choices=["lenient", "paper"],
-        default="lenient",
-        help="paper: 200-350 characters, full sentences",
-    )
-    sub.add_argument("--min-characters", type=int)
-    sub.add_argument("--max-characters", type=int)
-    sub.add_argument("--unsafe-score", type=float)
-    sub.add_argument("--near-duplicates", action="store_true", default=None)
-    sub.add_argument(
-        "--audit", metavar="URL", help="also ask an OpenAI-compatible server's --model (Fig. 11)"
-    )
-    sub.add_argument("--model", help="the auditing server's model")
-    sub.add_argument("--disable", action="append", default=[], metavar="REASON", help="leave a rule out")
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty() or done == total or done % max(total // 20, 1) == 0:
+            _say(f"{noun} {done}/{total}")
 
-    sub = command("synthesize", _synthesize, "make images of the kept prompts; run it again to continue")
-    sub.add_argument("prompts", type=Path)
-    sub.add_argument(
-        "--model", required=True, help="diffusers directory, or id in the local Hugging Face cache"
-    )
-    sub.add_argument("--out", type=Path, required=True, help="corpus directory")
-    sub.add_argument("--seeds", type=int, default=2, help="images per prompt")
-    sub.add_argument("--width", type=int, default=1024, help="px")
-    sub.add_argument("--height", type=int, help="px; default: the width")
-    sub.add_argument("--steps", type=int, help="the pipeline's num_inference_steps")
-    sub.add_argument("--guidance", type=float, help="the pipeline's guidance_scale")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other pipeline argument"
-    )
-    sub.add_argument("--batch-size", type=int, default=8)
-    sub.add_argument("--rows-per-shard", type=int, default=64)
-    sub.add_argument("--workers", type=int, help="0: in this process")
-    sub.add_argument("--threads", type=int, default=1, help="per worker")
-    sub.add_argument("--dtype", default="auto")
-    sub.add_argument("--ray-address", help="a running Ray cluster")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be made; write nothing")
+    return report
 
-    sub = command("verify", _verify, "re-read every byte of a corpus against its manifest")
-    sub.add_argument("corpus", type=Path)
-    sub.add_argument("--decode", action="store_true", help="also decode every image")
 
-    sub = command("stats", _stats, "counts over a corpus directory or a prompt file")
-    sub.add_argument("path", type=Path)
-    sub.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also draw a sample of the images")
-
-    sub = command("export", _export, "corpus -> image folder with metadata")
-    sub.add_argument("corpus", type=Path)
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--metadata", choices=["jsonl", "csv"], default="jsonl")
-
-    sub = command("import", _import, "image folder with metadata -> corpus")
-    sub.add_argument("folder", type=Path)
-    sub.add_argument("--out", type=Path, required=True)
-    return parser
+def _say(line: str) -> None:
+    print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
-        raise DataError(f"--set {text!r}: wanted NAME=VALUE")
+        raise DataError(f"{text!r} is no setting; wanted NAME=VALUE")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -4,11 +4,12 @@ corpus/part-00000.parquet ...   rows of `CORPUS_SCHEMA`; images in the Hugging F
 that
                                 `datasets.load_dataset("parquet", data_files=...)` shows them as pictures
 corpus/manifest.json            written last: a corpus without it is unfinished
+
+A corpus is a local directory or an address on any fsspec filesystem, such as s3://bucket/corpus.
 """
 
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,52 +17,14 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from l2p_data.errors import DataError
-from l2p_data.files import atomic_path, one_line, read_json, write_json
+from l2p_data.files import atomic_path, location, one_line, read_json, write_json
 from l2p_data.identity import sha256_file
+from l2p_data.images import decode_image
+from l2p_data.schema import CORPUS_SCHEMA, check_columns
 
 FORMAT = "l2p-corpus/1"
-CORPUS_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),  # unique per image: prompt id and seed index
-        ("prompt", pa.string()),
-        ("language", pa.string()),
-        ("category", pa.string()),
-        ("subclass", pa.string()),
-        ("superclass", pa.string()),
-        ("seed", pa.int64()),  # of the image's own generator; -1 for images that no model made here
-        ("width", pa.int32()),  # px
-        ("height", pa.int32()),  # px
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("source_model", pa.string()),  # NAME@FINGERPRINT of the diffusers directory
-        ("created_by", pa.string()),  # engine that wrote the prompt
-    ],
-    # Read by Hugging Face datasets: makes the struct column an image feature.
-    metadata={
-        "huggingface": json.dumps(
-            {
-                "info": {
-                    "features": {
-                        **{
-                            name: {"dtype": "string", "_type": "Value"}
-                            for name in ("id", "prompt", "language", "category", "subclass", "superclass")
-                        },
-                        "seed": {"dtype": "int64", "_type": "Value"},
-                        "width": {"dtype": "int32", "_type": "Value"},
-                        "height": {"dtype": "int32", "_type": "Value"},
-                        "image": {"_type": "Image"},
-                        **{
-                            name: {"dtype": "string", "_type": "Value"}
-                            for name in ("source_model", "created_by")
-                        },
-                    }
-                }
-            }
-        )
-    },
-)
 _ROWS_PER_GROUP = 64  # a row group is the smallest unit a reader decodes; images are large
 
 
@@ -96,6 +59,10 @@ class Manifest:
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    def reasons(self) -> dict[str, int]:
+        """How many rows failed for each reason (what stands before the colon), commonest first."""
+        return dict(Counter(failure.error.partition(":")[0] for failure in self.failures).most_common())
 
     def save(self, corpus: Path) -> None:
         """Write `manifest.json` into the corpus directory."""
@@ -141,7 +108,7 @@ def load_manifest(corpus: str | Path) -> Manifest:
     Raises:
         DataError: the directory or the manifest is missing or damaged.
     """
-    corpus = Path(corpus)
+    corpus = location(corpus)
     if not corpus.is_dir():
         raise DataError(f"corpus directory {corpus} does not exist")
     path = corpus / "manifest.json"
@@ -173,9 +140,10 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"shard {path} is missing; restore it, or delete manifest.json and run the synthesis again"
         )
     try:
-        schema = pq.read_schema(path)
-        _check_columns(schema, path)
-        return pq.ParquetFile(path).read(columns=list(columns) if columns is not None else None)
+        with path.open("rb") as file:
+            parquet = pq.ParquetFile(file)
+            check_columns(parquet.schema_arrow, path)
+            return parquet.read(columns=list(columns) if columns is not None else None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"shard {path} is corrupt or truncated ({one_line(error, 120)}); "
@@ -189,7 +157,7 @@ def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.
     Raises:
         DataError: the corpus is missing, unfinished, or a shard is damaged.
     """
-    corpus = Path(corpus)
+    corpus = location(corpus)
     if columns is not None and (unknown := [name for name in columns if name not in CORPUS_SCHEMA.names]):
         raise DataError(f"no column {unknown[0]!r} in a corpus; it has {', '.join(CORPUS_SCHEMA.names)}")
     tables = [read_shard(corpus / shard.file, columns) for shard in load_manifest(corpus).shards]
@@ -200,17 +168,20 @@ def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.
 
 def iterate_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Row by row, one shard in memory at a time."""
-    corpus = Path(corpus)
+    corpus = location(corpus)
     for shard in load_manifest(corpus).shards:
         yield from read_shard(corpus / shard.file, columns).to_pylist()
 
 
-def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
+def verify(
+    corpus: str | Path, *, decode: bool = False, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
     """Re-read every byte of a corpus against its manifest.
 
     Args:
         corpus: corpus directory.
         decode: also decode every image and check its size.
+        on_progress: called with shards done and shards in all.
 
     Returns:
         {"shards", "rows", "bytes", "failed"}.
@@ -218,10 +189,10 @@ def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
     Raises:
         DataError: naming the first shard or row that is not what the manifest says.
     """
-    corpus = Path(corpus)
+    corpus = location(corpus)
     manifest = load_manifest(corpus)
     ids: set[str] = set()
-    for shard in manifest.shards:
+    for done, shard in enumerate(manifest.shards, start=1):
         path = corpus / shard.file
         table = read_shard(path, None if decode else ["id"])
         if table.num_rows != shard.rows:
@@ -236,6 +207,8 @@ def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
         ids.update(names)
         if decode:
             _check_images(table, path)
+        if on_progress is not None:
+            on_progress(done, len(manifest.shards))
     listed = {shard.file for shard in manifest.shards}
     if stray := sorted(path.name for path in corpus.glob("part-*.parquet") if path.name not in listed):
         raise DataError(
@@ -245,71 +218,45 @@ def verify(corpus: str | Path, *, decode: bool = False) -> dict[str, int]:
     return {"shards": len(listed), "rows": manifest.rows, "bytes": total, "failed": len(manifest.failures)}
 
 
-def decode_image(image: Mapping[str, Any] | bytes) -> Image.Image:
-    """An `image` cell (or its bytes) as an RGB PIL image.
-
-    Raises:
-        DataError: the bytes are no whole image, or far too large a one.
-    """
-    content = image if isinstance(image, bytes) else image["bytes"]
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image cannot be decoded: {one_line(error, 120)}") from error
-
-
-def encode_image(image: Image.Image, format: str = "png") -> bytes:
-    """PNG (lossless) or JPEG (quality 95, no chroma subsampling) bytes of an image."""
-    buffer = io.BytesIO()
-    if format == "png":
-        image.save(buffer, "PNG", compress_level=3)
-    elif format == "jpeg":
-        image.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        raise DataError(f"image format {format!r} is not known; use 'png' or 'jpeg'")
-    return buffer.getvalue()
-
-
 def write_corpus(
     corpus: str | Path,
     rows: Iterable[Mapping[str, Any]],
     *,
     settings: Mapping[str, Any],
     rows_per_shard: int = 256,
+    bytes_per_shard: int = 512 << 20,
     failures: Sequence[Failure] = (),
 ) -> Manifest:
     """Write rows of `CORPUS_SCHEMA` as a new corpus, one shard in memory at a time.
 
+    Args:
+        corpus: a new or empty directory, or an address.
+        rows: taken one by one.
+        settings: how they were made, for the manifest.
+        rows_per_shard: at most.
+        bytes_per_shard: of images, about at most: 256 pictures of 4K would not fit into memory.
+        failures: may still grow while `rows` is read.
+
     Raises:
         DataError: the directory already holds a corpus.
     """
-    corpus = Path(corpus)
+    corpus = location(corpus)
     if next(corpus.glob("*.parquet"), None) or (corpus / "manifest.json").exists():
         raise DataError(f"{corpus} already holds a corpus; choose another directory")
     shards: list[Shard] = []
     pending: list[Mapping[str, Any]] = []
+    size = 0
     for row in rows:
         pending.append(row)
-        if len(pending) == rows_per_shard:
+        size += len(row["image"]["bytes"])
+        if len(pending) == rows_per_shard or size >= bytes_per_shard:
             shards.append(write_shard(corpus, len(shards), pending))
-            pending = []
+            pending, size = [], 0
     if pending:
         shards.append(write_shard(corpus, len(shards), pending))
     manifest = Manifest(shards=tuple(shards), failures=tuple(failures), settings=settings)
     manifest.save(corpus)
     return manifest
-
-
-def _check_columns(schema: pa.Schema, path: Path) -> None:
-    missing = [name for name in CORPUS_SCHEMA.names if name not in schema.names]
-    if missing:
-        raise DataError(
-            f"{path} is no corpus shard: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
-        )
-    for name in CORPUS_SCHEMA.names:
-        if schema.field(name).type != CORPUS_SCHEMA.field(name).type:
-            wanted = CORPUS_SCHEMA.field(name).type
-            raise DataError(f"{path}: column {name!r} is {schema.field(name).type}; wanted {wanted}")
 
 
 def _check_images(table: pa.Table, path: Path) -> None:

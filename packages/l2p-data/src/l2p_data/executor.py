@@ -30,7 +30,7 @@ class RayShare:
 
 
 @contextmanager
-def _ray(share: RayShare) -> Iterator[Any]:
+def ray_session(share: RayShare) -> Iterator[Any]:
     """Ray, started quietly on this machine unless it runs already or an address is given; stopped if started
     here."""
     # `uv run` as the driver would make Ray rebuild the environment for every worker; ours are local and have
@@ -108,7 +108,7 @@ def _standard_error_held_back() -> Iterator[None]:
             os.close(kept)
 
 
-def _share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[int, float]:
+def share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[int, float]:
     """Number of workers, and each one's GPUs."""
     gpus = share.gpus_per_worker
     if gpus is None:
@@ -136,8 +136,8 @@ def run_on_ray(
     work: list[dict[str, Any]], settings: WorkerSettings, share: RayShare
 ) -> Generator[dict[str, Any], None, None]:
     """Ledger entries of the missing shards, as they get finished, in no particular order."""
-    with _ray(share) as ray:
-        workers, gpus = _share_of_cluster(share, ray.cluster_resources())
+    with ray_session(share) as ray:
+        workers, gpus = share_of_cluster(share, ray.cluster_resources())
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

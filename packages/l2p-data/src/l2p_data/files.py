@@ -1,24 +1,55 @@
-"""Files that are whole or absent: write to a temporary name, flush to disk, rename."""
+"""Files that are whole or absent, on this machine or in an object store.
+
+Local files are written to a temporary name, flushed and renamed; other filesystems (fsspec: "s3://...", "gs://...",
+"memory://...") get the whole file in one upload, which object stores show only when it is complete.
+"""
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from l2p_data.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
 
 
+def location(path: str | Path) -> Path:
+    """A local path, or a place on any fsspec filesystem, with the methods of `pathlib`.
+
+    Pass addresses as text: `Path("s3://bucket/x")` has lost a slash.
+
+    Raises:
+        DataError: the filesystem is not known, or the package that speaks to it is missing.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if not separator:
+        return Path(path)
+    from upath import UPath
+
+    try:
+        place = UPath(path)
+        _ = place.fs
+    except (ImportError, ValueError) as error:
+        extra = f"; install l2p-data[{scheme}]" if scheme in ("s3", "gs") else ""
+        raise DataError(f"cannot use {path}: {one_line(error)}{extra}") from error
+    return Path(place.path) if place.protocol in ("file", "local") else cast(Path, place)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds, remove it if not.
+    """Yield a local name to write to; it becomes `path` if the block succeeds, and nothing if not.
 
     Raises:
         DataError: the folder cannot be written.
     """
+    if not isinstance(path, Path):
+        with _upload(path) as temporary:
+            yield temporary
+        return
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +66,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _upload(path: Any) -> Iterator[Path]:
+    """A local file that is uploaded to `path`, a UPath, at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.fs.put_file(str(temporary), path.path)
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {one_line(error)}; choose a writable place") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as readable JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ row stays in the frame, so that what was lost, and why, can be counted and looke
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -68,17 +69,35 @@ def filter_prompts(prompts: pl.DataFrame, rules: FilterRules | None = None) -> p
     check_prompts(prompts)
     rules = rules or FilterRules()
     frame = with_helper_columns(prompts)
-    tests = [
-        pl.when(test(rules)).then(pl.lit(reason))
-        for reason, test in RULES.items()
-        if reason not in rules.disabled and (reason != "brand" or rules.brands)
+    applied = [
+        reason for reason in RULES if reason not in rules.disabled and (reason != "brand" or rules.brands)
     ]
-    frame = frame.with_columns(pl.coalesce(*tests, pl.lit(None, dtype=pl.String)).alias("reason"))
+    frame = frame.with_columns(
+        RULES[reason].test(rules).alias(f"_{reason}") for reason in applied if RULES[reason].gate is None
+    )
+    frame = _behind_gates(frame, [reason for reason in applied if RULES[reason].gate is not None], rules)
+    named = [pl.when(pl.col(f"_{reason}")).then(pl.lit(reason)) for reason in applied]
+    frame = frame.with_columns(pl.coalesce(*named, pl.lit(None, dtype=pl.String)).alias("reason"))
     frame = _drop_repeats(frame, rules)
     status = pl.when(pl.col("reason").is_null()).then(pl.lit("keep")).otherwise(pl.lit("drop"))
     frame = frame.with_columns(status.alias("status"))
     rest = [name for name in prompts.columns if name not in {"status", "reason"}]
     return frame.select(*rest, "status", "reason")
+
+
+def _behind_gates(frame: pl.DataFrame, reasons: Sequence[str], rules: FilterRules) -> pl.DataFrame:
+    """Add a boolean column per rule, which is tried only on the rows that its gate lets through."""
+    gates = {reason: gate() for reason in reasons if (gate := RULES[reason].gate) is not None}
+    opened = frame.select(gate.alias(reason) for reason, gate in gates.items())
+    columns = []
+    for reason in reasons:
+        rows = opened[reason].arg_true()
+        found = pl.Series(f"_{reason}", [False], dtype=pl.Boolean).new_from_index(0, frame.height)
+        if not rows.is_empty():
+            values = frame[rows].select(RULES[reason].test(rules)).to_series()
+            found = found.scatter(rows, values.fill_null(False))
+        columns.append(found)
+    return frame.with_columns(columns)
 
 
 def kept(prompts: pl.DataFrame) -> pl.DataFrame:

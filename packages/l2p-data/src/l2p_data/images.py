@@ -1,13 +1,17 @@
-"""Images that must not enter the corpus: what a diffusion model gives when something went wrong."""
+"""Images: to bytes and back, and which must not enter the corpus because something went wrong."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from l2p_data.errors import DataError
+from l2p_data.files import one_line
 
 _BLANK_RANGE = 2  # of 255: PNG noise and rounding aside, one single colour
-
-
-class BadImageError(RuntimeError):
-    """An image that was made, and is no picture. Making it again with the same seed would not help."""
 
 
 def image_fault(pixels: NDArray[np.floating], min_entropy: float = 0.0) -> str | None:
@@ -32,3 +36,28 @@ def image_fault(pixels: NDArray[np.floating], min_entropy: float = 0.0) -> str |
         if bits < min_entropy:
             return f"low-entropy: {bits:.2f} bits, wanted {min_entropy:g}"
     return None
+
+
+def decode_image(image: Mapping[str, Any] | bytes) -> Image.Image:
+    """An `image` cell (or its bytes) as an RGB PIL image.
+
+    Raises:
+        DataError: the bytes are no whole image, or far too large a one.
+    """
+    content = image if isinstance(image, bytes) else image["bytes"]
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"image cannot be decoded: {one_line(error, 120)}") from error
+
+
+def encode_image(image: Image.Image, format: str = "png") -> bytes:
+    """PNG (lossless) or JPEG (quality 95, no chroma subsampling) bytes of an image."""
+    buffer = io.BytesIO()
+    if format == "png":
+        image.save(buffer, "PNG", compress_level=3)
+    elif format == "jpeg":
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
+    else:
+        raise DataError(f"image format {format!r} is not known; use 'png' or 'jpeg'")
+    return buffer.getvalue()

@@ -1,29 +1,21 @@
-"""Prompts and verdicts from any OpenAI-compatible server (`vllm serve`, llama.cpp, a provider), by HTTP
-alone.
+"""A chat engine: any OpenAI-compatible server (`vllm serve`, llama.cpp, a provider), by HTTP alone.
 
-A `TextGenerator`: requests run in parallel threads, each with its own seed; what the server could not answer
-becomes an answer that the parser rejects with the cause, so one bad row never ends a run.
+Requests run in parallel threads, each with its own seed; what the server could not answer becomes an answer
+that the parser rejects with the cause, so one bad row never ends a run.
 """
 
 import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from l2p_data.chat import Message, fault
 from l2p_data.errors import DataError
 from l2p_data.files import one_line
-from l2p_data.llm import PromptRequest
-from l2p_data.template import (
-    ANSWER_SCHEMA,
-    EXPANSION_SCHEMA,
-    TEMPLATE_VERSION,
-    VERDICT_SCHEMA,
-    generation_message,
-)
 
 _RETRIED = {408, 429, 500, 502, 503, 504}  # HTTP states that pass
 
@@ -35,7 +27,6 @@ class OpenAIServer:
     base_url: str  # "http://127.0.0.1:8000/v1"
     model: str
     api_key: str | None = None
-    temperature: float = 0.9
     max_tokens: int = 512  # a longer answer counts as cut off
     parallel: int = 16  # requests at a time; the server batches them
     timeout: float = 120.0  # s, per attempt
@@ -49,45 +40,38 @@ class OpenAIServer:
             )
 
 
-class OpenAIGenerator:
-    """Writes prompts (Fig. 10), judges them (Fig. 11), and extends the tree, through a server."""
+class OpenAIEngine:
+    """A `ChatEngine` over HTTP."""
 
     def __init__(self, server: OpenAIServer) -> None:
         self.server = server
 
     @property
     def name(self) -> str:
-        return f"llm:{self.server.model}/template-{TEMPLATE_VERSION}"
+        return self.server.model
 
-    def generate(self, requests: Sequence[PromptRequest]) -> list[str]:
-        """One answer per request, in order."""
-        messages = [(generation_message(request), request.seed) for request in requests]
-        return self._ask_all(messages, ANSWER_SCHEMA, self.server.temperature)
-
-    def judge(self, messages: Sequence[str]) -> list[str]:
-        """One verdict per message, in order, without randomness."""
-        return self._ask_all([(message, 0) for message in messages], VERDICT_SCHEMA, 0.0)
-
-    def expand(self, messages: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """New names for branches of the tree, one answer per message, in order."""
-        pairs = list(zip(messages, seeds, strict=True))
-        return self._ask_all(pairs, EXPANSION_SCHEMA, self.server.temperature)
-
-    def _ask_all(
-        self, messages: Sequence[tuple[str, int]], schema: dict[str, Any], temperature: float
-    ) -> list[str]:
-        if not messages:
-            return []
-        ask: Callable[[tuple[str, int]], str] = lambda item: self._ask(*item, schema, temperature)  # noqa: E731
-        with ThreadPoolExecutor(self.server.parallel) as pool:
-            return list(pool.map(ask, messages))
-
-    def _ask(self, message: str, seed: int, schema: dict[str, Any], temperature: float) -> str:
-        """The server's text, or a JSON object with "error" that says why there is none.
+    def ask(
+        self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float
+    ) -> Iterator[tuple[int, str]]:
+        """Answers as they come in, `server.parallel` requests at a time.
 
         Raises:
             DataError: the server cannot be reached or refuses every such request: no row could succeed.
         """
+        with ThreadPoolExecutor(self.server.parallel) as pool:
+            waiting = {
+                pool.submit(self._answer, *message, schema, temperature): index
+                for index, message in enumerate(messages)
+            }
+            try:
+                for future in as_completed(waiting):
+                    yield waiting[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # one error is enough; do not send the rest
+                raise
+
+    def _answer(self, message: str, seed: int, schema: Mapping[str, Any], temperature: float) -> str:
+        """The server's text, or a fault that says why there is none."""
         server = self.server
         body: dict[str, Any] = {
             "model": server.model,
@@ -99,7 +83,7 @@ class OpenAIGenerator:
         if server.structured:
             json_schema = {"name": "answer", "schema": schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
-        fault = ""
+        cause = ""
         for attempt in range(server.attempts):
             if attempt:
                 time.sleep(min(0.2 * 3**attempt, 10.0))
@@ -107,22 +91,22 @@ class OpenAIGenerator:
                 return _text_of(self._post(body))
             except urllib.error.HTTPError as error:
                 detail = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
-                fault = f"HTTP {error.code}: {detail}"
+                cause = f"HTTP {error.code}: {detail}"
                 if error.code in (401, 403, 404):
                     raise DataError(
-                        f"server {server.base_url} refuses model {server.model!r}: {fault}"
+                        f"server {server.base_url} refuses model {server.model!r}: {cause}"
                     ) from error
                 if error.code not in _RETRIED:
-                    break
+                    return fault(cause)
             except urllib.error.URLError as error:
-                fault = one_line(error)
+                cause = one_line(error)
                 if isinstance(error.reason, ConnectionRefusedError) and attempt == server.attempts - 1:
                     raise DataError(
-                        f"no server answers at {server.base_url} ({fault}); start one first"
+                        f"no server answers at {server.base_url} ({cause}); start one first"
                     ) from error
             except (TimeoutError, OSError, ValueError) as error:
-                fault = one_line(error)
-        return json.dumps({"error": fault})
+                cause = one_line(error)
+        return fault(cause, may_pass=True)
 
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -146,7 +130,7 @@ def _text_of(answer: Any) -> str:
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"unexpected answer {str(answer)[:100]}") from error
     if choice.get("finish_reason") == "length":
-        return json.dumps({"error": "answer was cut off at max_tokens"})
+        return fault("answer was cut off at max_tokens")
     if not isinstance(text, str):
         raise ValueError("answer without text")
     return text

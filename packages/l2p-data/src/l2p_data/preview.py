@@ -9,15 +9,17 @@ from typing import Any
 import polars as pl
 from PIL import Image, ImageDraw, ImageFont
 
-from l2p_data.dataset import CORPUS_SCHEMA, decode_image, iterate_corpus, load_manifest, read_corpus
+from l2p_data.dataset import iterate_corpus, load_manifest, read_corpus
 from l2p_data.errors import DataError
 from l2p_data.files import atomic_path
 from l2p_data.identity import digest
+from l2p_data.images import decode_image
+from l2p_data.schema import CORPUS_SCHEMA
 
 _LENGTH_BIN = 50  # characters, the bins of Fig. 2c
 
 
-def corpus_stats(corpus: str | Path) -> dict[str, Any]:
+def corpus_stats(corpus: str | Path, *, near_duplicates: bool = False) -> dict[str, Any]:
     """Rows, failures, bytes, the distribution over the category tree (Fig. 2b), sizes, and prompt lengths
     (Fig. 2c)."""
     manifest = load_manifest(corpus)
@@ -26,20 +28,36 @@ def corpus_stats(corpus: str | Path) -> dict[str, Any]:
     return {
         "rows": manifest.rows,
         "failed": len(manifest.failures),
+        "reasons": manifest.reasons(),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "shards": len(manifest.shards),
         "source_model": sorted(frame["source_model"].unique().to_list()),
         "size": dict(sizes.most_common()),
-        **prompt_stats(frame.unique("prompt", maintain_order=True)),
+        **prompt_stats(frame.unique("prompt", maintain_order=True), near_duplicates=near_duplicates),
     }
 
 
-def prompt_stats(prompts: pl.DataFrame) -> dict[str, Any]:
-    """Distribution over languages and the tree, length histogram, and distinct-n of prompt records.
+def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dict[str, Any]:
+    """The numbers to report of a run: languages and tree, lengths, repetition; of judged prompts also what
+    was dropped and why.
 
     `distinct_1`, `distinct_2`: distinct n-grams over all n-grams; low values mean that prompts repeat each
-    other.
+    other. `near_duplicates`: also the share of prompts that are 0.8 similar to an earlier one. What an engine
+    answered without giving a prompt counts in `unusable` and nowhere else; length, tree and repetition are of
+    the kept prompts where a filter has judged.
     """
+    stats: dict[str, Any] = {"prompts": prompts.height}
+    if "problem" in prompts.columns:
+        unusable = prompts.filter(pl.col("problem").is_not_null())
+        stats["unusable"] = unusable.height
+        prompts = prompts.filter(pl.col("problem").is_null())
+    if "status" in prompts.columns:
+        keep = int((prompts["status"] == "keep").sum())
+        stats["acceptance"] = round(keep / max(stats["prompts"], 1), 4)
+        stats["reasons"] = _counts(prompts.filter(pl.col("status") == "drop"), "reason")
+        if stats["unusable"]:
+            stats["reasons"] = {"answer": stats["unusable"], **stats["reasons"]}
+        prompts = prompts.filter(pl.col("status") == "keep")
     lengths = prompts["prompt"].str.len_chars()
     counts = (lengths // _LENGTH_BIN * _LENGTH_BIN).value_counts().sort("prompt").iter_rows()
     words = prompts.select(pl.col("prompt").str.to_lowercase().str.extract_all(r"\p{Han}|[\p{L}\p{N}'’-]+"))[
@@ -47,8 +65,7 @@ def prompt_stats(prompts: pl.DataFrame) -> dict[str, Any]:
     ]
     bigrams = [" ".join(pair) for text in words.to_list() for pair in pairwise(text)]
     unigrams = words.explode().drop_nulls()
-    return {
-        "prompts": prompts.height,
+    stats |= {
         "language": _counts(prompts, "language"),
         "superclass": _counts(prompts, "superclass"),
         "subclass": _counts(prompts, "subclass"),
@@ -57,6 +74,12 @@ def prompt_stats(prompts: pl.DataFrame) -> dict[str, Any]:
         "distinct_1": round(unigrams.n_unique() / max(unigrams.len(), 1), 4),
         "distinct_2": round(len(set(bigrams)) / max(len(bigrams), 1), 4),
     }
+    if near_duplicates:
+        from l2p_data.dedup import near_duplicates as find
+
+        repeated = find([" ".join(text) for text in words.to_list()], [True] * prompts.height)
+        stats["near_duplicates"] = round(int(repeated.sum()) / max(prompts.height, 1), 4)
+    return stats
 
 
 def contact_sheet(

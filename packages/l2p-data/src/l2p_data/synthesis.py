@@ -8,22 +8,26 @@ read from the disk.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from l2p_data.dataset import Failure, Manifest, Shard, shard_name
+from l2p_data.buckets import bucket_of
+from l2p_data.checks import CheckSettings
+from l2p_data.dataset import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.executor import RayShare, run_here, run_on_ray
-from l2p_data.files import TEMPORARY_SUFFIX, make_directory, read_json, write_json
+from l2p_data.files import location, make_directory, read_json
 from l2p_data.filters import kept
 from l2p_data.identity import digest, image_seed, model_fingerprint
+from l2p_data.ledger import claim, finished_shards, remove_partial_files
+from l2p_data.models import local_directory
 from l2p_data.prompts import check_prompts
-from l2p_data.worker import WorkerSettings, ledger_path
+from l2p_data.worker import WorkerSettings
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,6 +43,7 @@ class SynthesisConfig:
     seeds_per_prompt: int = 2  # images per prompt
     width: int = 1024  # px
     height: int = 1024  # px
+    buckets: Sequence[tuple[int, int]] = ()  # (width, height) px: each image gets one of these sizes instead
     batch_size: int = 8  # images per pipeline call
     rows_per_shard: int = 64  # images per Parquet file; what a crash can cost at most, per worker
     workers: int | None = None  # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
@@ -50,6 +55,7 @@ class SynthesisConfig:
     image_format: str = "png"  # or "jpeg"
     max_attempts: int = 2  # per image
     min_entropy: float = 0.0  # bits; images with less are listed as failed (photographs: 6 to 7.5)
+    checks: CheckSettings = field(default_factory=CheckSettings)  # safety classifier, OCR of rendered text
     ray_address: str | None = None  # a running cluster; None: Ray on this machine only
     pipeline_kwargs: Mapping[str, Any] = field(
         default_factory=dict
@@ -66,6 +72,8 @@ class SynthesisConfig:
         ):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if any(min(size) < 1 for size in self.buckets):
+            raise DataError(f"buckets are {list(self.buckets)}; every side must be at least 1 px")
         if self.workers is not None and self.workers < 0:
             raise DataError(
                 f"workers is {self.workers}; it must be at least 0, or absent to decide by the machine"
@@ -108,10 +116,37 @@ def synthesize(
         cannot run.
     """
     check_prompts(prompts)
-    corpus = Path(config.output).absolute()
+    corpus = location(config.output).absolute()
     model = resolve_model(config.model)
     shards = plan_shards(kept(prompts), config)
     make_directory(corpus)
+    settings = _settings(config, model, shards)
+    claim(corpus, settings)
+    entries = finished_shards(corpus, len(shards))
+    progress = _Reporter(shards, entries, on_progress)
+    missing = [index for index in range(len(shards)) if index not in entries]
+    if missing:
+        remove_partial_files(corpus)
+        for entry in _made(config, model, corpus, settings["source_model"], shards, missing):
+            entries[entry["shard"]] = entry
+            if not any("file" in known for known in entries.values()):
+                cause = entry["failures"][0]["error"]
+                raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
+            progress.report()
+    manifest = Manifest(
+        shards=tuple(
+            Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]
+        ),
+        failures=tuple(Failure(**row) for index in sorted(entries) for row in entries[index]["failures"]),
+        settings=settings,
+    )
+    manifest.save(corpus)
+    return manifest
+
+
+def _settings(config: SynthesisConfig, model: Path, shards: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """All that decides the images. Options that are off are left out: what this package learns later does not
+    part it from corpora that were begun before."""
     try:
         json.dumps(dict(config.pipeline_kwargs))
     except TypeError as error:
@@ -131,119 +166,84 @@ def synthesize(
         "pipeline_kwargs": dict(config.pipeline_kwargs),
         "rows": digest(*(row["id"] for rows in shards for row in rows)).hex()[:16],
     }
-    _claim(corpus, settings)
-    entries = finished_shards(corpus, len(shards))
-    progress = _Reporter(shards, entries, on_progress)
-    missing = [index for index in range(len(shards)) if index not in entries]
-    if missing:
-        _remove_partial_files(corpus)
-        worker = WorkerSettings(
-            model=str(model),
-            corpus=str(corpus),
-            source_model=settings["source_model"],
-            width=config.width,
-            height=config.height,
-            batch_size=config.batch_size,
-            threads=config.threads_per_worker,
-            dtype=config.dtype,
-            image_format=config.image_format,
-            max_attempts=config.max_attempts,
-            min_entropy=config.min_entropy,
-            pipeline_kwargs=dict(config.pipeline_kwargs),
-        )
-        work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
-        share = RayShare(
-            workers=config.workers,
-            threads_per_worker=config.threads_per_worker,
-            gpus_per_worker=config.gpus_per_worker,
-            address=config.ray_address,
-        )
-        run = run_here(work, worker) if config.workers == 0 else run_on_ray(work, worker, share)
-        with closing(run):
-            for entry in run:
-                if "broken" in entry:
-                    raise DataError(f"cannot make images with {config.model}: {entry['broken']}")
-                entries[entry["shard"]] = entry
-                if not any("file" in known for known in entries.values()):
-                    cause = entry["failures"][0]["error"]
-                    raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
-                progress.report()
-    manifest = Manifest(
-        shards=tuple(
-            Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]
-        ),
-        failures=tuple(Failure(**row) for index in sorted(entries) for row in entries[index]["failures"]),
-        settings=settings,
+    if config.buckets:
+        settings["buckets"] = [list(size) for size in config.buckets]
+    if config.checks != CheckSettings():
+        settings["checks"] = asdict(config.checks)
+    return settings
+
+
+def _made(
+    config: SynthesisConfig,
+    model: Path,
+    corpus: Path,
+    source_model: str,
+    shards: list[list[dict[str, Any]]],
+    missing: list[int],
+) -> Iterator[dict[str, Any]]:
+    """Ledger entries of the missing shards as they get done, on Ray or here.
+
+    Raises:
+        DataError: the pipeline cannot work at all.
+    """
+    worker = WorkerSettings(
+        model=str(model),
+        corpus=str(corpus),
+        source_model=source_model,
+        batch_size=config.batch_size,
+        threads=config.threads_per_worker,
+        dtype=config.dtype,
+        image_format=config.image_format,
+        max_attempts=config.max_attempts,
+        min_entropy=config.min_entropy,
+        checks=config.checks,
+        pipeline_kwargs=dict(config.pipeline_kwargs),
     )
-    manifest.save(corpus)
-    return manifest
+    work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
+    share = RayShare(
+        workers=config.workers,
+        threads_per_worker=config.threads_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+        address=config.ray_address,
+    )
+    run = run_here(work, worker) if config.workers == 0 else run_on_ray(work, worker, share)
+    with closing(run):
+        for entry in run:
+            if "broken" in entry:
+                raise DataError(f"cannot make images with {config.model}: {entry['broken']}")
+            yield entry
 
 
 def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> list[list[dict[str, Any]]]:
-    """Every row to be made, grouped by shard: a pure function of the prompts and the settings."""
+    """Every row to be made, grouped by shard: a pure function of the prompts and the settings.
+
+    With buckets, the rows of one size stand together.
+    """
     columns = ["prompt", "language", "category", "subclass", "superclass", "created_by"]
-    rows = [
-        {
-            "id": f"{record['id']}-{index:02d}",
-            **{name: record[name] for name in columns},
-            "seed": image_seed(record["id"], index),
-        }
-        for record in prompts.select("id", *columns).iter_rows(named=True)
-        for index in range(config.seeds_per_prompt)
-    ]
+    sizes = [(width, height) for width, height in config.buckets] or [(config.width, config.height)]
+    rows = []
+    for record in prompts.select("id", *columns).iter_rows(named=True):
+        for index in range(config.seeds_per_prompt):
+            width, height = bucket_of(record["id"], index, sizes)
+            rows.append(
+                {
+                    "id": f"{record['id']}-{index:02d}",
+                    **{name: record[name] for name in columns},
+                    "seed": image_seed(record["id"], index),
+                    "width": width,
+                    "height": height,
+                }
+            )
+    rows.sort(key=lambda row: sizes.index((row["width"], row["height"])))  # stable; full batches of one size
     size = config.rows_per_shard
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
-    """Ledger entries of the shards that are done, by index.
-
-    Raises:
-        DataError: a finished shard's file is not what its ledger entry says.
-    """
-    entries = {}
-    for index in range(count):
-        path = ledger_path(corpus, index)
-        file = corpus / shard_name(index)
-        if not path.is_file() or not file.is_file():
-            continue
-        entry = read_json(path)
-        if file.stat().st_size != entry["file"]["bytes"]:
-            raise DataError(
-                f"shard {file} has {file.stat().st_size} bytes, {entry['file']['bytes']} were written: "
-                "it is truncated or was changed; delete it and run the synthesis again"
-            )
-        entries[index] = entry
-    return entries
-
-
 def resolve_model(model: str | Path) -> Path:
-    """The directory of a model: a path, or the id of one in the local Hugging Face cache (nothing is
-    downloaded).
-
-    Raises:
-        DataError: there is no diffusers pipeline there.
-    """
-    path = Path(model)
-    if not path.exists() and str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = Path(snapshot_download(str(model), local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise DataError(
-                f"model {model} is neither a directory nor in the local Hugging Face cache; download it first"
-            ) from error
-    if not path.is_dir():
-        raise DataError(f"model directory {model} does not exist")
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise DataError(
-            f"{model} has no model_index.json; wanted a diffusers text-to-image pipeline directory"
-        )
-    read_json(index)
-    return path.absolute()
+    """The directory of a diffusers text-to-image model; see `models.local_directory`."""
+    path = local_directory(model, "model_index.json", "a diffusers text-to-image pipeline")
+    read_json(path / "model_index.json")
+    return path
 
 
 class _Reporter:
@@ -271,26 +271,3 @@ class _Reporter:
                     total_shards=len(self.shards),
                 )
             )
-
-
-def _claim(corpus: Path, settings: Mapping[str, Any]) -> None:
-    """Note the settings in the corpus directory, or check that they are the ones it was begun with."""
-    path = corpus / "ledger" / "settings.json"
-    if path.is_file():
-        before = read_json(path)
-        now = json.loads(json.dumps(settings))
-        if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-            differences = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
-            raise DataError(
-                f"{corpus} was begun with other settings ({differences}); choose another directory"
-            )
-    elif next(corpus.glob("*.parquet"), None) is not None:
-        raise DataError(f"{corpus} holds Parquet files of another origin; choose another directory")
-    else:
-        write_json(path, settings)
-
-
-def _remove_partial_files(corpus: Path) -> None:
-    for pattern in (f".*{TEMPORARY_SUFFIX}", f"ledger/.*{TEMPORARY_SUFFIX}", "ledger/*.attempts"):
-        for path in corpus.glob(pattern):
-            path.unlink(missing_ok=True)

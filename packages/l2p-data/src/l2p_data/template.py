@@ -37,7 +37,7 @@ VERDICT_SCHEMA = {
 
 def generation_message(request: PromptRequest) -> str:
     """The user message that asks for one prompt. Its hints are drawn with the request's seed."""
-    rng, hints = random.Random(request.seed), _hints()
+    hints = _hints()
     category = request.category
     language = category.language if category.language in hints["languages"] else "en"
     place = " > ".join(part for part in (category.superclass, category.subclass, category.group) if part)
@@ -47,10 +47,44 @@ def generation_message(request: PromptRequest) -> str:
         place=place,
         kind=hints["kinds"][request.kind].format(**hints["lengths"][language]),
         demand=hints["demands"].get(category.subclass, "Show it so that it is recognised at once."),
-        viewpoint=rng.choice(hints["viewpoints"]),
-        light=rng.choice(hints["lights"]),
-        style=rng.choice(hints["styles"]),
-        opening=rng.choice(hints["openings"]),
+        **_drawn(request.seed),
+    )
+
+
+def generation_list_schema(count: int) -> dict[str, Any]:
+    """JSON schema of the answer to `generation_list_message`: as many prompts as subjects, in their order."""
+    prompts = {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}
+    return {
+        "type": "object",
+        "properties": {"prompts": prompts},
+        "required": ["prompts"],
+        "additionalProperties": False,
+    }
+
+
+def generation_list_message(requests: Sequence[PromptRequest]) -> str:
+    """The user message that asks for one prompt for each of several subjects of one sub-class (Fig. 10).
+
+    Each subject has hints of its own, drawn with its request's seed.
+    """
+    first, hints = requests[0], _hints()
+    category = first.category
+    language = category.language if category.language in hints["languages"] else "en"
+    subjects = [
+        f"{number}. {request.category.category}"
+        + (f" ({request.category.group})" if request.category.group else "")
+        + ". Viewpoint: {viewpoint}; light: {light}; style: {style}; starts with {opening}.".format(
+            **_drawn(request.seed)
+        )
+        for number, request in enumerate(requests, start=1)
+    ]
+    return _text("generation_list.txt").format(
+        language=hints["languages"][language],
+        place=f"{category.superclass} > {category.subclass}",
+        subjects="\n".join(subjects),
+        count=len(requests),
+        kind=hints["kinds"][first.kind].format(**hints["lengths"][language]),
+        demand=hints["demands"].get(category.subclass, "Show it so that it is recognised at once."),
     )
 
 
@@ -79,6 +113,13 @@ def expansion_message(leaves: Sequence[Category], count: int) -> str:
         count=count,
         language=languages.get(first.language, languages["en"]),
     )
+
+
+def _drawn(seed: int) -> dict[str, str]:
+    """Hints for variety, drawn by `seed`."""
+    rng, hints = random.Random(seed), _hints()
+    names = {"viewpoint": "viewpoints", "light": "lights", "style": "styles", "opening": "openings"}
+    return {name: rng.choice(hints[plural]) for name, plural in names.items()}
 
 
 @cache

@@ -6,24 +6,36 @@ Runs in a Ray actor; has no state besides the pipeline, so that any worker may m
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from l2p_data.dataset import Failure, encode_image, write_shard
+from l2p_data.buckets import Size
+from l2p_data.checks import CheckSettings, ImageCheck
+from l2p_data.dataset import Failure, write_shard
 from l2p_data.errors import DataError
-from l2p_data.files import one_line, write_json
-from l2p_data.images import BadImageError, image_fault
+from l2p_data.files import location, one_line, write_json
+from l2p_data.images import encode_image, image_fault
+from l2p_data.ledger import attempts_path, ledger_path
 
 Batch = Sequence[Mapping[str, Any]]
 Pixels = NDArray[np.floating]  # (H, W, 3) in [0, 1]
-#: prompts, seeds -> images: what is left of a pipeline once its settings are fixed.
-ImageGenerator = Callable[[Sequence[str], Sequence[int]], list[Pixels]]
+#: prompts, seeds, (width, height) -> images: what is left of a pipeline once its settings are fixed.
+ImageGenerator = Callable[[Sequence[str], Sequence[int], Size], list[Pixels]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a row: an image, or the error of the last attempt."""
+
+    result: Pixels | Exception
+    attempts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +45,6 @@ class WorkerSettings:
     model: str  # diffusers directory
     corpus: str  # directory of the shards
     source_model: str  # for the column of that name
-    width: int  # px
-    height: int  # px
     batch_size: int
     threads: int  # of torch, within the worker
     dtype: str  # "auto", "float32", "bfloat16", "float16"
@@ -42,6 +52,7 @@ class WorkerSettings:
     max_attempts: int  # per image, the batch's attempt included
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
     min_entropy: float = 0.0  # bits, see `images.image_fault`
+    checks: CheckSettings = field(default_factory=CheckSettings)
     device: str = "cpu"  # or "cuda"
 
 
@@ -59,6 +70,7 @@ class SynthesisWorker:
         self.settings = settings
         self.broken: str | None = None
         try:
+            self.checks = settings.checks.load(settings.device)
             self.generate = load_generator(settings)
         except Exception as error:  # reported with the first shard; see the class docstring
             self.broken = one_line(error)
@@ -78,14 +90,14 @@ class SynthesisWorker:
     def _make(self, index: int, rows: Batch) -> dict[str, Any]:
         """`make_shard`, but a shard that keeps killing its worker is given up: Ray would restart workers for
         ever."""
-        attempts = attempts_path(Path(self.settings.corpus), index)
+        attempts = attempts_path(location(self.settings.corpus), index)
         deaths = int(attempts.read_text()) if attempts.is_file() else 0
         if deaths >= _MAX_DEATHS:
             cause = f"shard {index} killed its worker {deaths} times; a smaller batch_size needs less memory"
             return {"shard": index, "broken": cause}
         attempts.parent.mkdir(parents=True, exist_ok=True)
         attempts.write_text(str(deaths + 1))
-        entry = make_shard(index, rows, self.generate, self.settings)
+        entry = make_shard(index, rows, self.generate, self.settings, self.checks)
         attempts.unlink(missing_ok=True)
         return entry
 
@@ -115,14 +127,14 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
         vae.to(memory_format=torch.channels_last)  # convolutions on a CPU are fastest in this layout
 
     @torch.inference_mode()
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int], size: Size) -> list[Pixels]:
         # One generator per image, on the CPU: an image's noise depends neither on its batch nor on the
         # device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = pipeline(
             prompt=list(prompts),
-            width=settings.width,
-            height=settings.height,
+            width=size[0],
+            height=size[1],
             generator=generators,
             output_type="np",
             **settings.pipeline_kwargs,
@@ -150,77 +162,102 @@ def _dtype(settings: WorkerSettings) -> Any:
     return torch.bfloat16 if in_hardware else torch.float32
 
 
-def make_shard(index: int, rows: Batch, generate: ImageGenerator, settings: WorkerSettings) -> dict[str, Any]:
+def make_shard(
+    index: int,
+    rows: Batch,
+    generate: ImageGenerator,
+    settings: WorkerSettings,
+    checks: Sequence[ImageCheck] = (),
+) -> dict[str, Any]:
     """Make one shard and its ledger entry; returns the entry. A shard in which every row failed is not
-    written."""
+    written.
+
+    Images are checked and encoded in a thread while the pipeline makes the next batch.
+    """
     finished: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    for start in range(0, len(rows), settings.batch_size):
-        made, failed = make_batch(rows[start : start + settings.batch_size], generate, settings)
-        finished += made
-        failures += failed
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        results = []
+        for batch in batches(rows, settings.batch_size):
+            images = make_images(batch, generate, settings.max_attempts)
+            results.append(pool.submit(finish_batch, batch, images, settings, checks))
+        for result in results:
+            made, failed = result.result()
+            finished += made
+            failures += failed
     entry: dict[str, Any] = {"shard": index, "failures": [asdict(failure) for failure in failures]}
     if finished:
-        corpus = Path(settings.corpus)
+        corpus = location(settings.corpus)
         entry["file"] = asdict(write_shard(corpus, index, finished))
         write_json(ledger_path(corpus, index), entry)
     return entry
 
 
-def ledger_path(corpus: Path, index: int) -> Path:
-    """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as
-    done."""
-    return corpus / "ledger" / f"part-{index:05d}.json"
+def batches(rows: Batch, most: int) -> Iterator[Batch]:
+    """Consecutive rows of one size, at most `most` at a time."""
+    for _, group in groupby(rows, key=lambda row: (row["width"], row["height"])):
+        same = list(group)
+        for start in range(0, len(same), most):
+            yield same[start : start + most]
 
 
-def attempts_path(corpus: Path, index: int) -> Path:
-    """Where it is noted how often a shard was begun in this run; gone when the shard is done."""
-    return corpus / "ledger" / f"part-{index:05d}.attempts"
-
-
-def make_batch(
-    rows: Batch, generate: ImageGenerator, settings: WorkerSettings
-) -> tuple[list[dict[str, Any]], list[Failure]]:
-    """Images for some rows. If the batch fails as a whole, each row is tried alone: a bad row costs itself
-    only."""
-    made: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    attempts = 1
-    images: Sequence[Pixels | Exception]
+def make_images(rows: Batch, generate: ImageGenerator, max_attempts: int) -> list[Made]:
+    """An image or an error for each row. If the batch fails as a whole, each row is tried alone: a bad row
+    costs itself only."""
+    size = (rows[0]["width"], rows[0]["height"])
     try:
-        images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
+        images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows], size)
+        return [Made(image, 1) for image in images]
     except Exception as error:
-        if settings.max_attempts <= 1:
-            images = [error] * len(rows)
-        else:
-            attempts = settings.max_attempts
-            images = [_alone(row, generate, attempts - 1) for row in rows]
-    for row, image in zip(rows, images, strict=True):
-        try:
-            if isinstance(image, Exception):
-                raise image
-            made.append(_corpus_row(row, image, settings))
-        except Exception as error:
-            tried = 1 if isinstance(error, BadImageError) else attempts
-            failures.append(Failure(id=row["id"], seed=row["seed"], error=one_line(error), attempts=tried))
-    return made, failures
+        if max_attempts <= 1:
+            return [Made(error, 1)] * len(rows)
+        return [_alone(row, generate, size, max_attempts) for row in rows]
 
 
-def _alone(row: Mapping[str, Any], generate: ImageGenerator, attempts: int) -> Pixels | Exception:
-    """The image of one row, or the last of `attempts` exceptions."""
+def _alone(row: Mapping[str, Any], generate: ImageGenerator, size: Size, attempts: int) -> Made:
+    """The image of one row, or the last of its exceptions. The batch was the first attempt."""
     last: Exception = RuntimeError("not tried")
-    for _ in range(attempts):
+    for attempt in range(2, attempts + 1):
         try:
-            return generate([row["prompt"]], [row["seed"]])[0]
+            return Made(generate([row["prompt"]], [row["seed"]], size)[0], attempt)
         except Exception as error:
             last = error
-    return last
+    return Made(last, attempts)
 
 
-def _corpus_row(row: Mapping[str, Any], pixels: Pixels, settings: WorkerSettings) -> dict[str, Any]:
-    if fault := image_fault(pixels, settings.min_entropy):
-        raise BadImageError(fault)
-    image = Image.fromarray(np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+def finish_batch(
+    rows: Batch, images: Sequence[Made], settings: WorkerSettings, checks: Sequence[ImageCheck]
+) -> tuple[list[dict[str, Any]], list[Failure]]:
+    """Check and encode the images of some rows: corpus rows, and what failed."""
+    faults: list[str | None] = []
+    pictures: dict[int, Image.Image] = {}
+    for index, made in enumerate(images):
+        if isinstance(made.result, Exception):
+            faults.append(one_line(made.result))
+            continue
+        faults.append(image_fault(made.result, settings.min_entropy))
+        if faults[-1] is None:
+            pictures[index] = Image.fromarray(np.round(np.clip(made.result, 0, 1) * 255).astype(np.uint8))
+    for check in checks:
+        good = [index for index in pictures if faults[index] is None]
+        prompts = [rows[index]["prompt"] for index in good]
+        found: Sequence[str | None] = []
+        try:
+            found = check.faults([pictures[index] for index in good], prompts) if good else []
+        except Exception as error:  # what could not be checked does not count as clean
+            found = [f"unchecked: {one_line(error)}"] * len(good)
+        for index, fault in zip(good, found, strict=True):
+            faults[index] = fault
+    finished, failures = [], []
+    for index, (row, made, fault) in enumerate(zip(rows, images, faults, strict=True)):
+        if fault is None:
+            finished.append(_corpus_row(row, pictures[index], settings))
+        else:
+            failures.append(Failure(id=row["id"], seed=row["seed"], error=fault, attempts=made.attempts))
+    return finished, failures
+
+
+def _corpus_row(row: Mapping[str, Any], image: Image.Image, settings: WorkerSettings) -> dict[str, Any]:
     content = encode_image(image, settings.image_format)
     suffix = {"png": "png", "jpeg": "jpg"}[settings.image_format]
     made = {"bytes": content, "path": f"{row['id']}.{suffix}"}

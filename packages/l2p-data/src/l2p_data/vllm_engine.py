@@ -1,0 +1,217 @@
+"""A chat engine: vLLM offline, one replica per Ray actor; answers bound to a JSON schema.
+
+A replica takes `tensor_parallel` GPUs of one machine (vLLM splits the model over them) and there are as many
+replicas as the cluster's GPUs hold, or as asked for. The replicas share a queue of batches. A replica that
+dies is started again with its batch; a batch that keeps killing replicas, or a message that vLLM refuses,
+becomes answers that say so.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from l2p_data.chat import Message, fault
+from l2p_data.errors import DataError
+from l2p_data.executor import RayShare, ray_session, share_of_cluster
+from l2p_data.files import one_line
+from l2p_data.models import local_directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMSettings:
+    """Which model, on how much of which cluster."""
+
+    model: str | Path  # a transformers directory, or the id of one in the local Hugging Face cache
+    tensor_parallel: int = 1  # GPUs (on a CPU: processes) per replica, all on one machine
+    replicas: int | None = None  # None: as many as the cluster's GPUs hold; without GPUs one
+    threads_per_replica: int = 1  # logical CPUs of each
+    max_tokens: int = 512  # a longer answer counts as cut off
+    max_model_len: int = 4096  # tokens of message and answer together
+    dtype: str = "auto"
+    messages_per_call: int = 256  # a replica's unit of work
+    attempts: int = 3  # starts of a replica over one batch
+    ray_address: str | None = None  # a running cluster; None: this machine
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else that vllm.LLM takes
+
+    def __post_init__(self) -> None:
+        names = ("tensor_parallel", "threads_per_replica", "max_tokens", "messages_per_call", "attempts")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.replicas is not None and self.replicas < 1:
+            raise DataError(f"replicas is {self.replicas}; it must be at least 1, or absent")
+        if self.max_model_len <= self.max_tokens:
+            raise DataError(
+                f"max_model_len {self.max_model_len} leaves no room for a message beside max_tokens "
+                f"{self.max_tokens}; raise the one or lower the other"
+            )
+
+
+class VLLMEngine:
+    """A `ChatEngine` on Ray actors. They start with the first question and stay until `close`.
+
+    Use it as a context manager, or let the process end: Ray goes with it.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        self.settings = settings
+        self._model = local_directory(settings.model, "config.json", "a transformers language model")
+        if find_spec("vllm") is None:
+            raise DataError("vLLM is not installed; install l2p-data[vllm], or use a server that runs it")
+        self._stack = ExitStack()
+        self._replicas: list[Any] = []
+
+    @property
+    def name(self) -> str:
+        return self._model.name if Path(self.settings.model).is_dir() else str(self.settings.model)
+
+    def __enter__(self) -> "VLLMEngine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the replicas, and Ray if it was started for them."""
+        self._replicas = []
+        self._stack.close()
+
+    def ask(
+        self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float
+    ) -> Iterator[tuple[int, str]]:
+        """Answers as batches of them get done.
+
+        Raises:
+            DataError: vLLM cannot load the model, or every replica died.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        size = self.settings.messages_per_call
+        chunks = [range(start, min(start + size, len(messages))) for start in range(0, len(messages), size)]
+        replicas = self._start()
+        waiting: dict[Any, tuple[Any, range]] = {}
+
+        def submit(replica: Any) -> None:
+            if chunks:
+                chunk = chunks.pop(0)
+                batch = [messages[index] for index in chunk]
+                waiting[replica.answer.remote(batch, json.dumps(schema), temperature)] = (replica, chunk)
+
+        for replica in replicas * 2:  # a second batch waits at each replica, so that none idles
+            submit(replica)
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            replica, chunk = waiting.pop(done)
+            try:
+                answers = ray.get(done)
+            except RayError as error:
+                cause = (
+                    f"replicas died {self.settings.attempts} times over this batch: {one_line(error, 160)}"
+                )
+                answers = [fault(cause, may_pass=True)] * len(chunk)
+            submit(replica)
+            yield from zip(chunk, answers, strict=True)
+
+    def _start(self) -> list[Any]:
+        """The replicas; the first call starts them and waits until each has loaded its model."""
+        if self._replicas:
+            return self._replicas
+        settings = self.settings
+        share = RayShare(
+            workers=settings.replicas,
+            threads_per_worker=settings.threads_per_replica,
+            address=settings.ray_address,
+        )
+        ray = self._stack.enter_context(ray_session(share))
+        resources = ray.cluster_resources()
+        gpus = float(settings.tensor_parallel) if resources.get("GPU", 0) >= 1 else 0.0
+        if not gpus and settings.replicas is None:
+            resources = {**resources, "CPU": settings.threads_per_replica}
+        count, gpus = share_of_cluster(replace(share, gpus_per_worker=gpus), resources)
+        # max_task_retries covers deaths only: what vLLM raises is caught inside the replica
+        actor = ray.remote(
+            num_cpus=settings.threads_per_replica,
+            num_gpus=gpus,
+            max_restarts=-1,
+            max_task_retries=settings.attempts - 1,
+        )(_Replica)
+        replicas = [actor.remote(str(self._model), settings, bool(gpus)) for _ in range(count)]
+        faults = ray.get([replica.fault.remote() for replica in replicas])
+        if cause := next(filter(None, faults), None):
+            self.close()
+            raise DataError(f"vLLM cannot run {settings.model}: {cause}")
+        self._replicas = replicas
+        return replicas
+
+
+class _Replica:
+    """One vLLM in one Ray actor. It never raises, so that Ray's retries are for deaths alone."""
+
+    def __init__(self, model: str, settings: VLLMSettings, on_gpu: bool) -> None:
+        self.settings = settings
+        self.broken: str | None = None
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if settings.tensor_parallel == 1:  # the engine in this process: it dies with its actor
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if not on_gpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else replicas share one core
+        try:
+            from vllm import LLM
+
+            parallel = settings.tensor_parallel
+            self.llm = LLM(
+                model=model,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                tensor_parallel_size=parallel,
+                # Ray chose this actor's GPUs; vLLM's own processes split them
+                distributed_executor_backend="mp" if parallel > 1 else None,
+                **dict(settings.engine_kwargs),
+            )
+        except Exception as error:
+            self.broken = one_line(error)
+
+    def fault(self) -> str | None:
+        """Why this replica cannot work, if it cannot."""
+        return self.broken
+
+    def answer(self, messages: Sequence[Message], schema: str, temperature: float) -> list[str]:
+        """One answer per message. If vLLM refuses the batch, each message is tried alone."""
+        try:
+            return self._chat(messages, schema, temperature)
+        except Exception as error:
+            if len(messages) == 1:
+                return [fault(one_line(error))]
+            return [self.answer([message], schema, temperature)[0] for message in messages]
+
+    def _chat(self, messages: Sequence[Message], schema: str, temperature: float) -> list[str]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        sampling = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=self.settings.max_tokens,
+                seed=seed,
+                structured_outputs=StructuredOutputsParams(json=schema),
+            )
+            for _, seed in messages
+        ]
+        chats = [[{"role": "user", "content": text}] for text, _ in messages]
+        outputs = self.llm.chat(chats, sampling, use_tqdm=False)
+        return [_text_of(output.outputs[0]) for output in outputs]
+
+
+def _text_of(output: Any) -> str:
+    if output.finish_reason == "length":
+        return fault("answer was cut off at max_tokens")
+    return str(output.text)
