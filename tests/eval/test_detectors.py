@@ -1,5 +1,6 @@
 """The real detector and colour classes with tiny random weights: loading, formats and geometry."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,38 +51,8 @@ def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<start>", "<end>", "<unk>", *["a", "photo", "of", "cat", "dog", "object"], *COLORS]
-    words += [f"{color}-colored" for color in COLORS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
-    )
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=sizes
-        | {"vocab_size": len(words), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-        vision_config=sizes | {"image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unk>",
-    ).save_pretrained(folder)
-    return folder
+def clip(write_clip: Callable[[Path, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"), 77)
 
 
 def test_a_detection_has_a_class_a_mask_and_a_box_around_it(mask2former: Path) -> None:

@@ -225,7 +225,8 @@ def _chart(rows: Sequence[Row], path: Path) -> None:
             axes.bar_label(bars, fmt="%.3g", fontsize=7)
         axes.set_xticks(range(len(sizes)), [f"{size} px" for size in sizes])
         axes.set_title(title, fontsize=10)
-        axes.set_yscale("log")
+        if name != "memory_gb":
+            axes.set_yscale("log")
         axes.tick_params(length=0, labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

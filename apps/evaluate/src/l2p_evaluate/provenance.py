@@ -17,7 +17,7 @@ PACKAGES = (
     "diffusers",
     "transformers",
     "torchmetrics",
-    "scipy",
+    "torch-fidelity",
 )
 
 

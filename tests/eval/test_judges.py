@@ -1,0 +1,108 @@
+"""Judges: a tiny BLIP of the real class, and a server on loopback."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from l2p_eval.errors import EvalError
+from l2p_eval.judges import ServerJudge, VqaJudge, says_yes
+from PIL import Image
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Says yes to red pictures; is busy once."""
+
+    bodies: ClassVar[list[Any]] = []
+    busy: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Handler.bodies.append(body)
+        if body["model"] == "missing":
+            return self.reply(404, {"error": "no such model"})
+        if Handler.busy:
+            Handler.busy -= 1
+            return self.reply(503, {"error": "busy"})
+        if body["model"] == "odd":
+            return self.reply(200, {"nothing": []})
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        answer = "Yes." if image.getpixel((0, 0)) == (255, 0, 0) else "no"
+        return self.reply(200, {"choices": [{"message": {"content": answer}}]})
+
+    def reply(self, status: int, content: object) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Handler.bodies.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_sees_the_picture_and_the_question(url: str) -> None:
+    judge = ServerJudge(base_url=url, model="vlm")
+    Handler.busy = 1  # a passing fault is tried again
+    assert judge.answer(Image.new("RGB", (8, 8), (255, 0, 0)), "Is it red?")
+    assert not judge.answer(Image.new("RGB", (8, 8), (0, 0, 255)), "Is it red?")
+    assert len(Handler.bodies) == 3
+    assert Handler.bodies[0]["messages"][0]["content"][1]["text"].startswith("Is it red?")
+    assert Handler.bodies[0]["temperature"] == 0
+    assert judge.name == "vlm (server)"
+
+
+def test_a_server_that_cannot_answer_is_one_clear_error(url: str) -> None:
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(EvalError, match=r"HTTP 404: .*no such model"):
+        ServerJudge(base_url=url, model="missing").answer(image, "?")
+    with pytest.raises(EvalError, match="an unexpected answer"):
+        ServerJudge(base_url=url, model="odd", attempts=1).answer(image, "?")
+    with pytest.raises(EvalError, match=r"does not answer: .*refused"):
+        ServerJudge(base_url="http://127.0.0.1:9/v1", model="m", attempts=1).answer(image, "?")
+    with pytest.raises(EvalError, match="is no http address"):
+        ServerJudge(base_url="file:///etc/passwd", model="m")
+
+
+def test_a_model_answers_and_the_answer_is_its_own_generation(blip: Path) -> None:
+    judge = VqaJudge(blip)
+    image = Image.new("RGB", (40, 40), "red")
+    assert judge.answer(image, "is there a dog") is judge.answer(image, "is there a dog")
+    judge.network.generate = lambda **inputs: __import__("torch").tensor([[1, 9, 2]])  # the token "yes"
+    assert judge.answer(image, "is there a dog") is True
+    assert (judge.name, len(judge.weights_sha256)) == (f"{blip.name} (transformers)", 64)
+
+
+def test_other_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match=r"no config\.json"):
+        VqaJudge(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(EvalError, match="holds no visual-question-answering model"):
+        VqaJudge(tmp_path)
+
+
+def test_only_a_yes_is_a_yes() -> None:
+    assert [says_yes(text) for text in ("yes", " Yes, it is", "no", "", "yesterday", "maybe yes")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
