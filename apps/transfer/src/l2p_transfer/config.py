@@ -114,6 +114,15 @@ class ReportSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterSection:
+    """The Ray cluster that images and training run on. Where a run runs does not change what it makes."""
+
+    address: str = ""  # "auto" within a job of the cluster, or HOST:PORT of its head; "": this machine alone
+    cpus_per_process: int = 1  # that Ray keeps for each training process
+    max_failures: int = 3  # lost nodes that the training survives
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole transfer. `train` holds the run's own paths; `processes` is train.processes, 0 for auto."""
 
@@ -127,6 +136,7 @@ class Config:
     processes: int
     evaluate: EvaluateSection
     report: ReportSection
+    cluster: ClusterSection
 
     def to_tables(self) -> dict[str, dict[str, Any]]:
         """The resolved config as TOML tables, every default written out."""
@@ -148,6 +158,7 @@ TABLES = {
     "train": TrainConfig,
     "evaluate": EvaluateSection,
     "report": ReportSection,
+    "cluster": ClusterSection,
 }
 _RUN_PATHS = ("model", "corpus", "output")  # of TrainConfig: the run decides them
 _SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] and [source]

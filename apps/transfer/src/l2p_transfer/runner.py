@@ -33,7 +33,14 @@ MAY_CHANGE_IN_TRAIN = (
     "tensorboard",
     "loader_workers",
 )
-IRRELEVANT = (("run", "output"), ("images", "workers"), ("evaluate", "workers"))
+IRRELEVANT = (
+    ("run", "output"),
+    ("images", "workers"),
+    ("evaluate", "workers"),
+    ("cluster", "address"),
+    ("cluster", "cpus_per_process"),
+    ("cluster", "max_failures"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
         output=run.paths.corpus,
         dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
+        ray_address=run.config.cluster.address or None,
         **asdict(images),
     )
 
@@ -164,7 +165,12 @@ def train(run: Run, progress: Progress) -> Outcome:
         elif event["event"] == "embed":
             progress(0, steps, f"text {event['done']}/{event['of']}")
 
-    result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
+    if run.config.cluster.address:
+        from l2p_transfer.cluster import train_on_cluster
+
+        result = train_on_cluster(run.config)
+    else:
+        result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
     _link_model(run.paths)
     speed = f"{result.images_per_second:.0f} images/s"

@@ -1,0 +1,136 @@
+"""A transfer on a Ray cluster of several nodes, one of which dies while it paints and one while it trains."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from l2p_transfer.cli import main
+
+CONFIG = f"""
+[run]
+output = "run"
+[source]
+model = "SOURCE"
+num_inference_steps = 1
+max_sequence_length = 32
+[prompts]
+grammar = "{GRAMMAR}"
+count = 24
+[images]
+seeds_per_prompt = 1
+width = 64
+height = 64
+batch_size = 1
+rows_per_shard = 1
+workers = 2
+[surgery]
+head_channels = [8, 8, 16, 16]
+[train]
+steps = 24
+batch_size = 2
+trainable = 1
+processes = 1
+precision = "fp32"
+zero_stage = 0
+checkpoint_every = 4
+log_every = 1
+sample_every = 0
+[evaluate]
+metadata = "metadata.jsonl"
+images_per_prompt = 1
+num_inference_steps = 1
+workers = 0
+"""
+PATIENCE = 300  # s
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Three raylets on this machine: a head without CPUs, which is the driver's, and two nodes of two."""
+    from ray.cluster_utils import Cluster
+
+    node = {"object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _kill_the_node_of(cluster: Any, actor: str) -> bool:
+    """Kills, as a power cut would, a node on which a worker of that name runs; a new node joins."""
+    for node in cluster.worker_nodes:
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        names = [" ".join(child.cmdline()) for child in raylet.children(recursive=True)]
+        if any(actor in name for name in names):
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+            return True
+    return False
+
+
+def _when(ready: Callable[[], bool], strike: Callable[[], bool], struck: list[bool]) -> threading.Thread:
+    """Strikes once, as soon as `ready`."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if ready() and strike():
+                struck.append(True)
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_node_lost_in_each_stage_changes_nothing(
+    tmp_path: Path, untrained_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(CONFIG.replace("SOURCE", str(untrained_source)))
+    Path("metadata.jsonl").write_text(EVALUATION_METADATA.read_text().splitlines()[0] + "\n")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # one thread, as a worker of the cluster has
+    try:
+        assert main(["tiny.toml", "--set", "run.output=alone", "--set", "images.workers=0"]) == 0
+    finally:
+        os.sched_setaffinity(0, cores)
+    run, struck = Path("run"), []
+    with _cluster() as cluster:
+        painting = _when(
+            lambda: 2 <= len(list((run / "corpus").glob("part-*.parquet"))) < 20,
+            lambda: _kill_the_node_of(cluster, "SynthesisWorker"),
+            struck,
+        )
+        training = _when(
+            lambda: any((run / "train" / "checkpoints").glob("*/")),
+            lambda: _kill_the_node_of(cluster, "RayTrainWorker"),
+            struck,
+        )
+        assert main(["tiny.toml", "--set", f"cluster.address={cluster.address}"]) == 0
+        for thread in (painting, training):
+            thread.join(timeout=1)
+    assert struck == [True, True], "no node was lost: the test tested nothing"
+    shards = [
+        json.loads(Path(name, "corpus/manifest.json").read_text())["shards"] for name in ("alone", "run")
+    ]
+    assert shards[0] == shards[1]
+    events = [json.loads(line)["event"] for line in (run / "train/metrics.jsonl").read_text().splitlines()]
+    assert "resume" in events
+    weights = [
+        [path.read_bytes() for path in sorted(Path(name, "model/transformer").glob("*.safetensors"))]
+        for name in ("alone", "run")
+    ]
+    assert weights[0] == weights[1]
