@@ -207,3 +207,24 @@ def test_a_file_with_a_missing_tensor_is_refused(model: Path, untrained_source: 
     save_file(state, tmp_path / "one.safetensors")
     with pytest.raises(ArchError, match=r"up2\.1\.bias is None"):
         import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "out")
+
+
+def test_every_export_brings_a_model_card(model: Path, untrained_source: Path, tmp_path: Path) -> None:
+    export_public(model, tmp_path / "one.safetensors")
+    import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "imported")
+    base = load_file(model / WEIGHTS)
+    save_delta({"trunk.x_pad_token": base["trunk.x_pad_token"]}, model, tmp_path / "delta.safetensors")
+    merge_delta(model, tmp_path / "delta.safetensors", tmp_path / "merged")
+    parameters = f"{sum(value.numel() for value in base.values()):,}"
+    cards = {
+        tmp_path / "one.md": "exported in the public 1k layout",
+        tmp_path / "imported/README.md": "one.safetensors, imported bit by bit",
+        tmp_path / "merged/README.md": "1 trained tensors of delta.safetensors",
+        model / "README.md": "by weight surgery; new ends: default",
+    }
+    for path, origin in cards.items():
+        card = path.read_text(encoding="utf-8")
+        assert card.startswith("---\nlibrary_name: diffusers\n")
+        assert origin in card
+        assert parameters in card
+        assert "16 x 16 px" in card

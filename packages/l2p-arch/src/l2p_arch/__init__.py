@@ -26,6 +26,7 @@ _HOMES = {
     "save_delta": "l2p_arch.checkpoint",
     "upscale": "l2p_arch.larger_patch",
     "weights_hash": "l2p_arch.checkpoint",
+    "write_model_card": "l2p_arch.model_card",
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "save_delta",
     "upscale",
     "weights_hash",
+    "write_model_card",
 ]
 
 

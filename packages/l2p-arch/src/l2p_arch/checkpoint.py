@@ -16,6 +16,7 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
+from l2p_arch.model_card import write_model_card
 from l2p_arch.tensor_files import (
     DTYPE_NAMES,
     PlannedTensor,
@@ -86,6 +87,8 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
         write_directory(partial / "transformer", plan)
         copy_file(base / "transformer" / "config.json", partial / "transformer" / "config.json")
         copy_components(base, components, partial)
+        history = f"{base.name}, with {len(changed)} trained tensors of {delta.name} merged into it"
+        write_model_card(partial, history, title=out.name)
 
 
 def _in_memory(name: str, value: Tensor) -> PlannedTensor:

@@ -28,7 +28,7 @@ def check_initialisation(initialisation: str, calibration_images: Tensor | None)
             raise ArchError(
                 f"unknown initialisation {name!r}; known, joined with '+': {', '.join(INITIALISATIONS)}"
             )
-        if name.startswith("fitted") and calibration_images is None:
+        if name.startswith(("fitted", "gated")) and calibration_images is None:
             raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")
 
 
@@ -111,6 +111,16 @@ def _detail(
     return {}
 
 
+def _gated(
+    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+) -> dict[str, float]:
+    """Start from linear filters of x_t whose gain follows sigma; runs the source once, so name it last."""
+    from l2p_arch.gated_filters import set_gated_filters
+
+    assert images is not None
+    return set_gated_filters(made, model, source, images)
+
+
 def _fitted(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
@@ -148,6 +158,7 @@ INITIALISATIONS: dict[str, Initialisation] = {
     "default": _keep,
     "zero-output": _zero_output,
     "detail": _detail,
+    "gated": _gated,
     "fitted": _fitted,
     "fitted-noise": _fitted_noise,
 }

@@ -26,6 +26,7 @@ from l2p_arch.directories import (
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.initialisation import pytorch_values
+from l2p_arch.model_card import write_model_card
 from l2p_arch.surgery import SurgeryReport, TensorRecord
 from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
 
@@ -90,6 +91,8 @@ def upscale(
         larger.save_config(partial / "transformer")
         copy_components(model, components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
+        origin = f"{report.source}, patch {old['patch_size']}, with a larger patch (surgery_report.json)"
+        write_model_card(partial, origin, title=out.name)
     return report
 
 

@@ -19,6 +19,7 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
+from l2p_arch.model_card import single_file_card, write_model_card
 from l2p_arch.tensor_files import (
     PlannedTensor,
     StoredTensor,
@@ -144,11 +145,16 @@ def import_public(
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         _meta_model(config).save_config(partial / "transformer")
         copy_components(pipeline, components, partial)
+        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {pipeline.name}"
+        write_model_card(partial, origin, title=out.name)
     return layout.name
 
 
 def export_public(model: Path | str, file: Path | str, *, overwrite: bool = False) -> str:
-    """Write a model directory as one file in the public layout, bit by bit; return the layout's name."""
+    """Write a model directory as one file in the public layout, bit by bit; return the layout's name.
+
+    The model card goes beside it: `model.md` for `model.safetensors`.
+    """
     model, file = Path(model), Path(file)
     config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
     if config.get("family") != "z-image":
@@ -156,7 +162,8 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     layout = _layout_for(config)
     patch_size = config["patch_size"]
     plan = []
-    for name, stored in index_directory(model / "transformer").items():
+    tensors = index_directory(model / "transformer")
+    for name, stored in tensors.items():
         if name == "trunk.all_x_embedder.1-1.weight":
             target = f"all_x_embedder.{patch_size}-1.weight"
             plan.append(_reordered(stored, target, _to_channel_last, patch_size))
@@ -170,6 +177,11 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     with appearing_file(file, overwrite) as partial:
         write_file(partial, plan)
+    card = single_file_card(
+        file, config, tensors, f"{model.name}, exported in the public {layout.name} layout"
+    )
+    with appearing_file(file.with_suffix(".md"), overwrite=True) as partial:
+        partial.write_text(card, encoding="utf-8")
     return layout.name
 
 

@@ -22,6 +22,7 @@ from l2p_arch.directories import (
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
 from l2p_arch.initialisation import check_initialisation, new_tensors
+from l2p_arch.model_card import write_model_card
 from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
 
 
@@ -137,6 +138,8 @@ def convert(
         model.save_config(partial / "transformer")
         copy_components(opened.directory, opened.components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
+        origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
+        write_model_card(partial, origin, title=Path(out).name)
     return report
 
 
