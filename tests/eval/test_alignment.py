@@ -38,7 +38,7 @@ def test_the_score_is_the_models_own_cosine(clips: dict[str, Path], kind: str, s
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
         ).logits_per_image
-    expected = 100 * (logits.diagonal() / reference.logit_scale.exp()).clamp(min=0).mean()
+        expected = 100 * (logits.diagonal() / reference.logit_scale.exp()).clamp(min=0).mean()
     assert result.value == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
     assert result.name == {"clip": "CLIP", "long-clip": "Long-CLIP"}[kind]
     assert (result.count, result.positions, len(result.weights_sha256)) == (3, model.positions, 64)

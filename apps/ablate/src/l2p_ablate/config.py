@@ -1,7 +1,7 @@
 """`Config`: one TOML file per ablation; what its arms share, and what each of them changes.
 
 `extends` names a file whose tables this one completes or overrides, key by key. Relative paths start from the
-directory of the file they stand in.
+directory of the file that was given.
 """
 
 import tomllib

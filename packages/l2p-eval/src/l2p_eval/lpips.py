@@ -4,6 +4,7 @@ The linear layers come with torchmetrics; the backbone's ImageNet weights are th
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,9 @@ _FILES: dict[Backbone, str] = {
     "vgg": "vgg16-397923af.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
+
+
+_SLICE = re.compile(r"^slices?\.?\d+\.")
 
 
 class Lpips:
@@ -43,10 +47,9 @@ class Lpips:
         self.network: Any = _LPIPS(pretrained=True, net=backbone, pnet_rand=True)
         try:
             stored = torch.load(weights, map_location="cpu", weights_only=True)
-            own = self.network.net.state_dict()  # slice1.0.weight ... is features.0.weight ...
-            self.network.net.load_state_dict(
-                {name: stored[f"features.{name.partition('.')[2]}"] for name in own}
-            )
+            own = self.network.net.state_dict()  # slice1.0.weight, slices.0.0.weight: features.0.weight there
+            theirs = {name: _SLICE.sub("features.", name) for name in own}
+            self.network.net.load_state_dict({name: stored[there] for name, there in theirs.items()})
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise EvalError(f"{weights} does not hold torchvision's {backbone} weights ({reason})") from None
