@@ -184,6 +184,10 @@ class _Replica:
         """Why this replica cannot work, if it cannot."""
         return self.broken
 
+    def pid(self) -> int:
+        """Of the actor's process."""
+        return os.getpid()
+
     def answer(self, messages: Sequence[Message], schema: str, temperature: float) -> list[str]:
         """One answer per message. If vLLM refuses the batch, each message is tried alone."""
         try:
