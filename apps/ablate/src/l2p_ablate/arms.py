@@ -217,7 +217,8 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
 def _calibration(corpus: Path) -> torch.Tensor:
     """Some images of the corpus, (N, 3, H, W) in [-1, 1]."""
-    from l2p_data.dataset import decode_image, iterate_corpus
+    from l2p_data.dataset import iterate_corpus
+    from l2p_data.images import decode_image
 
     rows = iterate_corpus(corpus, ["id", "image"])
     images = [decode_image(row["image"]) for row, _ in zip(rows, range(CALIBRATION_IMAGES), strict=False)]

@@ -78,7 +78,7 @@ def save_pictures(
 
     first = {prompt.tag: index for index, prompt in reversed(list(enumerate(prompts)))}
     chosen = sorted(first.values())
-    rows = [(config.evaluate.reference, [reference[index] for index in chosen])]
+    rows: list[tuple[str, list[Path]]] = [(config.evaluate.reference, [reference[index] for index in chosen])]
     labels = {arm.name: arm.label or arm.name for arm in config.arm}
     rows += [
         (labels[name], [image_path(folder, index, 0) for index in chosen]) for name, folder in folders.items()

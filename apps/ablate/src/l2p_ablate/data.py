@@ -55,7 +55,8 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
 
 def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
     """Scenes of the miniature's own world, in which the prompts are true."""
-    from l2p_data.dataset import encode_image, load_manifest, write_corpus
+    from l2p_data.dataset import load_manifest, write_corpus
+    from l2p_data.images import encode_image
 
     settings = {"renderer": "l2p-mini scenes", **data.model_dump(mode="json", exclude={"grammar", "model"})}
     if (folder / "manifest.json").is_file():

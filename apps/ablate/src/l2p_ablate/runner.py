@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,8 @@ def execute(
             began = time.monotonic()
             shown = f"[{number}/{len(pending)}] {arm.name}, seed {seed}"
             corpus = folders.corpus(config.data_of(arm))
-            result = run_arm(
-                config,
-                arm,
-                seed,
-                corpus,
-                folder,
-                held,
-                workers,
-                lambda text, shown=shown: progress(f"{shown}: {text}"),
-            )
+            tell = partial(_prefixed, progress, shown)
+            result = run_arm(config, arm, seed, corpus, folder, held, workers, tell)
             results[arm.name, seed] = result
             longest = max(longest, time.monotonic() - began)
             metrics = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
@@ -108,6 +101,10 @@ def execute(
             if new:
                 _write(config, folders, results, held, provenance, spent())
         return _write(config, folders, results, held, provenance, spent())
+
+
+def _prefixed(progress: Say, shown: str, text: str) -> None:
+    progress(f"{shown}: {text}")
 
 
 def _write(

@@ -9,10 +9,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.efficiency import measure
+from l2p_eval.efficiency import Timing, measure
 
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.full_size import FAMILIES, count_size
@@ -156,38 +157,16 @@ def _measured(kind: str, path: Path, sizes: Sequence[int], options: argparse.Nam
         raise EvaluateError(
             f"{path} is a {'pixel-space' if pixel else 'latent'} model; --source is the latent one"
         )
-    where, dtype = device(), getattr(torch, resolve_dtype(options.dtype))
+    dtype = getattr(torch, resolve_dtype(options.dtype))
     pipeline = (L2PPipeline if pixel else DiffusionPipeline).from_pretrained(
         directory, dtype=dtype, local_files_only=True, use_safetensors=True
     )
-    pipeline = pipeline.to(where)
+    pipeline = pipeline.to(device())
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for size in sizes:
-
-        def sample(steps: int, size: int = size, output: str = "pt" if pixel else "latent") -> Any:
-            generator = torch.Generator().manual_seed(0)
-            return pipeline(
-                prompt=_PROMPT,
-                height=size,
-                width=size,
-                num_inference_steps=steps,
-                guidance_scale=0.0,
-                generator=generator,
-                output_type=output,
-            ).images
-
-        few, many = (
-            measure(lambda n=n: sample(n), where, repeats=options.repeats) for n in (1, options.steps)
-        )
-        timings = {"1 step": few, f"{options.steps} steps": many}
-        decode = 0.0
-        if not pixel:
-            latents = sample(1).to(dtype)
-            timings["decoder"] = measure(
-                lambda latents=latents: pipeline.vae.decode(latents), where, repeats=options.repeats
-            )
-            decode = timings["decoder"].median_seconds
+        timings, decode = _timings(pipeline, pixel, size, options)
+        few, many = timings["1 step"], timings[f"{options.steps} steps"]
         peaks = [t.peak_allocated_bytes for t in timings.values() if t.peak_allocated_bytes is not None]
         rows.append(
             Row(
@@ -203,6 +182,34 @@ def _measured(kind: str, path: Path, sizes: Sequence[int], options: argparse.Nam
             )
         )
     return rows
+
+
+def _timings(
+    pipeline: Any, pixel: bool, size: int, options: argparse.Namespace
+) -> tuple[dict[str, Timing], float]:
+    """Times of one step, of all steps and of the decoder, by name; and the decoder's seconds."""
+    import torch
+
+    def sample(steps: int) -> Any:
+        return pipeline(
+            prompt=_PROMPT,
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=0.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt" if pixel else "latent",
+        ).images
+
+    timings = {
+        "1 step": measure(partial(sample, 1), device(), repeats=options.repeats),
+        f"{options.steps} steps": measure(partial(sample, options.steps), device(), repeats=options.repeats),
+    }
+    if pixel:
+        return timings, 0.0
+    latents = sample(1).to(pipeline.vae.dtype)
+    timings["decoder"] = measure(partial(pipeline.vae.decode, latents), device(), repeats=options.repeats)
+    return timings, timings["decoder"].median_seconds
 
 
 def _chart(rows: Sequence[Row], path: Path) -> None:

@@ -68,7 +68,8 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
         workers=options.workers,
         executor=options.executor,
     )
-    provenance, done, problem = collect_provenance(command), [], ""
+    provenance, problem = collect_provenance(command), ""
+    done: list[tuple[Pictures, Score]] = []
     results: dict[str, Any] = {}
     for name, path, _ in entries:
         try:
