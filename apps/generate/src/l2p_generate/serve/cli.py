@@ -72,7 +72,10 @@ def run(options: argparse.Namespace) -> int:
             print("Ctrl-C ends it", file=sys.stderr)
             if options.open:
                 webbrowser.open(url)
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+            settings = uvicorn.Config(
+                app, log_level="error", timeout_graceful_shutdown=2
+            )  # open pages hold on
+            uvicorn.Server(settings).run(sockets=[listener])
     return 0
 
 

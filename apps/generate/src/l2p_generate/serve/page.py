@@ -28,8 +28,9 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=5), gr.Row():
                 painted = _gallery("Pixel-space model", "painted")
                 source = _gallery(f"Source: {studio.source_name}", "source", visible=has_source)
+        gr.Markdown("#### Before\nChoose a picture to take its prompt, seed and settings.")
         history = gr.Gallery(
-            label="Before (choose one to take its prompt, seed and settings)",
+            show_label=False,
             elem_id="history",
             columns=8,
             height=190,
@@ -52,17 +53,18 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
-def _gallery(label: str, name: str, *, visible: bool = True) -> gr.Gallery:
-    return gr.Gallery(
-        label=label,
-        elem_id=name,
-        columns=2,
-        height=460,
-        format="png",
-        object_fit="contain",
-        visible=visible,
-        preview=False,
-    )
+def _gallery(title: str, name: str, *, visible: bool = True) -> gr.Gallery:
+    with gr.Column(min_width=240, visible=visible):
+        gr.Markdown(f"#### {title}")
+        return gr.Gallery(
+            show_label=False,
+            elem_id=name,
+            columns=2,
+            height=440,
+            format="png",
+            object_fit="contain",
+            preview=False,
+        )
 
 
 def _form(studio: Studio) -> dict[str, Any]:
@@ -81,9 +83,7 @@ def _form(studio: Studio) -> dict[str, Any]:
         fields["new_seed"] = gr.Checkbox(
             label="New seed each time", value=False, elem_id="new-seed", min_width=90
         )
-        fields["images"] = gr.Slider(
-            1, limits.images, value=1, step=1, label="Images", min_width=90, visible=limits.images > 1
-        )
+    fields["images"] = gr.Slider(1, limits.images, value=1, step=1, label="Images", visible=limits.images > 1)
     fields["with_source"] = gr.Checkbox(
         label="Paint with the source as well",
         value=studio.source is not None,
