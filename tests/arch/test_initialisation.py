@@ -8,7 +8,9 @@ import torch
 from einops import rearrange
 from l2p_arch import ArchError, L2PTransformer, convert
 from l2p_arch.calibration import fit_patches_to_latents, paired_tokens
+from l2p_arch.detailer import DetailerHead
 from l2p_arch.families import FAMILIES
+from l2p_arch.initialisation import new_tensors
 from l2p_arch.surgery import open_source
 from torch import Tensor
 
@@ -88,6 +90,27 @@ def test_the_converted_embedder_gives_the_tokens_of_the_fit(untrained_source: Pa
     imitated = (patches.double() @ fit.matrix.T + fit.offset).float()
     tokens = model.trunk.all_x_embedder["1-1"](patches)
     torch.testing.assert_close(tokens, imitated @ weight.T + bias, rtol=1e-3, atol=1e-4)
+
+
+def test_the_kaiming_start_keeps_the_signals_size_through_the_head(untrained_source: Path) -> None:
+    source = open_source(untrained_source)
+    model = L2PTransformer("z-image", dict(source.transformer_config), head_channels=(16, 32, 64, 128))
+    features = torch.randn(2, model.trunk.dim, 4, 4, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    sizes: dict[str, list[float]] = {}
+    for start in ("default", "kaiming"):
+        made, _ = new_tensors(start, model, source, None, seed=0)
+        head = DetailerHead(model.trunk.dim, (16, 32, 64, 128))
+        head.load_state_dict({n.removeprefix("detailer_head."): v for n, v in made.items() if "head" in n})
+        sizes[start] = rms = []
+        for level in (4, 3, 2, 1):
+            layer = head.get_submodule(f"dec{level}")
+            layer.register_forward_hook(
+                lambda _, __, out, rms=rms: rms.append(float(out.square().mean()) ** 0.5)
+            )
+        head(pixels, features)
+    assert all(0.3 < size < 3 for size in sizes["kaiming"])
+    assert max(sizes["default"][1:]) < 0.2
 
 
 def test_paired_tokens_are_in_the_order_of_the_sources_own_patches(untrained_source: Path) -> None:
