@@ -1,6 +1,7 @@
 """A tiny model directory and corpus that the trainer's tests share."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,20 @@ SIZE = 32  # px
 PROMPTS = [
     f"a {color} {shape} on a gray background" for color in ("red", "blue") for shape in ("circle", "square")
 ]
+
+Z_IMAGE = {
+    "all_patch_size": [2],
+    "all_f_patch_size": [1],
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1024, 512, 512],
+}
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +77,13 @@ def _write_shard(path: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Non
 def write_shard():
     """The function (path, [(height, width), ...], seed=0) -> None that writes a corpus shard."""
     return _write_shard
+
+
+@pytest.fixture(scope="session")
+def z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with the full-size Z-Image's config and no weights."""
+    folder = tmp_path_factory.mktemp("z-image")
+    (folder / "transformer").mkdir()
+    config = {"_class_name": "L2PTransformer", "family": "z-image", "trunk_config": Z_IMAGE}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    return folder

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def best_checkpoint(found: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the one with the lowest held-out loss, the earlier of equals; None if none was validated."""
+    validated = [one for one in found if one.state.get("validation_loss") is not None]
+    return min(validated, key=lambda one: (one.state["validation_loss"], one.step), default=None)
+
+
 def file_hash(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
@@ -63,10 +69,11 @@ def file_hash(path: Path) -> str:
 def save_checkpoint(
     directory: Path, step: int, config: TrainConfig, masters: Masters, ema: list[Tensor] | None, **extra: Any
 ) -> Checkpoint:
-    """Write the checkpoint of `step`, drop all but the newest `keep_checkpoints`; collective.
+    """Write the checkpoint of `step`, drop all but the newest `keep_checkpoints` and the best; collective.
 
     Args:
-        extra: JSON values for state.json; `base`, the hash of the model started from, among them.
+        extra: JSON values for state.json: `base`, the hash of the model started from, and
+            `validation_loss`, by which the best is known, among them.
     """
     from safetensors.torch import save_file
 
@@ -107,8 +114,11 @@ def save_checkpoint(
         _sync(temporary / "state.json")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in list_checkpoints(directory)[: -max(1, config.keep_checkpoints)]:
-            shutil.rmtree(old.path)
+        found = list_checkpoints(directory)
+        best = best_checkpoint(found)
+        for old in found[: -max(1, config.keep_checkpoints)]:
+            if old is not best:
+                shutil.rmtree(old.path)
     torch.distributed.barrier()
     return Checkpoint(final, step, state)
 

@@ -8,13 +8,14 @@ corpus, and is never used with another encoder. The encoder is not in memory whi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 
 Conditioning = Mapping[str, Tensor]
@@ -141,6 +142,36 @@ def encode_missing(
             part |= dict(zip(some, encoded, strict=True))
         write_embeddings(directory, part)
         yield start + len(chosen)
+
+
+def embed_prompts(
+    config: TrainConfig,
+    prompts: Iterable[str],
+    rank: int,
+    processes: int,
+    on_part: Callable[[int, int], None],
+) -> ConditioningCache:
+    """Encode what the run's cache lacks, each process a share; return it with the encoder gone. Collective.
+
+    Args:
+        on_part: called with (done, of how many) after each part; what it raises ends the run.
+    """
+    components = source_family(config.model).text_components
+    name = encoder_hash(config.model, components, config.max_sequence_length)
+    directory = config.output / "conditioning" / name
+    cache = ConditioningCache(directory)
+    wanted = cache.missing(prompts)
+    # Every process must have looked before the first one writes: the shares come from equal lists.
+    torch.distributed.barrier()
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    share = wanted[rank::processes]
+    for done in encode_missing(
+        config.model, share, directory, max_sequence_length=config.max_sequence_length, device=device
+    ):
+        on_part(done, len(share))
+    torch.distributed.barrier()
+    cache.refresh()
+    return cache
 
 
 def stored_dtype(model_dir: Path, components: Sequence[str]) -> torch.dtype:

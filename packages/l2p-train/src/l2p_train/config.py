@@ -73,7 +73,9 @@ class TrainConfig:
     zero_stage: int = 1  # DeepSpeed ZeRO 0 to 3; 0 is quickest on a CPU, and accumulates gradients in bf16
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16: float32 masters of what trains, and only of that
     gradient_checkpointing: bool = False  # recompute each block: about 1/10 of the activations, 1/3 more time
+    head_tile: int = 0  # px; > 0: the Detailer Head runs in tiles of this side (4K: 1024 with checkpointing)
     offload_optimizer: bool = False  # ZeRO >= 1: masters and Adam moments in host memory
+    frozen_weights: Literal["as-is", "int8"] = "as-is"  # int8: wholly frozen blocks in 8 bit while training
     compile: bool = False  # torch.compile each block
 
     # Data
@@ -81,11 +83,16 @@ class TrainConfig:
     resolution: int | None = None  # None: images as they are; r: about r x r pixels, aspect kept, no crop
     loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
     image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process
+    validation_images: int = (
+        0  # held out (whole prompts): eq. 5 at fixed noise tells which checkpoint is best
+    )
 
     # What is written, and when (steps; 0: never). The last step always writes a checkpoint and the model.
     log_every: int = _free(10)
     checkpoint_every: int = _free(500)
-    keep_checkpoints: int = _free(2)
+    keep_checkpoints: int = _free(2)  # the newest; with validation_images the best one stays too
+    validate_every: int = _free(0)  # besides every checkpoint
+    export: Literal["last", "best"] = _free("last")  # which checkpoint becomes the model
     sample_every: int = _free(500)
     sample_prompts: tuple[str, ...] = _free(())  # (): prompts of the corpus, beside their source images
     sample_count: int = _free(8)  # how many prompts of the corpus
@@ -93,6 +100,9 @@ class TrainConfig:
     sample_guidance: float = _free(2.0)
     sample_seed: int = _free(42)
     tensorboard: bool = _free(True)
+    trackers: tuple[Literal["wandb", "trackio"], ...] = _free(())  # l2p-train[wandb], l2p-train[trackio]
+    tracker_project: str = _free("l2p")
+    peak_tflops: float | None = _free(None)  # of one device, for mfu in the log; None: known GPUs in bf16
 
     def __post_init__(self) -> None:
         """Raise `TrainError` for values that no run can have."""
@@ -115,6 +125,11 @@ class TrainConfig:
             raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
             raise TrainError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.export == "best" and not self.validation_images:
+            raise TrainError('export = "best" needs validation_images > 0')
+        for name in ("validation_images", "head_tile"):
+            if getattr(self, name) < 0:
+                raise TrainError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise TrainError(f"micro_batch_size is {self.micro_batch_size}; it must be positive")
 

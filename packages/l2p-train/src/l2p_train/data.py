@@ -126,18 +126,24 @@ class BatchMaker:
         patch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        rows: Sequence[int] | None = None,
     ) -> None:
+        """Prepare. `rows`: those of the corpus that train; None: all."""
         self.config, self.corpus, self.conditioning, self.rank = config, corpus, conditioning, rank
         self.micro_batch_size, self.accumulation = config.batch_layout(world_size)
+        self.rows = range(len(corpus.rows)) if rows is None else rows
         sizes: Mapping[Size, Size] = {
             size: bucket_size(size, config.resolution, patch_size)
-            for size in {row.size for row in corpus.rows}
+            for size in {corpus.rows[row].size for row in self.rows}
         }
-        self.plan = BatchPlan([sizes[row.size] for row in corpus.rows], config.batch_size, config.seed)
+        self.plan = BatchPlan(
+            [sizes[corpus.rows[row].size] for row in self.rows], config.batch_size, config.seed
+        )
 
     def batches(self, step: int) -> list[Batch]:
         """Return this process's micro batches of step `step`, one per accumulation step."""
-        size, rows = self.plan.rows(step)
+        size, chosen = self.plan.rows(step)
+        rows = [self.rows[index] for index in chosen]
         share = self.micro_batch_size * self.accumulation
         first = self.rank * share
         return [

@@ -17,6 +17,8 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
 from l2p_train.masters import Masters
+from l2p_train.partitioned import load_partitioned
+from l2p_train.zero import deepspeed_config
 
 
 @contextmanager
@@ -60,45 +62,28 @@ def _start_deepspeed() -> None:
 
 
 def load_model(config: TrainConfig) -> Any:
-    """Return the model of `config.model` in the dtype it trains in, on the CPU."""
+    """Return the model of `config.model` in the dtype it trains in: on the CPU, or with ZeRO-3 in shares."""
     from l2p_arch import ArchError, L2PTransformer
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     try:
-        model = L2PTransformer.from_pretrained(
-            config.model / "transformer", dtype=dtype, local_files_only=True
-        )
+        if config.zero_stage == 3:
+            settings = deepspeed_config(config, torch.distributed.get_world_size())
+            model = load_partitioned(config.model / "transformer", dtype, settings)
+        else:
+            model = L2PTransformer.from_pretrained(
+                config.model / "transformer", dtype=dtype, local_files_only=True
+            )
     except (OSError, ArchError) as error:
         raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.head_tile:
+        model.detailer_head.enable_tiling(config.head_tile)
     if config.compile:
         for name in model.block_names():
             model.get_submodule(name).compile()
     return model.train()
-
-
-def deepspeed_config(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings; everything a user chooses is in `TrainConfig`."""
-    micro, accumulation = config.batch_layout(processes)
-    settings: dict[str, Any] = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": torch.cuda.is_available()},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": "fp32",  # DeepSpeed's default follows the weights: bf16 sums of gradients
-        "steps_per_print": 2**31,
-    }
-    if config.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
-        if config.zero_stage > 0:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if config.offload_optimizer:
-        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return settings
 
 
 def build_engine(

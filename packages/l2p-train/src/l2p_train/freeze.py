@@ -118,9 +118,9 @@ def plan_freeze(
 
 
 def plan_for_model(model: Any, **settings: Any) -> FreezePlan:
-    """Return `plan_freeze` for an `L2PTransformer` (on any device, meta included)."""
+    """Return `plan_freeze` for an `L2PTransformer` (on any device, meta included, or sharded by ZeRO-3)."""
     return plan_freeze(
-        {name: parameter.numel() for name, parameter in model.named_parameters()},
+        {name: getattr(one, "ds_numel", one.numel()) for name, one in model.named_parameters()},
         blocks=model.block_names(),
         shallow=model.shallow_names(),
         new_ends=(f"trunk.{model.source_family.embedder}", "detailer_head"),

@@ -1,9 +1,9 @@
 """What a run needs before it starts: parameters, tokens, memory per GPU, from the meta device (`--dry-run`).
 
-Counted: weights, gradients, float32 masters, Adam moments, EMA, saved activations. Not counted: the
-allocator's slack, workspaces and communication buffers; leave 10 to 20 %. Activations follow measurements of
-eager bf16 on Z-Image (6.155 B, 4352 tokens): a trainable block saves 45, a frozen one 30 values per token and
-channel; the Detailer Head is counted from its layers.
+Counted: weights, gradients, float32 masters, Adam moments, EMA, saved activations, DeepSpeed's buckets. Not
+counted: the allocator's slack and workspaces, for which `SLACK` of a card is left free. Activations follow
+measurements of eager bf16 on Z-Image (6.155 B, 4352 tokens): a trainable block saves 45, a frozen one 30
+values per token and channel; the Detailer Head is counted from its layers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from typing import Any
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
+from l2p_train.zero import LIVE_PARAMETERS, bucket_elements
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
 FROZEN_BLOCK_VALUES = 30
 CHECKPOINTED_BLOCK_VALUES = 1  # its input
+TILE_MARGIN = 3  # cells of the head's coarsest grid around a tile
+CARDS_GB = (24, 32, 48, 80, 141)
+SLACK = 0.1  # of a card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,9 @@ class Estimate:
     images_per_forward: int
     weights_gb: float
     gradients_gb: float
-    optimizer_gb: float  # masters, Adam moments, EMA
-    host_gb: float  # of these, what offload moves to the host
+    optimizer_gb: float  # masters, Adam moments, EMA; on the host with offload
+    buckets_gb: float  # gradients on their way to be reduced; with ZeRO-3 also weights gathered for use
+    host_gb: float  # host memory that offload takes: masters, moments, EMA, float32 gradients
     activations_gb: float
     checkpoint_gb: float  # one checkpoint on disk
     assumptions: tuple[str, ...]
@@ -41,7 +46,13 @@ class Estimate:
     @property
     def total_gb(self) -> float:
         """GPU memory per process."""
-        return self.weights_gb + self.gradients_gb + self.optimizer_gb - self.host_gb + self.activations_gb
+        optimizer = 0.0 if self.host_gb else self.optimizer_gb
+        return self.weights_gb + self.gradients_gb + optimizer + self.buckets_gb + self.activations_gb
+
+    @property
+    def card_gb(self) -> int | None:
+        """The smallest usual card that holds `total_gb` and the slack, None if none does."""
+        return next((card for card in CARDS_GB if self.total_gb <= (1 - SLACK) * card), None)
 
     def text(self) -> str:
         """Return the estimate as a table with its assumptions."""
@@ -53,9 +64,12 @@ class Estimate:
             "GB per process:",
             f"  weights              {self.weights_gb:9.3f}",
             f"  gradients            {self.gradients_gb:9.3f}",
-            f"  masters, Adam, EMA   {self.optimizer_gb:9.3f}" + ("  (on the host)" if self.host_gb else ""),
+            f"  masters, Adam, EMA   {0.0 if self.host_gb else self.optimizer_gb:9.3f}"
+            + (f"  ({self.host_gb:.1f} GB on the host)" if self.host_gb else ""),
+            f"  buckets              {self.buckets_gb:9.3f}",
             f"  saved activations    {self.activations_gb:9.3f}",
             f"  total                {self.total_gb:9.3f}",
+            f"smallest card          {f'{self.card_gb} GB' if self.card_gb else 'none: see below'}",
             f"checkpoint on disk     {self.checkpoint_gb:9.3f} GB",
             *(f"- {assumption}" for assumption in self.assumptions),
         ]
@@ -73,7 +87,7 @@ def estimate(
         height, width: px; by default `config.resolution`, else the size of the corpus' first image.
     """
     micro, accumulation = config.batch_layout(processes)
-    model, channels = _meta_model(config)
+    model, channels = meta_model(config)
     plan = plan_for_model(
         model,
         trainable=config.trainable,
@@ -83,10 +97,9 @@ def estimate(
     height, width = (height, width) if height and width else _image_size(config)
     image_tokens = (height // model.patch_size) * (width // model.patch_size)
     tokens = image_tokens + min(config.max_sequence_length, 256)
-    value = 2 if config.precision == "bf16" else 4
-    parts = _state_bytes(config, plan, processes, accumulation, value)
     activations = micro * (
-        _trunk_values(config, model, plan, tokens, channels) + _head_values(model, height, width, channels)
+        _trunk_values(config, model, plan, tokens, channels)
+        + _head_values(config, model, height, width, channels)
     )
     return Estimate(
         plan=plan,
@@ -94,38 +107,83 @@ def estimate(
         image_tokens=image_tokens,
         tokens=tokens,
         images_per_forward=micro,
-        activations_gb=activations * value / 1e9,
+        activations_gb=activations * _bytes(config) / 1e9,
         checkpoint_gb=plan.trainable_count * (16 if config.ema_decay else 12) / 1e9,
-        assumptions=(
-            f"{config.precision} weights, float32 masters of what trains, ZeRO {config.zero_stage}",
-            "captions of 256 tokens at most; eager attention without the score matrix (flash or equivalent)",
-            "allocator slack, workspaces and communication buffers come on top: leave 10 to 20 %",
-        ),
-        **parts,
+        assumptions=_assumptions(config),
+        **_state_bytes(config, model, plan, processes, accumulation),
     )
 
 
+def _bytes(config: TrainConfig) -> int:
+    return 2 if config.precision == "bf16" else 4
+
+
+def _assumptions(config: TrainConfig) -> tuple[str, ...]:
+    frozen = ", frozen blocks in 8 bit" if config.frozen_weights == "int8" else ""
+    lines = [
+        f"{config.precision} weights{frozen}, float32 masters of what trains, ZeRO {config.zero_stage}",
+        "captions of 256 tokens at most; attention without the score matrix (flash or equivalent)",
+        f"{SLACK:.0%} of a card stay free for workspaces and the allocator's slack",
+    ]
+    savers = {
+        "gradient_checkpointing = true": not config.gradient_checkpointing,
+        "a smaller micro_batch_size": config.micro_batch_size != 1,
+        "head_tile = 1024": config.head_tile == 0,
+        "zero_stage = 3 with offload_optimizer = true": not config.offload_optimizer,
+        'frozen_weights = "int8"': config.frozen_weights != "int8",
+    }
+    left = [name for name, possible in savers.items() if possible]
+    return (*lines, "less memory: " + "; ".join(left)) if left else tuple(lines)
+
+
 def _state_bytes(
-    config: TrainConfig, plan: FreezePlan, processes: int, accumulation: int, value: int
+    config: TrainConfig, model: Any, plan: FreezePlan, processes: int, accumulation: int
 ) -> dict[str, float]:
-    """Return GB of weights, gradients and optimiser state per process, as the ZeRO stages share them."""
-    stage, trainable, frozen = config.zero_stage, plan.trainable_count, plan.frozen_count
+    """Return GB of weights, gradients, optimiser state and buckets per process, as ZeRO shares them."""
+    value, stage, trainable = _bytes(config), config.zero_stage, plan.trainable_count
     share = {
         name: processes if stage >= least else 1 for name, least in (("opt", 1), ("grad", 2), ("weight", 3))
     }
-    per_gradient = value + (4 if value == 2 and accumulation > 1 and stage > 0 else 0)
+    quantised = _quantised_count(model, plan) if config.frozen_weights == "int8" else 0
+    shared = trainable + plan.frozen_count - quantised  # 8-bit weights are no parameters: ZeRO has no part
+    accumulator = 4 if value == 2 and accumulation > 1 and stage > 0 else 0
+    gradients = trainable * (value + accumulator) / share["grad"]
     separate_masters = value == 2 or stage > 0
     per_state = (4 if separate_masters else 0) + 8 + (4 if config.ema_decay else 0)
-    optimizer = trainable * per_state / share["opt"] / 1e9
+    optimizer = trainable * per_state / share["opt"]
+    host = 0.0
+    if config.offload_optimizer:
+        host = optimizer + trainable * 8 / share["opt"]
+        if stage > 1:  # each bucket goes to the host when it is full
+            gradients = 0.0
+    buckets = float(value * bucket_elements(config)) if stage > 0 else 0.0
+    if stage == 3:
+        buckets += value * min(LIVE_PARAMETERS, shared)
     return {
-        "weights_gb": (trainable + frozen) * value / share["weight"] / 1e9,
-        "gradients_gb": trainable * per_gradient / share["grad"] / 1e9,
-        "optimizer_gb": optimizer,
-        "host_gb": optimizer if config.offload_optimizer else 0.0,
+        "weights_gb": (shared * value / share["weight"] + quantised) / 1e9,
+        "gradients_gb": gradients / 1e9,
+        "optimizer_gb": optimizer / 1e9,
+        "buckets_gb": buckets / 1e9,
+        "host_gb": host / 1e9,
     }
 
 
-def _meta_model(config: TrainConfig) -> tuple[Any, int]:
+def _quantised_count(model: Any, plan: FreezePlan) -> int:
+    """Return how many weights `quantise_frozen` would hold in 8 bit."""
+    from torch import nn
+
+    trains = {row.module for row in plan.rows if row.trainable}
+    linear = (
+        module
+        for name in model.block_names()
+        if name not in trains
+        for module in model.get_submodule(name).modules()
+        if isinstance(module, nn.Linear)
+    )
+    return sum(module.weight.numel() for module in linear)
+
+
+def meta_model(config: TrainConfig) -> tuple[Any, int]:
     """Return the model without memory, and the width of its tokens."""
     import torch
     from l2p_arch import ArchError, L2PTransformer
@@ -167,7 +225,17 @@ def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int
     return float(tokens * channels * per_token)
 
 
-def _head_values(model: Any, height: int, width: int, channels: int) -> float:
+def _head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
+    """Return the values that the Detailer Head saves; in checkpointed tiles its ends and one tile."""
+    tile = config.head_tile
+    if not (tile and config.gradient_checkpointing and max(height, width) > tile):
+        return _whole_head_values(model, height, width, channels)
+    side = tile + 2 * TILE_MARGIN * 2 ** len(model.config.head_channels)
+    ends = height * width * (3 + 3 + channels / 4 ** len(model.config.head_channels))
+    return ends + _whole_head_values(model, min(side, height), min(side, width), channels)
+
+
+def _whole_head_values(model: Any, height: int, width: int, channels: int) -> float:
     """Return the values that the Detailer Head saves: in and out of convolutions, SiLUs, pools."""
     total, area = 0.0, float(height * width)
     widths = [3, *model.config.head_channels]

@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl` (one line per interval), TensorBoard, and an event function."""
+"""What a run reports: `metrics.jsonl` (one line per interval), trackers, and an event function."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from l2p_train.config import TrainConfig
+from l2p_train.trackers import Tracker, open_trackers
+
+T = TypeVar("T")
 Event = Mapping[str, Any]
 SIGMA_BINS = 4  # eq. 5's loss is also reported per quarter of the sigma axis, image end first
 
@@ -24,47 +29,88 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def loss_sums(losses: Tensor, sigma: Tensor) -> Tensor:
+    """Return [sum of losses, count, sum per quarter of sigma ..., count per quarter ...] in float64.
+
+    Args:
+        losses: (B,) eq. 5 per sample, on any device.
+        sigma: (B,) in [0, 1], on the CPU.
+    """
+    losses = losses.detach().double().cpu()
+    bins = (sigma * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
+    sums = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)
+    sums[0], sums[1] = losses.sum(), len(losses)
+    sums[2:].index_add_(0, bins, losses)
+    sums[2:].index_add_(0, bins + SIGMA_BINS, torch.ones_like(losses))
+    return sums
+
+
+def loss_by_sigma(sums: Tensor) -> list[float | None]:
+    """Return the mean loss per quarter of the sigma axis from `loss_sums`, None where nothing fell."""
+    losses, counts = sums[2 : 2 + SIGMA_BINS], sums[2 + SIGMA_BINS :]
+    return [float(loss / count) if count else None for loss, count in zip(losses, counts, strict=True)]
+
+
 class Reporter:
-    """Writes the reports of process 0; in other processes it does nothing."""
+    """Writes the reports of process 0; in other processes it does nothing.
+
+    Throughput counts training alone: sampling, validation and checkpoints are left out. `tflops` is that of
+    one process's share of the model FLOPs, `mfu` its part of the device's peak where that is known,
+    `loader_share` the part of the time in which process 0 waited for its next batch.
+    """
 
     def __init__(
         self,
-        output: Path,
+        config: TrainConfig,
         *,
         active: bool,
         first_step: int,
-        tensorboard: bool,
         on_event: Callable[[Event], None] | None,
     ) -> None:
         self.on_event = on_event
+        self.flops_per_image, self.processes = 0.0, 1
+        self.peak_tflops: float | None = None
         self._file: Any = None
-        self._board: Any = None
-        self._last = (time.perf_counter(), first_step)
-        self._paused = 0.0
+        self._trackers: list[Tracker] = []
+        self.restart(first_step)
         if not active:
             return
-        path = output / "metrics.jsonl"
+        path = config.output / "metrics.jsonl"
         _keep_until(path, first_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._trackers = open_trackers(config, first_step)
 
-            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=first_step)
+    def count_flops(self, per_image: float, peak_tflops: float | None, processes: int) -> None:
+        """Report utilisation from now on: FLOPs of an image, TFLOP/s of a device, number of devices."""
+        self.flops_per_image, self.peak_tflops, self.processes = per_image, peak_tflops, processes
 
     def restart(self, step: int) -> None:
         """Start measuring throughput now, after `step` steps."""
-        self._last, self._paused = (time.perf_counter(), step), 0.0
+        self._last, self._paused, self._waited = (time.perf_counter(), step), 0.0, 0.0
+
+    def waiting(self, stream: Iterable[T]) -> Iterator[T]:
+        """Yield what `stream` yields; the time that it takes is the loader's."""
+        source = iter(stream)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - started
+            yield item
 
     def event(self, kind: str, **values: Any) -> None:
-        """Report anything."""
+        """Report anything; numbers of a step or a validation become curves."""
         if self._file is None:
             return
         record = {"event": kind, "time": round(time.time(), 6), **values}
         self._file.write(json.dumps(record) + "\n")
-        if self._board is not None and kind == "step":
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, values["step"])
+        if kind in ("step", "validation"):
+            prefix = "" if kind == "step" else "validation_"
+            curves = {f"{prefix}{name}": value for name, value in values.items() if isinstance(value, float)}
+            for tracker in self._trackers:
+                tracker.scalars(values["step"], curves)
         if self.on_event is not None:
             self.on_event(record)
 
@@ -72,10 +118,14 @@ class Reporter:
         """Report an interval that ends after `step` steps, with throughput and remaining time."""
         if self._file is None:
             return
-        now = time.perf_counter()
-        seconds = max(1e-9, now - self._last[0] - self._paused)
+        seconds = max(1e-9, time.perf_counter() - self._last[0] - self._paused)
         per_step = seconds / max(1, step - self._last[1])
-        self._last, self._paused = (now, step), 0.0
+        tflops = self.flops_per_image * batch_size / per_step / self.processes / 1e12
+        use = {"tflops": round(tflops, 6)} if tflops else {}
+        if tflops and self.peak_tflops:
+            use["mfu"] = round(tflops / self.peak_tflops, 6)
+        waited = self._waited / seconds
+        self.restart(step)
         self.event(
             "step",
             step=step,
@@ -83,6 +133,8 @@ class Reporter:
             **values,
             images_per_second=round(batch_size / per_step, 3),
             seconds_per_step=round(per_step, 5),
+            **use,
+            loader_share=round(waited, 5),
             eta_seconds=round((steps - step) * per_step, 1),
             memory_mb=round(peak_memory_mb(), 1),
         )
@@ -91,20 +143,18 @@ class Reporter:
         """Leave `seconds` (sampling, checkpoints) out of the throughput."""
         self._paused += seconds
 
-    def image(self, name: str, image_path: Path, step: int) -> None:
-        """Show a picture in TensorBoard."""
-        if self._board is not None:
-            import numpy as np
-            from PIL import Image
-
-            self._board.add_image(name, np.asarray(Image.open(image_path)), step, dataformats="HWC")
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Show a picture in the trackers."""
+        for tracker in self._trackers:
+            tracker.image(step, name, path)
 
     def close(self) -> None:
-        """Flush and close the files."""
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
-        self._file = self._board = None
+        """Flush and close everything."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+        self._file, self._trackers = None, []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def read_result(config: TrainConfig) -> TrainResult | None:
     if found:
         _check_same(config, found[-1].state)
     return result if result.steps == config.steps and Path(result.model).is_dir() else None
+
+
+def write_result(config: TrainConfig, result: TrainResult) -> None:
+    """Write result.json, which marks the run as complete."""
+    temporary = config.output / "result.tmp"
+    temporary.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    temporary.replace(config.output / "result.json")
 
 
 def latest_checkpoint(config: TrainConfig, base: str) -> Checkpoint | None:

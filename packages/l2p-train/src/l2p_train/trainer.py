@@ -8,17 +8,17 @@ checkpoint and going on; running the same command again does it.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2p_train import checkpoint as checkpoints
-from l2p_train.conditioning import ConditioningCache, encode_missing, encoder_hash, source_family
+from l2p_train.conditioning import embed_prompts
 from l2p_train.config import TrainConfig
 from l2p_train.corpus import Corpus
 from l2p_train.data import Batch, BatchMaker, prefetched, save_batches
@@ -32,12 +32,30 @@ from l2p_train.engine import (
 )
 from l2p_train.errors import Interrupted, NonFiniteLossError
 from l2p_train.export import base_hash, export_model
+from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
-from l2p_train.metrics import SIGMA_BINS, Event, Reporter, last_loss, peak_memory_mb
+from l2p_train.metrics import (
+    SIGMA_BINS,
+    Event,
+    Reporter,
+    last_loss,
+    loss_by_sigma,
+    loss_sums,
+    peak_memory_mb,
+)
 from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
-from l2p_train.run_directory import TrainResult, latest_checkpoint, only_run, read_result, stop_signals
+from l2p_train.quantised import quantise_frozen
+from l2p_train.run_directory import (
+    TrainResult,
+    latest_checkpoint,
+    only_run,
+    read_result,
+    stop_signals,
+    write_result,
+)
 from l2p_train.samples import draw_samples, load_scheduler, plan_samples, save_grid
 from l2p_train.schedule import ema_decay, learning_rate_factor
+from l2p_train.validation import Validation, split_rows
 
 logger = logging.getLogger(__name__)
 
@@ -93,23 +111,20 @@ class Session:
             train_patterns=config.train_patterns,
             freeze_patterns=config.freeze_patterns,
         )
+        if config.frozen_weights == "int8":
+            quantise_frozen(model, self.plan)
         self.sample_plan = plan_samples(config, self.corpus, model.patch_size)
-        self.reporter = Reporter(
-            config.output,
-            active=rank == 0,
-            first_step=self.step,
-            tensorboard=config.tensorboard,
-            on_event=on_event,
-        )
-        self.conditioning = self._embed_prompts(rank, processes)
-        self.maker = BatchMaker(
-            config,
-            self.corpus,
-            self.conditioning,
-            patch_size=model.patch_size,
-            rank=rank,
-            world_size=processes,
-        )
+        self.reporter = Reporter(config, active=rank == 0, first_step=self.step, on_event=on_event)
+        prompts = ["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts]
+        self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded)
+        training, held_out = split_rows(self.corpus, config.validation_images, config.seed)
+        sources = (config, self.corpus, self.conditioning)
+        share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
+        self.maker = BatchMaker(*sources, **share, rows=training)
+        self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
+        if rank == 0:
+            flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])
+            self.reporter.count_flops(flops.step if flops else 0.0, peak_tflops(config), processes)
         self.engine, self.masters = build_engine(model, self.plan, config, processes)
         self.scheduler = load_scheduler(config.model)
         self.interval = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)  # sums since the last report
@@ -127,9 +142,8 @@ class Session:
         self.reporter.event("start", step=self.step, steps=self.config.steps, **counts)
         self.reporter.restart(self.step)
         loop_started, first = time.perf_counter(), self.step
-        for step, batches in prefetched(
-            self.maker, range(self.step, self.config.steps), self.config.loader_workers
-        ):
+        loader = prefetched(self.maker, range(self.step, self.config.steps), self.config.loader_workers)
+        for step, batches in self.reporter.waiting(loader):
             totals = self.train_step(step, batches)
             self.step = step + 1
             self._check(totals, batches)
@@ -164,22 +178,13 @@ class Session:
         return value.pin_memory().to(self.engine.device, non_blocking=True)
 
     def _summary(self, losses: Tensor, sigma: Tensor) -> Tensor:
-        """Sum over all processes: [loss, count, loss per sigma bin ..., count per bin ..., stop signal]."""
-        losses = losses.double().cpu()
-        bins = (sigma * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
-        sums = torch.zeros(2 * SIGMA_BINS, dtype=torch.float64)
-        sums[:SIGMA_BINS].index_add_(0, bins, losses)
-        sums[SIGMA_BINS:].index_add_(0, bins, torch.ones_like(losses))
-        mine = torch.cat(
-            (torch.stack((losses.sum(), torch.tensor(float(len(losses))))), sums, torch.zeros(1))
-        )
-        mine = mine.to(self.engine.device)
+        """Sum over all processes: `loss_sums`, and the stop signal."""
+        mine = loss_sums(losses, sigma).to(self.engine.device)
         stopping = torch.tensor([float(self.stop[0])], dtype=torch.float64, device=self.engine.device)
         if torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(mine)
             torch.distributed.all_reduce(stopping, op=torch.distributed.ReduceOp.MAX)
-        mine[-1] = stopping[0]
-        return mine.cpu()
+        return torch.cat((mine, stopping)).cpu()
 
     def _check(self, totals: Tensor, batches: list[Batch]) -> None:
         """Stop on a non-finite loss, with each process's batch saved; no checkpoint is written."""
@@ -199,9 +204,13 @@ class Session:
         if step % config.log_every == 0 or last:
             self._report()
         paused = time.perf_counter()
-        if config.sample_every and (step % config.sample_every == 0 or last) and self.sample_plan.prompts:
+        if self.sample_plan.prompts and (_due(step, config.sample_every) or (last and config.sample_every)):
             self._sample()
-        if stopping or last or (config.checkpoint_every and step % config.checkpoint_every == 0):
+        saving = last or stopping or _due(step, config.checkpoint_every)
+        # A stop is obeyed at once: whoever sends the signal may not wait for a validation.
+        validating = (saving and not stopping) or _due(step, config.validate_every)
+        validation_loss = self._validate() if self.validation and validating else None
+        if saving:
             self.saved = checkpoints.save_checkpoint(
                 config.output / "checkpoints",
                 step,
@@ -210,6 +219,7 @@ class Session:
                 self.ema,
                 base=self.base,
                 interval=self.interval.tolist(),
+                validation_loss=validation_loss,
             )
         self.reporter.pause(time.perf_counter() - paused)
         if stopping and not last:
@@ -218,20 +228,26 @@ class Session:
             raise Interrupted(stopping, step)
 
     def _report(self) -> None:
-        loss, count = float(self.interval[0]), float(self.interval[1])
-        sums, counts = self.interval[2 : 2 + SIGMA_BINS], self.interval[2 + SIGMA_BINS :]
-        self.last_loss = loss / count
+        self.last_loss = float(self.interval[0] / self.interval[1])
         self.reporter.step(
             self.step,
             self.config.steps,
             self.config.batch_size,
             loss=self.last_loss,
-            loss_by_sigma=[float(s / n) if n else None for s, n in zip(sums, counts, strict=True)],
+            loss_by_sigma=loss_by_sigma(self.interval),
             learning_rate=self.config.learning_rate * learning_rate_factor(self.step - 1, self.config),
             gradient_norm=float(self.engine.get_global_grad_norm() or 0.0),
             epoch=self.maker.plan.epoch_of(self.step - 1),
         )
         self.interval.zero_()
+
+    def _validate(self) -> float:
+        """Report the held-out loss of the weights that would be exported."""
+        assert self.validation is not None
+        with self.masters.model_uses(self.ema):
+            loss, by_sigma = self.validation.loss(self.engine.module, self.engine.device)
+        self.reporter.event("validation", step=self.step, loss=loss, loss_by_sigma=by_sigma)
+        return loss
 
     def _sample(self) -> None:
         with self.masters.model_uses(self.ema):
@@ -244,30 +260,10 @@ class Session:
             self.reporter.image("samples", path, self.step)
             self.reporter.event("sample", step=self.step, path=str(path))
 
-    def _embed_prompts(self, rank: int, processes: int) -> ConditioningCache:
-        """Encode what the cache lacks, each process a share; return the cache with the encoder gone."""
-        config = self.config
-        components = source_family(config.model).text_components
-        directory = (
-            config.output
-            / "conditioning"
-            / encoder_hash(config.model, components, config.max_sequence_length)
-        )
-        cache = ConditioningCache(directory)
-        wanted = cache.missing(["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts])
-        # Every process must have looked before the first one writes: the shares come from equal lists.
-        torch.distributed.barrier()
-        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-        share = wanted[rank::processes]
-        for done in encode_missing(
-            config.model, share, directory, max_sequence_length=config.max_sequence_length, device=device
-        ):
-            self.reporter.event("embed", done=done, of=len(share))
-            if self.stop[0]:
-                raise Interrupted(self.stop[0], self.step)
-        torch.distributed.barrier()
-        cache.refresh()
-        return cache
+    def _embedded(self, done: int, of: int) -> None:
+        self.reporter.event("embed", done=done, of=of)
+        if self.stop[0]:
+            raise Interrupted(self.stop[0], self.step)
 
     def _finish(self, images_per_second: float) -> TrainResult:
         """Export the final model and write result.json."""
@@ -277,7 +273,9 @@ class Session:
             self.saved = self.resumed
         loss = self.last_loss if hasattr(self, "last_loss") else last_loss(config.output / "metrics.jsonl")
         if self.rank == 0:
-            export_model(config.model, self.saved, model)
+            best = checkpoints.best_checkpoint(checkpoints.list_checkpoints(config.output / "checkpoints"))
+            chosen = best if best and config.export == "best" else self.saved
+            export_model(config.model, chosen, model)
         result = TrainResult(
             model=str(model),
             steps=self.step,
@@ -289,12 +287,14 @@ class Session:
             frozen_parameters=self.plan.frozen_count,
         )
         if self.rank == 0:
-            temporary = config.output / "result.tmp"
-            temporary.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-            temporary.replace(config.output / "result.json")
+            write_result(config, result)
         self.reporter.event(
             "end", step=self.step, **{k: v for k, v in asdict(result).items() if k != "steps"}
         )
         self.reporter.close()
         torch.distributed.barrier()
         return result
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,203 @@
+"""The miniature twin of 4K: train 64 px -> 256 px with patch 64, and measure native detail, with pictures.
+
+    uv run python benchmarks/train_high_resolution.py configs/high-resolution/mini-4k.toml [--base MODEL]
+
+The miniature's world has fine patterns at 256 px that average out at 64 px. Native detail is the share of its
+background's pattern that an image carries (projection onto the pattern: 1 is the renderer's, 0 is none,
+and noise is neither). An upsampled image of the 64 px model must have none; a renderer's image has 1.
+Prints one JSON object; writes detail.png beside the run. Run again to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from l2p_mini.grammar import draw_prompt, draw_scene, is_held_out, parse
+from l2p_mini.world import BACKGROUNDS, BASE_SIZE, Scene, render
+from PIL import Image
+
+
+def write_renders(folder: Path, count: int, size: int) -> None:
+    """Write a corpus of rendered scenes with training prompts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, rows = random.Random(0), []
+    while len(rows) < count:
+        prompt = draw_prompt(rng)
+        if is_held_out(prompt):
+            continue
+        buffer = io.BytesIO()
+        render(draw_scene(parse(prompt), rng), size).save(buffer, format="PNG")
+        rows.append(
+            {
+                "id": f"render-{len(rows):05d}",
+                "prompt": prompt,
+                "width": size,
+                "height": size,
+                "image": {"bytes": buffer.getvalue(), "path": None},
+            }
+        )
+    temporary = folder / "part-00000.tmp"
+    pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64)
+    temporary.rename(folder / "part-00000.parquet")
+
+
+def held_out_prompts(count: int) -> list[str]:
+    """Return prompts that no training saw, each with a background."""
+    rng, found = random.Random(1), dict[str, None]()
+    while len(found) < count:
+        prompt = draw_prompt(rng)
+        if is_held_out(prompt) and parse(prompt).background:
+            found[prompt] = None
+    return list(found)
+
+
+def detail(pixels: np.ndarray) -> np.ndarray:
+    """Return what is left of grey (H, W) without its means over the pattern's period."""
+    from scipy.ndimage import uniform_filter
+
+    grey = pixels.mean(-1).astype(np.float64)
+    return grey - uniform_filter(grey, size=grey.shape[0] // BASE_SIZE)
+
+
+def native_detail(image: Image.Image, background: str) -> float | None:
+    """Return the share of the background's pattern that an image carries, None if it shows no background."""
+    from scipy.ndimage import uniform_filter
+
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    smooth = np.stack([uniform_filter(pixels[..., channel], size=9) for channel in range(3)], axis=-1)
+    plain = np.abs(smooth - np.array(BACKGROUNDS[background])).max(-1) < 30
+    if plain.mean() < 0.1:
+        return None
+    pattern = detail(np.asarray(render(Scene(background=background, objects=()), image.width)))
+    found = detail(pixels)
+    return float((found * pattern)[plain].sum() / (pattern**2)[plain].sum())
+
+
+def paint(
+    model: Path, prompts: list[str], size: int, settings: dict[str, Any], shift: float
+) -> list[Image.Image]:
+    """Return one image per prompt."""
+    import torch
+    from l2p_arch import L2PPipeline
+
+    pipeline = L2PPipeline.from_pretrained(model, local_files_only=True)
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for first in range(0, len(prompts), 8):
+        some = prompts[first : first + 8]
+        images += pipeline(
+            some,
+            height=size,
+            width=size,
+            num_inference_steps=settings["num_inference_steps"],
+            guidance_scale=settings["guidance_scale"],
+            noise_shift=shift,
+            seeds=list(range(first, first + len(some))),
+            max_sequence_length=32,
+        ).images
+    return images
+
+
+def sheet(rows: list[list[Image.Image]], crop: int) -> Image.Image:
+    """Return a picture: each row of images, and below it the middle of each, enlarged four times."""
+    side, columns = rows[0][0].width, len(rows[0])
+    out = Image.new("RGB", (columns * (side + 4) - 4, 2 * len(rows) * (side + 4) - 4), "white")
+    for y, images in enumerate(rows):
+        for x, image in enumerate(images):
+            corner = (8, 8, 8 + crop, 8 + crop)
+            out.paste(image, (x * (side + 4), 2 * y * (side + 4)))
+            enlarged = image.crop(corner).resize((side, side), Image.Resampling.NEAREST)
+            out.paste(enlarged, (x * (side + 4), (2 * y + 1) * (side + 4)))
+    return out
+
+
+def main() -> int:
+    """Render, enlarge the model, train, paint, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--base", type=Path, help="the 64 px model, in place of base.model")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    tables = tomllib.loads(options.config.read_text(encoding="utf-8"))
+    base = options.base or Path(tables["base"]["model"])
+    if not (base / "model_index.json").is_file():
+        print(
+            f"error: no model in {base}; run l2p-transfer configs/mini.toml, or give --base", file=sys.stderr
+        )
+        return 2
+    from l2p_arch import upscale
+    from l2p_train import config_from_mapping, launch
+
+    train, size = tables["train"], tables["data"]["size"]
+    output = Path(train["output"])
+    corpus, initial = output / "renders", output / "initial"
+    if not (corpus / "part-00000.parquet").is_file():
+        write_renders(corpus, tables["data"]["count"], size)
+    if not initial.is_dir():
+        upscale(base, initial, **tables["surgery"])
+    settings = train | {"model": str(initial), "corpus": str(corpus), "output": str(output / "train")}
+    config = config_from_mapping(settings)
+    result = launch(
+        config,
+        options.processes,
+        on_event=lambda event: print(
+            {k: v for k, v in event.items() if k in ("event", "step", "loss", "eta_seconds")}, file=sys.stderr
+        ),
+    )
+    measure = tables["measure"]
+    prompts = held_out_prompts(measure["images"])
+    native = paint(Path(result.model), prompts, size, measure, config.noise_shift)
+    small = paint(base, prompts, BASE_SIZE, measure, 3.0)
+    upsampled = [image.resize((size, size), Image.Resampling.LANCZOS) for image in small]
+    rng = random.Random(2)
+    renders = [render(draw_scene(parse(prompt), rng), size) for prompt in prompts]
+    kinds = {"native 256 px": native, "64 px, upsampled": upsampled, "renderer": renders}
+    shares: dict[str, list[float | None]] = {
+        kind: [
+            native_detail(image, str(parse(prompt).background))
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        for kind, images in kinds.items()
+    }
+    sheet([images[:6] for images in kinds.values()], crop=size // 4).save(output / "detail.png")
+    summary = {
+        kind: {
+            "mean": round(float(np.mean([v for v in values if v is not None])), 4),
+            "least": round(min(v for v in values if v is not None), 4),
+            "most": round(max(v for v in values if v is not None), 4),
+            "images": sum(v is not None for v in values),
+        }
+        for kind, values in shares.items()
+    }
+    print(
+        json.dumps(
+            {
+                "native_detail": summary,
+                "steps": result.steps,
+                "loss": round(result.loss, 5),
+                "train_seconds": result.seconds,
+                "images_per_second": result.images_per_second,
+                "pictures": str(output / "detail.png"),
+            },
+            indent=1,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
