@@ -183,6 +183,37 @@ def test_a_model_paints_resumes_and_refuses_other_settings(
     assert "max_sequence_length: 32 -> 16" in err
 
 
+def test_processes_and_ray_paint_the_images_that_this_process_paints(
+    tmp_path: Path, untrained_source: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"name": f"{i}", "prompt": p}) + "\n" for i, p in enumerate(PROMPTS[:2]))
+    )
+    common = ["diversity", "--features", "efficientnet-lite0", "--model", f"source={untrained_source}"]
+    common += [
+        "--prompts",
+        str(prompts),
+        "--images-per-prompt",
+        "2",
+        "--batch-size",
+        "2",
+        "--dtype",
+        "float32",
+    ]
+    common += ["--height", "64", "--width", "64", "--steps", "1", "--max-sequence-length", "32"]
+    painted = {}
+    for name, how in {
+        "here": ["--workers", "0"],
+        "processes": ["--workers", "1"],
+        "ray": ["--workers", "1", "--executor", "ray"],
+    }.items():
+        assert main([*common, *how, "-o", str(tmp_path / name)]) == 0
+        painted[name] = [path.read_bytes() for path in sorted((tmp_path / name / "images").rglob("*.png"))]
+    assert len(painted["here"]) == 4
+    assert painted["here"] == painted["processes"] == painted["ray"]
+
+
 def test_the_table_of_efficiency_says_what_is_saved_and_what_is_the_papers() -> None:
     source = Row(
         size=1024, model="source", unit="s", step=2.0, decode=1.0, image=5.0, memory_gb=10.0, details={}

@@ -1,5 +1,6 @@
 """CLIP and Long-CLIP scores with tiny random models of the real class, against the model's own logits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +63,32 @@ def test_bad_models_and_pairs_are_refused(clips: dict[str, Path], scenes: list[P
         TextImageModel(clips["long-clip"], "fg-clip")
     with pytest.raises(EvalError, match="3 images and 2 prompts"):
         alignment_of(scenes[:3], PROMPTS[:2], TextImageModel(clips["clip"], "clip"))
+
+
+REMOTE_CODE = """
+from transformers import CLIPModel
+
+class Towers(CLIPModel):
+    def get_text_features(self, input_ids, walk_short_pos=True):
+        assert not walk_short_pos and input_ids.shape[1] == 248
+        return super().get_text_features(input_ids=input_ids)
+"""
+
+
+def test_fg_clip_runs_the_code_beside_its_weights_once_that_is_allowed(
+    write_clip: Callable[[Path, int], Path],
+    tmp_path: Path,
+    scenes: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = write_clip(tmp_path / "fgclip", 248)
+    (model / "modeling_towers.py").write_text(REMOTE_CODE)
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_towers.Towers"}
+    (model / "config.json").write_text(json.dumps(config))
+    loaded = TextImageModel(model, "fg-clip", trust_remote_code=True)
+    assert type(loaded.network).__name__ == "Towers"
+    result = alignment_of(scenes[:2], PROMPTS[:2], loaded)
+    assert (result.name, result.positions) == ("FG-CLIP", 248)
+    assert 0 <= result.value <= 100

@@ -17,7 +17,7 @@ from l2p_eval.efficiency import Timing, measure
 
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.full_size import FAMILIES, count_size
-from l2p_evaluate.models import find_model, resolve_dtype, weights_hash
+from l2p_evaluate.models import find_model, load_pipeline, resolve_dtype, weights_hash
 from l2p_evaluate.provenance import collect_provenance
 from l2p_evaluate.scorers import device
 
@@ -148,21 +148,13 @@ def _counted(family: str, size: int, steps: int) -> list[Row]:
 
 def _measured(kind: str, path: Path, sizes: Sequence[int], options: argparse.Namespace) -> list[Row]:
     """Times a pipeline: a step by the difference of two lengths, the decoder alone, and the whole image."""
-    import torch
-    from diffusers import DiffusionPipeline
-    from l2p_arch import L2PPipeline
-
     directory, pixel = find_model(path)
     if pixel != (kind == "L2P"):
         raise EvaluateError(
             f"{path} is a {'pixel-space' if pixel else 'latent'} model; --source is the latent one"
         )
-    dtype = getattr(torch, resolve_dtype(options.dtype))
-    pipeline = (L2PPipeline if pixel else DiffusionPipeline).from_pretrained(
-        directory, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
-    pipeline = pipeline.to(device())
-    pipeline.set_progress_bar_config(disable=True)
+    dtype = resolve_dtype(options.dtype)
+    pipeline = load_pipeline(directory, pixel, dtype=dtype, device=device())
     rows = []
     for size in sizes:
         timings, decode = _timings(pipeline, pixel, size, options)
@@ -177,7 +169,7 @@ def _measured(kind: str, path: Path, sizes: Sequence[int], options: argparse.Nam
                 decode=decode,
                 image=many.median_seconds + decode,
                 memory_gb=max(peaks) / 1e9 if peaks else None,
-                details={"weights_sha256": weights_hash(directory), "dtype": str(dtype)}
+                details={"weights_sha256": weights_hash(directory), "dtype": dtype}
                 | {name: timing.to_row() for name, timing in timings.items()},
             )
         )

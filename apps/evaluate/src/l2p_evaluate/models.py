@@ -42,19 +42,8 @@ class Model:
     def __call__(self, device: str) -> Paint:
         """Loads the weights from the directory, never from the network."""
         import torch
-        from diffusers import DiffusionPipeline
-        from diffusers.utils import logging as diffusers_logging
-        from l2p_arch import L2PPipeline
-        from transformers.utils import logging as transformers_logging
 
-        for logging in (diffusers_logging, transformers_logging):
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
-        kind = L2PPipeline if self.pixel else DiffusionPipeline
-        pipeline = kind.from_pretrained(
-            self.directory, dtype=getattr(torch, self.dtype), local_files_only=True, use_safetensors=True
-        ).to(device)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = load_pipeline(self.directory, self.pixel, dtype=self.dtype, device=device)
 
         @torch.inference_mode()
         def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
@@ -62,6 +51,25 @@ class Model:
             return list(pipeline(prompt=list(prompts), generator=generators, **self.options).images)
 
         return paint
+
+
+def load_pipeline(directory: Path, pixel: bool, *, dtype: str, device: str) -> Any:
+    """A pipeline on a device, loaded without the network and without noise."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from l2p_arch import L2PPipeline
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    pipeline = (L2PPipeline if pixel else DiffusionPipeline).from_pretrained(
+        directory, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+    )
+    pipeline = pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def find_model(path: Path) -> tuple[Path, bool]:

@@ -61,9 +61,10 @@ class TextImageModel:
         except (OSError, ValueError, KeyError) as error:
             raise EvalError(f"{model} cannot be loaded as {_NAMES[kind]}: {_first_line(error)}") from None
         self.kind, self.device = kind, device
-        config = self.network.config
-        self.positions: int = getattr(config, "text_config", config).max_position_embeddings
-        if kind != "clip" and self.positions < LONG_POSITIONS:
+        self.positions: int = LONG_POSITIONS
+        if kind != "fg-clip":  # which counts its long texts' positions elsewhere
+            self.positions = self.network.config.text_config.max_position_embeddings
+        if kind == "long-clip" and self.positions < LONG_POSITIONS:
             raise EvalError(
                 f"{model} reads {self.positions} tokens; {_NAMES[kind]} reads {LONG_POSITIONS}. A plain CLIP?"
             )
@@ -73,7 +74,7 @@ class TextImageModel:
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D), each of length 1."""
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
-        return _unit(self.network.get_image_features(pixel_values=inputs["pixel_values"]))
+        return _unit(self.network.get_image_features(inputs["pixel_values"]))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, int]:

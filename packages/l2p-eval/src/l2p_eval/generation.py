@@ -7,6 +7,7 @@ a folder that other settings filled is refused.
 
 import hashlib
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -213,7 +214,9 @@ def _on_ray(load: Load, batches: Sequence[Sequence[Job]], folder: Path, workers:
     if started:
         address = os.environ.get("RAY_ADDRESS")  # a running cluster
         local = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 200 << 20}
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
+        ray.init(
+            address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local)
+        )
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_RayPainter)
