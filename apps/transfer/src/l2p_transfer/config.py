@@ -55,9 +55,19 @@ class SourceSection:
 class PromptsSection:
     """Where prompts come from (sec. 3.2; the paper: 10k)."""
 
-    engine: Literal["grammar", "file"] = "grammar"
+    engine: Literal["grammar", "file", "openai", "vllm"] = "grammar"
     grammar: Path | None = None  # for engine = "grammar": a grammar file
     file: Path | None = None  # for engine = "file": .jsonl, .txt, .csv or .parquet with prompts
+    server: str | None = None  # for engine = "openai": base URL; the key comes from OPENAI_API_KEY
+    model: str | None = None  # for engine = "openai": the server's model
+    llm: Path | None = None  # for engine = "vllm": a transformers directory of a language model
+    tensor_parallel: int = 1  # for engine = "vllm": GPUs per replica
+    replicas: int | None = None  # for engine = "vllm"; None: as many as the GPUs hold
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for engine = "vllm": what vllm.LLM takes
+    taxonomy: Path | None = None  # for an LLM: your own categories, merged onto the shipped tree
+    kind: Literal["simple", "detailed", "mixed"] = "mixed"  # for an LLM: Fig. 10
+    subjects_per_message: int = 1  # for an LLM
+    audit: bool = False  # the LLM also judges what passed the rules (Fig. 11)
     count: int = 10_000  # prompts to write; with a file, the most to take
 
 
@@ -242,11 +252,12 @@ def _check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise TransferError(f"{name} is {value}; it must be at least 1")
-    wanted = {"grammar": config.prompts.grammar, "file": config.prompts.file}[config.prompts.engine]
-    if wanted is None:
-        raise TransferError(
-            f'prompts.engine = "{config.prompts.engine}" needs prompts.{config.prompts.engine}'
-        )
+    needed = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
+    for name in needed[config.prompts.engine]:
+        if getattr(config.prompts, name) is None:
+            raise TransferError(f'prompts.engine = "{config.prompts.engine}" needs prompts.{name}')
+    if config.prompts.audit and config.prompts.engine not in ("openai", "vllm"):
+        raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{config.prompts.engine}"')
     if config.processes:  # auto always divides
         config.train.batch_layout(config.processes)
 

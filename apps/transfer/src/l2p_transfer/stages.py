@@ -55,18 +55,22 @@ class Stage:
 
 def write_prompts(run: Run, progress: Progress) -> Outcome:
     """Category tree or file -> prompt records (sec. 3.2)."""
-    from l2p_data.grammar import GrammarGenerator
     from l2p_data.prompts import generate_prompts, read_prompts
     from l2p_data.prompts import write_prompts as write
+    from l2p_data.taxonomy import load_taxonomy
 
-    section = run.config.prompts
-    if section.engine == "grammar":
-        assert section.grammar is not None
-        generator = GrammarGenerator(section.grammar, seed=run.config.run.seed)
-        prompts = generate_prompts(generator, section.count, seed=run.config.run.seed)
-    else:
+    from l2p_transfer.language import LLM_ENGINES, open_generator
+
+    section, seed = run.config.prompts, run.config.run.seed
+    if section.engine == "file":
         assert section.file is not None
         prompts = read_prompts(section.file).head(section.count)
+    else:
+        leaves = load_taxonomy(section.taxonomy).categories if section.engine in LLM_ENGINES else None
+        with open_generator(run.config, run.paths, progress) as generator:
+            prompts = generate_prompts(
+                generator, section.count, categories=leaves, seed=seed, kind=section.kind
+            )
     write(prompts, run.paths.prompts)
     categories = prompts["category"].n_unique()
     return Outcome(
@@ -83,6 +87,13 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
     from l2p_data.prompts import write_prompts as write
 
     judged = judge(read_prompts(run.paths.prompts), run.config.filter)
+    if run.config.prompts.audit:
+        from l2p_data.audit import audit_prompts
+
+        from l2p_transfer.language import open_generator
+
+        with open_generator(run.config, run.paths, progress) as auditor:
+            judged = audit_prompts(judged, auditor)
     keep = kept(judged).height
     write(judged, run.paths.filtered)
     return Outcome(

@@ -1,0 +1,47 @@
+"""The engine that `[prompts]` names: a grammar, a server, or vLLM on the run's Ray cluster."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from l2p_transfer.config import Config
+from l2p_transfer.paths import RunPaths
+
+LLM_ENGINES = ("openai", "vllm")
+
+
+@contextmanager
+def open_generator(
+    config: Config, paths: RunPaths, progress: Callable[[float, float, str], None]
+) -> Iterator[Any]:
+    """What writes prompts and, if it is an LLM, judges them. It is stopped at the end.
+
+    Answers of an LLM are kept in the run directory as they come in: a killed run asks for none twice.
+    """
+    section = config.prompts
+    if section.engine == "grammar":
+        from l2p_data.grammar import GrammarGenerator
+
+        assert section.grammar is not None
+        yield GrammarGenerator(section.grammar, seed=config.run.seed)
+        return
+    from l2p_data.chat import ChatGenerator
+    from l2p_data.engines import open_engine
+
+    with open_engine(
+        server=section.server if section.engine == "openai" else None,
+        model=section.model,
+        vllm=section.llm if section.engine == "vllm" else None,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        tensor_parallel=section.tensor_parallel,
+        replicas=section.replicas,
+        ray_address=config.cluster.address or None,
+        engine_kwargs=section.engine_kwargs,
+    ) as engine:
+        yield ChatGenerator(
+            engine,
+            subjects_per_message=section.subjects_per_message,
+            journal=paths.prompts.parent / "journal",
+            on_progress=lambda done, total: progress(done, total, "answers"),
+        )

@@ -1,0 +1,81 @@
+"""Does the synthesis cost anything beside the pipeline? Images per second of one worker against a bare loop.
+
+    uv run python benchmarks/data_throughput.py [--model DIRECTORY] [--width 1024 --steps 9 --batch-size 8]
+
+The bare loop calls the same pipeline with the same batches and throws the images away; the synthesis also
+checks, encodes, hashes and writes them. Both are timed without loading the model, in turns, so that a busy
+machine disturbs both, by the clock and by seconds of CPU time. Prints the ratios of the medians.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="default: the untrained miniature")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=4, help="per turn: one shard")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    from l2p_data import SynthesisConfig, prompt_records
+    from l2p_data.synthesis import plan_shards
+    from l2p_data.worker import WorkerSettings, batches, load_generator, make_shard
+    from l2p_mini.architecture import write_untrained_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or write_untrained_source(Path(folder) / "model", seed=0)
+        size = options.batch_size
+        settings = WorkerSettings(
+            model=str(model),
+            corpus=str(Path(folder) / "corpus"),
+            source_model="benchmark",
+            batch_size=size,
+            threads=options.threads,
+            dtype="auto",
+            image_format="png",
+            max_attempts=2,
+            device=options.device,
+            pipeline_kwargs={"num_inference_steps": options.steps, "guidance_scale": 0.0},
+        )
+        plan = SynthesisConfig(
+            model=model,
+            output=folder,
+            width=options.width,
+            height=options.width,
+            seeds_per_prompt=1,
+            rows_per_shard=size * options.batches,
+        )
+        count = size * options.batches * options.turns
+        shards = plan_shards(prompt_records([f"a red circle number {i}" for i in range(count)]), plan)
+        generate = load_generator(settings)
+        loops, syntheses = [], []
+        for index, rows in enumerate([shards[0], *shards]):  # the first warms up
+            start, cpu_start = time.perf_counter(), time.process_time()
+            for batch in batches(rows, size):
+                prompts, seeds = [row["prompt"] for row in batch], [row["seed"] for row in batch]
+                generate(prompts, seeds, (options.width, options.width))
+            middle, cpu_middle = time.perf_counter(), time.process_time()
+            make_shard(index, rows, generate, settings)
+            end, cpu_end = time.perf_counter(), time.process_time()
+            loops.append((middle - start, cpu_middle - cpu_start))
+            syntheses.append((end - middle, cpu_end - cpu_middle))
+    images = size * options.batches
+    for which, name in enumerate(("by the clock", "of CPU time")):
+        bare = statistics.median(turn[which] for turn in loops[1:])
+        ours = statistics.median(turn[which] for turn in syntheses[1:])
+        rates = f"bare loop {images / bare:.2f} images/s, synthesis {images / ours:.2f} images/s"
+        print(f"{name}: {rates}, ratio {bare / ours:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Real processes that die: a driver at random moments, a node of a Ray cluster."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from l2p_data import SynthesisConfig, prompt_records, synthesize, verify
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = [f"a red circle number {index}" for index in range(12)]
+SETTINGS = """seeds_per_prompt=1, width=64, height=64, batch_size=1, rows_per_shard=1,
+    pipeline_kwargs={"num_inference_steps": 2, "guidance_scale": 0.0, "max_sequence_length": 32}"""
+
+NODE_LOSS = """
+import json, os, sys
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+import ray
+from ray.cluster_utils import Cluster
+from l2p_data import SynthesisConfig, prompt_records, synthesize
+model, corpus, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+second = cluster.add_node(**node)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+workers = {}
+
+def lose_a_node(state):
+    if state.shards >= 2 and not workers:
+        from ray._private.state import actors
+        workers["before"] = [
+            actor["Address"]["NodeID"] == second.node_id
+            for actor in actors().values() if actor["State"] == "ALIVE"
+        ]
+        cluster.remove_node(second, allow_graceful=False)
+        workers["shards"] = state.shards
+
+config = SynthesisConfig(model=model, output=corpus, workers=2, SETTINGS)
+manifest = synthesize(prompt_records(prompts), config, lose_a_node)
+print(json.dumps({**workers, "rows": manifest.rows, "nodes": sum(n["Alive"] for n in ray.nodes())}))
+ray.shutdown()
+cluster.shutdown()
+""".replace("SETTINGS", SETTINGS)
+
+
+def content(corpus: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(corpus)): path.read_bytes()
+        for path in sorted(corpus.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_node_that_dies_mid_synthesis_costs_time_only(untrained_source: Path, tmp_path: Path) -> None:
+    """Two nodes of one worker each; one node's processes are killed after two of twelve shards."""
+    command = [sys.executable, "-c", NODE_LOSS, str(untrained_source), str(tmp_path / "cluster")]
+    command.append(json.dumps(PROMPTS))
+    lost = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert lost.returncode == 0, lost.stderr[-3000:]
+    report = json.loads(lost.stdout.splitlines()[-1])
+    assert True in report["before"] and False in report["before"]  # both nodes were at work
+    assert report["shards"] < 12 and report["nodes"] == 1 and report["rows"] == 12
+    config = eval(
+        f"SynthesisConfig(model=untrained_source, output=tmp_path / 'quiet', workers=0, {SETTINGS})"
+    )
+    assert isinstance(config, SynthesisConfig)
+    synthesize(prompt_records(PROMPTS), config)
+    assert content(tmp_path / "cluster") == content(tmp_path / "quiet")
+    assert verify(tmp_path / "cluster", decode=True)["failed"] == 0
+
+
+def test_a_driver_killed_at_random_moments_resumes_to_the_same_bytes() -> None:
+    """Three points; `benchmarks/data_kill.py --points 20` is the long run."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "data_kill.py"), "--points", "3", "--seed", "5"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    assert run.stdout.count("same bytes") == 3 and run.stdout.count("had ended") <= 1
