@@ -250,3 +250,42 @@ def test_several_subjects_can_share_a_message(url: str) -> None:
     assert set(frame["problem"].drop_nulls()) <= {'answer has no list of 4 under "prompts"'}
     schemas = [body["response_format"]["json_schema"]["schema"] for body in Handler.bodies]
     assert schemas[0]["properties"]["prompts"]["maxItems"] == 4 and len(schemas) < 40
+
+
+def test_a_transfer_writes_and_judges_its_prompts_by_a_server(url: str, tmp_path: Path) -> None:
+    from l2p_transfer.config import load_config
+    from l2p_transfer.errors import TransferError
+    from l2p_transfer.paths import RunPaths
+    from l2p_transfer.stages import Run, filter_prompts, write_prompts
+
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f"""
+[run]
+output = "{tmp_path / "run"}"
+[source]
+model = "none"
+[prompts]
+engine = "openai"
+server = "{url}"
+model = "tiny"
+audit = true
+count = 20
+[evaluate]
+metadata = "none"
+"""
+    )
+    config = load_config(path)
+    run = Run(config=config, paths=RunPaths(config.run.output))
+    written = write_prompts(run, lambda done, total, note: None)
+    assert written.values["prompts"] >= 20
+    judged = filter_prompts(run, lambda done, total, note: None)
+    assert judged.values["kept"] > 10
+    asked = len(Handler.bodies)
+    assert write_prompts(run, lambda done, total, note: None).values == written.values
+    assert filter_prompts(run, lambda done, total, note: None).values == judged.values
+    assert len([b for b in Handler.bodies[asked:] if b["temperature"] == 0]) == 0  # all in the journal
+    with pytest.raises(TransferError, match=r"needs prompts.llm"):
+        load_config(path, ["prompts.engine=vllm"])
+    with pytest.raises(TransferError, match=r"prompts.audit needs an LLM"):
+        load_config(path, ["prompts.engine=grammar", "prompts.grammar=x.toml"])
