@@ -94,7 +94,8 @@ def check_wheel(wheel: Path, project: dict) -> None:
         "has no py.typed": f"{module}/py.typed" not in names,
         "names no licence": metadata["License-Expression"] != "Apache-2.0",
         "has no description": not metadata.get_payload(),
-        "allows another Python than the workspace": metadata["Requires-Python"] != "<3.14,>=3.11",
+        "allows other Pythons than its project": set(metadata["Requires-Python"].replace(" ", "").split(","))
+        != set(project["requires-python"].split(",")),
         "carries tests or caches": any("test_" in name or "__pycache__" in name for name in names),
     }
     wrong = [problem for problem, found in problems.items() if found]
@@ -108,8 +109,8 @@ def install_alone(project: dict, projects: list[dict], wheels: Path, python: str
     with tempfile.TemporaryDirectory() as folder:
         constraints, environment = Path(folder) / "constraints.txt", Path(folder) / "env"
         exported = _run(
-            *("uv", "export", "--quiet", "--locked", "--no-hashes", "--no-emit-workspace", "--all-extras"),
-            *("--format", "requirements-txt"),
+            *("uv", "export", "--quiet", "--locked", "--no-hashes", "--no-emit-workspace", "--all-packages"),
+            *("--no-dev", "--format", "requirements-txt"),
         )
         constraints.write_text(exported, encoding="utf-8")
         _run("uv", "venv", "--quiet", "--python", python, str(environment))

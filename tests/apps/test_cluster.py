@@ -99,8 +99,10 @@ def test_a_node_lost_in_each_stage_changes_nothing(
     tmp_path: Path, untrained_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))  # of a busy machine
     Path("tiny.toml").write_text(CONFIG.replace("SOURCE", str(untrained_source)))
-    Path("metadata.jsonl").write_text(EVALUATION_METADATA.read_text().splitlines()[0] + "\n")
+    rows = EVALUATION_METADATA.read_text().splitlines()
+    Path("metadata.jsonl").write_text("\n".join([rows[0], rows[-1]]) + "\n")
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one thread, as a worker of the cluster has
     try:
