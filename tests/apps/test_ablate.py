@@ -151,6 +151,7 @@ def test_every_shipped_ablation_loads_with_three_seeds_and_a_budget(path: Path) 
         ('name = "scratch"', 'name = "scratch"\ndata = "none"', "no [data.none]; there is source"),
         ("train.trainable", "train.trianable", "did you mean 'trainable'"),
         ("surgery.trunk", "surgery.trunks", "trunks"),
+        ("head_channels = [8, 8, 8, 8]", "head_channels = [-1]", "greater than or equal to 1"),
     ],
 )
 def test_bad_configs_are_one_line(
@@ -162,6 +163,17 @@ def test_bad_configs_are_one_line(
     err = capsys.readouterr().err.strip()
     assert err.startswith("error: ") and len(err.splitlines()) == 1
     assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_that_cannot_be_built_stops_the_command_before_it_starts(
+    tmp_path: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.toml"
+    tables = TINY.replace("SOURCE", str(untrained_source))
+    path.write_text(tables.replace('surgery.trunk = "random"', 'surgery.initialisation = "magic"'))
+    assert main([str(path), "-o", str(tmp_path / "run")]) == 2
+    assert "unknown initialisation 'magic'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

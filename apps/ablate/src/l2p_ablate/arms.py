@@ -82,10 +82,30 @@ def run_arm(
     }
     for leftover in (folder / "train" / "checkpoints", initial):  # nothing resumes from them any more
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = result_file.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(result_file)
+    write_json(result_file, result)
     return result
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def check_arms(config: Config) -> None:
+    """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
+    from l2p_arch.initialisation import check_initialisation
+    from l2p_arch.model import L2PTransformer
+    from l2p_arch.surgery import open_source
+
+    source = open_source(config.source.model)
+    trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
+    for arm in config.arm:
+        surgery = config.surgery_of(arm)
+        check_initialisation(surgery.initialisation, torch.empty(1, 3, config.size, config.size))
+        with torch.device("meta"):
+            L2PTransformer(source.family.name, trunk, surgery.patch_size, surgery.head_channels)
 
 
 def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
@@ -136,8 +156,6 @@ def evaluate(
     config: Config, arm: ArmTable, folder: Path, held: Held, workers: int | None, progress: Progress
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The three metrics of an arm's model, and its GenEval score per tag."""
-    from l2p_mini.detector import ExactDetector
-
     directory = folder / "train" / "model"
     model = Model(
         directory=directory,
@@ -161,6 +179,21 @@ def evaluate(
         workers=default_workers() if workers is None else workers,
         on_image=lambda done, total: progress(f"paints {done}/{total}"),
     )
+    scores = _judged(held, paths)
+    summary = summarise(scores)
+    distance = frechet_between(held.reference, paths, load_extractor("efficientnet-lite0"))
+    metrics = {
+        "geneval": summary.overall,
+        "frechet": distance.value,
+        "loss": held_out_loss(directory, held, config.source.max_sequence_length),
+    }
+    return metrics, dict(summary.tags)
+
+
+def _judged(held: Held, paths: Sequence[Path]) -> list[ImageScore]:
+    """GenEval's verdict on one image of each held-out prompt."""
+    from l2p_mini.detector import ExactDetector
+
     detector, scores = ExactDetector(), []
     for index, (prompt, path) in enumerate(zip(held.prompts, paths, strict=True)):
         verdict = judge(prompt, detector.detect(open_image(path)))
@@ -172,17 +205,10 @@ def evaluate(
                 prompt=prompt.prompt,
                 correct=verdict.correct,
                 reason=verdict.reason,
-                path=path.relative_to(images).as_posix(),
+                path=path.name,
             )
         )
-    summary = summarise(scores)
-    distance = frechet_between(held.reference, paths, load_extractor("efficientnet-lite0"))
-    metrics = {
-        "geneval": summary.overall,
-        "frechet": distance.value,
-        "loss": held_out_loss(directory, held, config.source.max_sequence_length),
-    }
-    return metrics, dict(summary.tags)
+    return scores
 
 
 @torch.inference_mode()

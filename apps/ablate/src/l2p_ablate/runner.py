@@ -17,7 +17,7 @@ from typing import Any
 
 from l2p_evaluate.provenance import collect_provenance
 
-from l2p_ablate.arms import Held, run_arm
+from l2p_ablate.arms import Held, check_arms, run_arm, write_json
 from l2p_ablate.config import Config
 from l2p_ablate.data import fingerprint, held_out_prompts, make_corpus, make_reference
 from l2p_ablate.errors import AblateError
@@ -63,6 +63,7 @@ def execute(
         say: told once per finished part. progress: told often.
     """
     folders = Folders(root=root)
+    check_arms(config)
     with _locked(root):
         _claim(config, folders)
         before = _spent(folders)
@@ -72,12 +73,8 @@ def execute(
         def spent() -> float:
             return before + time.monotonic() - started
 
-        for name in {config.data_of(arm): None for arm in config.arm}:
-            make_corpus(config, name, folders.corpus(name), workers, progress)
-            say(f"data {name}: done ({spent() / 60:.1f} min)")
-        prompts = held_out_prompts(config)
-        held = Held(
-            prompts=prompts, reference=make_reference(config, prompts, folders.reference, workers, progress)
+        held = _make_data(
+            config, folders, workers, lambda text: say(f"{text} ({spent() / 60:.1f} min)"), progress
         )
         results: dict[tuple[str, int], Any] = {}
         longest = 0.0
@@ -101,6 +98,16 @@ def execute(
             if new:
                 _write(config, folders, results, held, provenance, spent())
         return _write(config, folders, results, held, provenance, spent())
+
+
+def _make_data(config: Config, folders: Folders, workers: int | None, say: Say, progress: Say) -> Held:
+    """The corpora that the arms name, and the held-out pictures."""
+    for name in {config.data_of(arm): None for arm in config.arm}:
+        make_corpus(config, name, folders.corpus(name), workers, progress)
+        say(f"data {name}: done")
+    prompts = held_out_prompts(config)
+    reference = make_reference(config, prompts, folders.reference, workers, progress)
+    return Held(prompts=prompts, reference=reference)
 
 
 def _prefixed(progress: Say, shown: str, text: str) -> None:
@@ -134,7 +141,7 @@ def _write(
         if painted:
             save_pictures(config, painted, held.reference, held.prompts, folders.root / "pictures.png")
     _replace(folders.root / "results.md", f"# {summary['title']} ({summary['paper']})\n\n{table(summary)}\n")
-    _replace(folders.results, json.dumps(summary, indent=1) + "\n")
+    write_json(folders.results, summary)
     return summary
 
 
@@ -166,7 +173,7 @@ def _claim(config: Config, folders: Folders) -> None:
         return
     if any(path.name != ".lock" for path in folders.root.iterdir()):
         raise AblateError(f"{folders.root} is not empty and holds no ablation; choose another --output")
-    _replace(note, json.dumps(wanted, indent=1) + "\n")
+    write_json(note, wanted)
 
 
 @contextmanager

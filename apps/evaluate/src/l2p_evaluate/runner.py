@@ -45,15 +45,7 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
     Raises:
         EvalError, EvaluateError: before anything was scored.
     """
-    entries = [(*named(text), False) for text in options.images] + [
-        (*named(text), True) for text in options.model
-    ]
-    if not entries:
-        raise EvaluateError("nothing to score; give --images DIR or --model DIR")
-    check_names([name for name, _, _ in entries])
-    for _, path, is_model in entries:
-        if not is_model and not path.is_dir():
-            raise EvalError(f"no image folder {path}; give a folder of images to --images")
+    entries = _entries(options)
     models = {
         name: open_model(path, _sampling(options), dtype=options.dtype) for name, path, m in entries if m
     }
@@ -92,6 +84,19 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
     return Outcome(results=results, problem=problem)
 
 
+def _entries(options: argparse.Namespace) -> list[tuple[str, Path, bool]]:
+    """(name, path, whether it is a model), checked."""
+    entries = [(*named(text), False) for text in options.images]
+    entries += [(*named(text), True) for text in options.model]
+    if not entries:
+        raise EvaluateError("nothing to score; give --images DIR or --model DIR")
+    check_names([name for name, _, _ in entries])
+    for _, path, is_model in entries:
+        if not is_model and not path.is_dir():
+            raise EvalError(f"no image folder {path}; give a folder of images to --images")
+    return entries
+
+
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "height": options.height,
@@ -119,33 +124,19 @@ def _write(
 ) -> dict[str, Any]:
     """results.json, report.html and report.md, each whole."""
     paper = rows_for(scorer.paper)
-    entries, rows = [], []
-    for pictures, score in done:
-        definition = dict(score.definition)
-        if pictures.model:
-            definition |= {f"sampling: {key}": value for key, value in pictures.model.settings.items()}
-            definition["sampling: seeds"] = f"{options.images_per_prompt} a prompt, from {options.seed}"
-        entries.append(
-            Entry(
-                name=pictures.name,
-                values=score.values,
-                definition=definition,
-                pictures=_first(pictures),
-                failures=score.failures[:FAILURES_SHOWN],
-                problem=score.problem,
-            )
-        )
-        rows.append(
-            {
-                "name": pictures.name,
-                "folder": str(pictures.folder),
-                "complete": not score.problem,
-                "problem": score.problem,
-                "values": dict(score.values),
-                "definition": definition,
-                **score.details,
-            }
-        )
+    entries = [_entry(options, pictures, score) for pictures, score in done]
+    rows = [
+        {
+            "name": entry.name,
+            "folder": str(pictures.folder),
+            "complete": not entry.problem,
+            "problem": entry.problem,
+            "values": dict(entry.values),
+            "definition": dict(entry.definition),
+            **score.details,
+        }
+        for entry, (pictures, score) in zip(entries, done, strict=True)
+    ]
     results = {
         "metric": options.metric,
         "complete": not problem,
@@ -167,6 +158,22 @@ def _write(
     partial.replace(options.output / "results.json")
     write_scorecard(card, options.output)
     return results
+
+
+def _entry(options: argparse.Namespace, pictures: Pictures, score: Score) -> Entry:
+    """What the page shows of one entry."""
+    definition = dict(score.definition)
+    if pictures.model:
+        definition |= {f"sampling: {key}": value for key, value in pictures.model.settings.items()}
+        definition["sampling: seeds"] = f"{options.images_per_prompt} a prompt, from {options.seed}"
+    return Entry(
+        name=pictures.name,
+        values=score.values,
+        definition=definition,
+        pictures=_first(pictures),
+        failures=score.failures[:FAILURES_SHOWN],
+        problem=score.problem,
+    )
 
 
 def _first(pictures: Pictures) -> list[tuple[Path, str]]:
