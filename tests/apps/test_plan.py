@@ -46,7 +46,7 @@ def test_a_real_model_is_planned_at_its_published_size(
     assert 0 < model["trainable"] < model["frozen"] * 2
     assert costs["downloads"][0].startswith(f"hf download {repository} --local-dir ")
     assert set(costs["gpu_hours"]) == {"images", "training", "evaluation"}
-    # A forward is about 2 FLOPs per parameter and token; two-stream families run half of theirs on text alone.
+    # A forward is about 2 FLOPs per parameter and token; two-stream families run half of theirs on the text.
     step = costs["gpu_hours"]["training"] * 3600 * 0.4 * 989.4e12 / (100_000 * 8)
     assert 1 < step / (2 * billions * 1e9 * 4096) < 8
     assert costs["disk_gb"]["source"] > 2 * billions
