@@ -50,7 +50,7 @@ def outputs(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPa
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]

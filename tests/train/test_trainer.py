@@ -98,12 +98,23 @@ def plain_loop(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.Tem
     return losses, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, trainable
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        (0, {}),
+        (1, {}),
+        (2, {}),
+        (3, {}),
+        (1, {"offload_optimizer": True}),
+        (3, {"offload_optimizer": True, "micro_batch_size": 1}),
+        (0, {"head_tile": 16, "gradient_checkpointing": True}),
+    ],
+)
 def test_every_zero_stage_is_the_bare_loop_with_frozen_tensors_untouched(
-    stage, settings, plain_loop, tiny_model
+    stage, changes, settings, plain_loop, tiny_model
 ):
     losses, wanted, trainable = plain_loop
-    found_losses, found = run(settings(zero_stage=stage, precision="fp32"))
+    found_losses, found = run(settings(zero_stage=stage, precision="fp32", **changes))
     assert found_losses == pytest.approx(losses, rel=1e-5)
     initial = weights(tiny_model / "transformer")
     for name, tensor in found.items():

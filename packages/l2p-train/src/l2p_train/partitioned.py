@@ -1,7 +1,8 @@
 """Loading under ZeRO-3: no process ever holds the whole model, on the device or in host memory.
 
-Every module is built inside `deepspeed.zero.Init`, which shares its parameters out as soon as they exist;
-then process 0 reads the files tensor by tensor and hands each one round.
+The model is built with parameters that have no memory; then module by module gets its weights and hands them
+to ZeRO, which keeps this process's share. (Building it inside `with deepspeed.zero.Init()` would be shorter,
+but that casts every float tensor made meanwhile, the float64 tables of rotary positions among them.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from l2p_train.errors import TrainError
 
@@ -28,27 +30,37 @@ def load_partitioned(transformer: Path, dtype: torch.dtype, settings: Mapping[st
         TrainError: the files lack a tensor, or have one of another shape.
     """
     import deepspeed
+    from accelerate import init_empty_weights
     from l2p_arch import L2PTransformer
     from safetensors import safe_open
 
     config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
-    with deepspeed.zero.Init(config_dict_or_path=dict(settings), dtype=dtype):
+    with init_empty_weights(include_buffers=False):
         model = L2PTransformer.from_config(config)
-    # Processes on one machine read the same files through the page cache; only headers are kept.
+    # Processes of one machine read the same files through the page cache; only headers are kept.
     handles = [safe_open(path, framework="pt") for path in sorted(transformer.glob("*.safetensors"))]
     where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        shape = tuple(where[name].get_slice(name).get_shape()) if name in where else None
-        if shape != tuple(parameter.ds_shape):
+
+    def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        found = tuple(where[name].get_slice(name).get_shape()) if name in where else None
+        if found != shape:
             raise TrainError(
-                f"cannot load a model from {transformer.parent}: {name} is {shape or 'missing'}, wanted "
-                f"{tuple(parameter.ds_shape)}"
+                f"cannot load a model from {transformer.parent}: {name} is {found or 'missing'}, "
+                f"wanted {shape}"
             )
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-            if torch.distributed.get_rank() == 0:
-                parameter.copy_(where[name].get_tensor(name))
+        tensor: torch.Tensor = where[name].get_tensor(name)
+        return tensor
+
+    modules = list(model.named_modules())
+    for prefix, module in reversed(modules):  # children before parents: each call shares out one module's own
+        own = list(module.named_parameters(recurse=False))
+        for name, empty in own:
+            full = f"{prefix}.{name}" if prefix else name
+            value = read(full, tuple(empty.shape)).to(dtype)
+            setattr(module, name, nn.Parameter(value, requires_grad=empty.requires_grad))
+        if own:
+            deepspeed.zero.Init(module=module, config_dict_or_path=dict(settings), dtype=dtype)
     for name, buffer in model.named_buffers():
         if name in where:
-            buffer.copy_(where[name].get_tensor(name))
+            buffer.copy_(read(name, tuple(buffer.shape)))
     return model
