@@ -54,11 +54,16 @@ def test_python_examples_run(
 def test_commands_have_the_flags_that_the_guides_give_them(page: str, words: list[str]) -> None:
     import importlib
 
-    modules = {"l2p-generate": "l2p_generate", "l2p-transfer": "l2p_transfer", "l2p-data": "l2p_data"}
+    parsers = {
+        "l2p-generate": ("l2p_generate.cli", "_parser"),
+        "l2p-transfer": ("l2p_transfer.cli", "_parser"),
+        "l2p-data": ("l2p_data.arguments", "build_parser"),
+    }
     if words[:2] == ["l2p-generate", "serve"]:
         importlib.import_module("l2p_generate.serve.cli").parse(words[2:])
         return
-    options = importlib.import_module(f"{modules[words[0]]}.cli")._parser().parse_args(words[1:])
+    module, function = parsers[words[0]]
+    options = getattr(importlib.import_module(module), function)().parse_args(words[1:])
     if words[0] == "l2p-transfer":
         assert (ROOT / options.config).is_file()
 
