@@ -35,6 +35,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
             axes.plot(value["values"], [row] * len(value["values"]), ".", color=_POINT, markersize=5)
         axes.set_yticks(rows, [arm["label"] for arm in arms] if axes is panels[0] else [""] * len(arms))
         axes.invert_yaxis()
+        axes.set_xlim(left=0)
         bold = {"fontweight": "bold"} if name == summary["metric"] else {}
         axes.set_title(f"{_TITLES[name]}\n({'higher' if up else 'lower'} is better)", fontsize=9, **bold)
     _curves(panels[-1], summary)
