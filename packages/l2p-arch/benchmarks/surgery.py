@@ -1,15 +1,17 @@
 """Surgery against `cp`: time for the same bytes in the same run, and peak resident memory.
 
-    python packages/l2p-arch/benchmarks/surgery.py --layers 30      # full size, 12.3 GB of random weights,
-    three times
+    python packages/l2p-arch/benchmarks/surgery.py --layers 30      # full size: 12.3 GB of random weights
 
-Writes a Z-Image pipeline directory of full width to a temporary folder, copies its transformer with `cp`,
-converts it, and prints one line of JSON.
+Writes a Z-Image pipeline directory of full width to a temporary folder, then copies its transformer with `cp`
+and converts it by turns, each followed by `sync` and removed again (twice the size is the most on the disk at
+once), and prints one line of JSON with all times and the ratio of the medians.
 """
 
 import argparse
 import json
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, default=4, help="main blocks of 0.36 GB; 30 is full size (default 4)"
     )
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write (default: the temporary folder)"
     )
@@ -80,17 +83,22 @@ def main() -> None:
         write_source(source, arguments.layers, 5 << 30)
         size = sum(path.stat().st_size for path in (source / "transformer").iterdir())
         subprocess.run(["sync"], check=True)  # the source's own dirty pages are nobody's time
-        copied = timed(["cp", "-r", str(source / "transformer"), str(copy)])
         idle = timed([sys.executable, "-c", "import l2p_arch.model"])
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        converted = timed([sys.executable, "-c", CONVERT, str(source), str(out)])
+        copied, converted = [], []
+        for _ in range(arguments.repeats):
+            copied.append(timed(["cp", "-r", str(source / "transformer"), str(copy)]))
+            shutil.rmtree(copy)
+            converted.append(timed([sys.executable, "-c", CONVERT, str(source), str(out)]))
+            shutil.rmtree(out)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     result = {
         "gigabytes": round(size / 1e9, 2),
-        "cp_seconds": round(copied, 2),
+        "cp_seconds": [round(value, 2) for value in copied],
+        "convert_seconds": [round(value, 2) for value in converted],
         "import_seconds": round(idle, 2),
-        "convert_seconds": round(converted, 2),
-        "convert_over_cp": round((converted - idle) / copied, 2),
+        "convert_over_cp": round(statistics.median(converted) / statistics.median(copied), 2),
+        "without_import": round((statistics.median(converted) - idle) / statistics.median(copied), 2),
         "peak_rss_gib": round(peak / 2**20, 2),
         "import_rss_gib": round(before / 2**20, 2),
     }

@@ -140,13 +140,13 @@ class L2PPipeline(DiffusionPipeline):
         negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
         noise = draw_noise(len(positive), height, width, seeds=seeds, generator=generator)
         scheduler = self._schedule(num_inference_steps, noise_shift, height, width)
-        x_t, timesteps = noise.to(self._execution_device), scheduler.timesteps
+        x_t, first = noise.to(self._execution_device), 0
         if image is not None:
             x_0 = _to_pixels(image, len(noise), height, width).to(x_t.device)
-            x_t, timesteps = _start_from(x_0, x_t, scheduler, strength)
-        with self.progress_bar(total=len(timesteps)) as progress:
-            for step, timestep in enumerate(timesteps):
-                sigma = timestep / scheduler.config.num_train_timesteps
+            x_t, first = _start_from(x_0, x_t, scheduler, strength)
+        with self.progress_bar(total=len(scheduler.timesteps) - first) as progress:
+            for step, timestep in enumerate(scheduler.timesteps[first:]):
+                sigma = scheduler.sigmas[first + step]  # timesteps are rounded to whole numbers by some
                 velocity = self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
                 x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]
                 if on_step is not None:
@@ -200,8 +200,17 @@ class L2PPipeline(DiffusionPipeline):
             raise ArchError(
                 f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px"
             )
-        changes = {} if noise_shift is None else {"shift": noise_shift, "use_dynamic_shifting": False}
-        scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
+        own = self.scheduler.config
+        if not type(self.scheduler).__name__.startswith("FlowMatch") and not own.get("use_flow_sigmas"):
+            raise ArchError(
+                f"{type(self.scheduler).__name__} does not sample by flow matching; use a FlowMatch "
+                "scheduler, or one with use_flow_sigmas=True and prediction_type='flow_prediction'"
+            )
+        changes: dict[str, Any] = {}
+        if noise_shift is not None:
+            changes["flow_shift" if "flow_shift" in own else "shift"] = noise_shift
+            changes |= {"use_dynamic_shifting": False} if "use_dynamic_shifting" in own else {}
+        scheduler = type(self.scheduler).from_config(own, **changes)
         accepted = inspect.signature(scheduler.set_timesteps).parameters
         options: dict[str, Any] = {"device": self._execution_device}
         if "sigmas" in accepted:
@@ -250,17 +259,17 @@ def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
     return image.float().expand(count, -1, -1, -1)
 
 
-def _start_from(x_0: Tensor, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, Tensor]:
-    """The images, noised to where the last `strength` of the schedule begins, and the timesteps left."""
+def _start_from(x_0: Tensor, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, int]:
+    """The images, noised to where the last `strength` of the schedule begins, and the step to begin with."""
     if not 0 <= strength <= 1:
         raise ArchError(f"strength {strength} is not between 0 and 1")
-    skipped = len(scheduler.timesteps) - round(len(scheduler.timesteps) * strength)
-    timesteps = scheduler.timesteps[skipped:]
-    if len(timesteps) == 0:
-        return x_0, timesteps
-    scheduler.set_begin_index(skipped)
-    sigma = timesteps[0] / scheduler.config.num_train_timesteps
-    return (1 - sigma) * x_0 + sigma * noise, timesteps
+    first = len(scheduler.timesteps) - round(len(scheduler.timesteps) * strength)
+    if first == len(scheduler.timesteps):
+        return x_0, first
+    first -= first % scheduler.order  # never between the two evaluations of one Heun step
+    scheduler.set_begin_index(first)
+    sigma = scheduler.sigmas[first].to(x_0)
+    return (1 - sigma) * x_0 + sigma * noise, first
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:
