@@ -42,9 +42,10 @@ class Lpips:
             raise EvalError(f"no {backbone} weights {weights}; give torchvision's {_FILES[backbone]}")
         try:
             from torchmetrics.functional.image.lpips import _LPIPS
+
+            self.network: Any = _LPIPS(pretrained=True, net=backbone, pnet_rand=True)
         except ImportError:
             raise EvalError("LPIPS needs torchvision; run `pip install l2p-eval[lpips]`") from None
-        self.network: Any = _LPIPS(pretrained=True, net=backbone, pnet_rand=True)
         try:
             stored = torch.load(weights, map_location="cpu", weights_only=True)
             own = self.network.net.state_dict()  # slice1.0.weight, slices.0.0.weight: features.0.weight there
