@@ -238,7 +238,8 @@ def _calibration_images(run: Run) -> Any:
     """Some corpus images as (N, 3, H, W) in [-1, 1], for initialisations that measure the source."""
     import numpy as np
     import torch
-    from l2p_data.dataset import decode_image, iterate_corpus
+    from l2p_data.dataset import iterate_corpus
+    from l2p_data.images import decode_image
 
     images = run.config.images
     count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // (images.width * images.height)))
