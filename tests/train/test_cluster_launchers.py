@@ -91,10 +91,10 @@ def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(settings, 
 
     config = settings(tmp_path / "run")
     ray.init(
+        address="local",  # never somebody's running cluster
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=200 * 2**20,
-        _temp_dir=str(tmp_path / "r") if len(str(tmp_path)) < 40 else None,
         log_to_driver=False,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}},
     )

@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print what would train and its memory; write nothing"
     )
     parser.add_argument("--processes", type=int, default=1, help="GPUs that --dry-run assumes")
+    # The deepspeed launcher gives it to every script; LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     from l2p_train.config import load_config
 
