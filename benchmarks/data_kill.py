@@ -10,6 +10,7 @@ run to the end, compare every file. Prints one line a point; exits with 1 if any
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 PROMPTS = [f"a red circle number {index}" for index in range(6)]
 OUT_OF_REACH = 1 << 60
+ENDED = " (had ended)"
 
 
 def synthesis(model: Path, corpus: Path) -> None:
@@ -103,7 +105,7 @@ def killed(model: Path, corpus: Path, rng: random.Random, lines: int, seconds: f
         code, where = wait(pid), f"{delay:.2f} s of {seconds:.2f}"
     if code not in (0, -signal.SIGKILL):
         raise SystemExit(f"the command failed on its own with {code} at {where}")
-    return where + (" (had ended)" if code == 0 else "")
+    return where + (ENDED if code == 0 else "")
 
 
 def main() -> int:
@@ -129,6 +131,10 @@ def main() -> int:
         for point in range(options.points):
             corpus = root / f"point-{point}"
             deaths = [killed(model, corpus, rng, lines, seconds, by_line=point % 2 == 0)]
+            while ENDED in deaths[0]:  # the machine is quicker now than at the start: that was no kill
+                shutil.rmtree(corpus)
+                seconds *= 0.7
+                deaths = [killed(model, corpus, rng, lines, seconds, by_line=point % 2 == 0)]
             if rng.random() < 1 / 3:
                 deaths.append(killed(model, corpus, rng, lines, seconds, by_line=rng.random() < 0.5))
             shards = len(list(corpus.glob("part-*"))) if corpus.exists() else 0
