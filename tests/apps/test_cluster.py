@@ -95,6 +95,10 @@ def _when(ready: Callable[[], bool], strike: Callable[[], bool], struck: list[bo
     return thread
 
 
+@pytest.mark.skipif(
+    not os.environ.get("L2P_CLUSTER_TESTS"),
+    reason="set L2P_CLUSTER_TESTS=1: three raylets need several minutes or a quiet machine",
+)
 def test_a_node_lost_in_each_stage_changes_nothing(
     tmp_path: Path, untrained_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
