@@ -380,3 +380,25 @@ def test_blocks_and_shallow_modules_cover_every_parameter_once(name: str) -> Non
     prefixes = [f"{prefix}." for prefix in model.block_names() + model.shallow_names()]
     for key, _ in model.named_parameters():
         assert sum(f"{key}.".startswith(prefix) for prefix in prefixes) == 1, key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity(name: str) -> None:
+    model = tiny_model(name)
+    inputs = (torch.randn(2, 3, 16, 8), torch.tensor([0.2, 0.7]), samples(name, 3, 9))
+    torch.compiler.reset()
+    with torch.no_grad():
+        eager = model(*inputs)
+        model.compile_repeated_blocks(backend="eager", fullgraph=True)
+        torch.testing.assert_close(model(*inputs), eager)
+    torch.compiler.reset()
+
+
+# Lumina2's own forward fetches lengths from the mask, which meta tensors do not have.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "lumina2"])
+def test_a_forward_stays_on_the_device_of_its_inputs(name: str) -> None:
+    model = tiny_model(name).to("meta")
+    conditioning = [{k: v.to("meta") for k, v in sample.items()} for sample in samples(name, 9, 9)]
+    velocity = model(torch.empty(2, 3, 16, 8, device="meta"), torch.empty(2, device="meta"), conditioning)
+    assert velocity.device.type == "meta"
+    assert velocity.shape == (2, 3, 16, 8)

@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, ZImagePipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+    ZImagePipeline,
+)
 from l2p_arch import ArchError, L2PPipeline, convert
+from l2p_mini.architecture import write_untrained_source
 from PIL import Image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
@@ -79,15 +86,64 @@ def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(pipeline: L2P
     np.testing.assert_allclose(sigmas(num_inference_steps=4), own)
 
 
-def test_other_flow_matching_schedulers_work(pipeline: L2PPipeline) -> None:
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchHeunDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        DPMSolverMultistepScheduler(flow_shift=3.0, **FLOW),  # SANA's own
+        UniPCMultistepScheduler(**FLOW),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_other_flow_matching_schedulers_reach_the_image(pipeline: L2PPipeline, scheduler: Any) -> None:
+    own, x_0 = pipeline.scheduler, torch.rand(1, 3, 32, 32) * 2 - 1
+    # the exact velocity towards one image: whatever the scheduler, sampling must end there
+    forward = pipeline.transformer.forward
+    pipeline.transformer.forward = lambda x_t, sigma, _: (x_t - x_0) / sigma.view(-1, 1, 1, 1)
+    try:
+        pipeline.scheduler = scheduler
+        for options in ({}, {"noise_shift": 2.0}, {"image": torch.zeros(1, 3, 32, 32), "strength": 0.5}):
+            steps = SMALL | {"num_inference_steps": 6, "guidance_scale": 1.0}
+            image = pipeline("a", seeds=[0], **(steps | options)).images
+            torch.testing.assert_close(image, x_0, rtol=0, atol=2e-2)
+    finally:
+        pipeline.scheduler, pipeline.transformer.forward = own, forward
+
+
+def test_a_scheduler_of_another_kind_is_refused(pipeline: L2PPipeline) -> None:
     own = pipeline.scheduler
     try:
-        pipeline.scheduler = FlowMatchHeunDiscreteScheduler()
-        assert torch.isfinite(pipeline("a", seeds=[0], **SMALL).images).all()
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-        assert torch.isfinite(pipeline("a", seeds=[0], **SMALL).images).all()
+        pipeline.scheduler = DPMSolverMultistepScheduler()
+        with pytest.raises(ArchError, match="DPMSolverMultistepScheduler does not sample by flow matching"):
+            pipeline("a", seeds=[0], **SMALL)
     finally:
         pipeline.scheduler = own
+
+
+def test_offloaded_components_give_the_same_image(pipeline: L2PPipeline) -> None:
+    resident = pipeline("a red circle", seeds=[0], **SMALL).images
+    pipeline.enable_model_cpu_offload(device="cpu")  # the hooks of a GPU, with the CPU in its place
+    try:
+        assert torch.equal(pipeline("a red circle", seeds=[0], **SMALL).images, resident)
+    finally:
+        pipeline.remove_all_hooks()
+
+
+def test_a_model_draws_beyond_the_size_it_was_made_for(untrained_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_untrained_source(source, axes_lens=[64, 4, 4])  # rotary tables of 4 x 4 tokens: 64 x 64 px
+    convert(source, tmp_path / "out", head_channels=(8, 8, 8, 8))
+    pipeline = L2PPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    before = pipeline("a", seeds=[0], **SMALL).images
+    doubled = pipeline("a", seeds=[0], **(SMALL | {"height": 128, "width": 192})).images
+    assert doubled.shape == (1, 3, 128, 192)
+    assert torch.isfinite(doubled).all()
+    assert torch.equal(pipeline("a", seeds=[0], **SMALL).images, before)
 
 
 def test_a_bfloat16_model_keeps_a_float32_state(pipeline: L2PPipeline) -> None:

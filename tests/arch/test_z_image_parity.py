@@ -169,3 +169,22 @@ def test_blocks_and_shallow_modules_cover_every_parameter_once() -> None:
     prefixes = [f"{name}." for name in model.block_names() + model.shallow_names()]
     for name, _ in model.named_parameters():
         assert sum(f"{name}.".startswith(prefix) for prefix in prefixes) == 1, name
+
+
+def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity() -> None:
+    model = tiny_model()
+    inputs = (torch.randn(2, 3, 8, 16), torch.tensor([0.2, 0.7]), captions(3, 40))
+    torch.compiler.reset()
+    with torch.no_grad():
+        eager = model(*inputs)
+        model.compile_repeated_blocks(backend="eager", fullgraph=True)
+        torch.testing.assert_close(model(*inputs), eager)
+    torch.compiler.reset()
+
+
+def test_a_forward_stays_on_the_device_of_its_inputs() -> None:
+    model = tiny_model().to("meta")
+    conditioning = [{"caption": sample["caption"].to("meta")} for sample in captions(3, 40)]
+    velocity = model(torch.empty(2, 3, 8, 16, device="meta"), torch.empty(2, device="meta"), conditioning)
+    assert velocity.device.type == "meta"
+    assert velocity.shape == (2, 3, 8, 16)

@@ -48,8 +48,11 @@ class L2PTransformer(ModelMixin, ConfigMixin):
             bottleneck_channels=head_bottleneck,
             decoder_floor=head_decoder_floor,
         )
-        for attribute in ("_no_split_modules", "_repeated_blocks", "_skip_layerwise_casting_patterns"):
+        for attribute in ("_no_split_modules", "_skip_layerwise_casting_patterns"):
             setattr(self, attribute, getattr(self.trunk, attribute, None))
+        # Some classes do not say which blocks repeat, which torch.compile wants to know: the main ones do.
+        blocks = {type(self.get_submodule(name)).__name__ for name in self.block_names()}
+        self._repeated_blocks: Any = getattr(self.trunk, "_repeated_blocks", None) or sorted(blocks)
 
     def forward(self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """Predict the velocity of eq. 5.
