@@ -76,7 +76,9 @@ class TrainConfig:
     head_tile: int = 0  # px; > 0: the Detailer Head runs in tiles of this side (4K: 1024 with checkpointing)
     offload_optimizer: bool = False  # ZeRO >= 1: masters and Adam moments in host memory
     frozen_weights: Literal["as-is", "int8"] = "as-is"  # int8: wholly frozen blocks in 8 bit while training
-    compile: bool = False  # torch.compile each block
+    compile: bool | Literal["auto"] = (
+        False  # torch.compile each block; "auto": where a C++ compiler is at hand
+    )
 
     # Data
     max_sequence_length: int = 512  # longest text, in tokens

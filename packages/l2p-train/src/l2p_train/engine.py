@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
@@ -80,10 +81,27 @@ def load_model(config: TrainConfig) -> Any:
         model.enable_gradient_checkpointing()
     if config.head_tile:
         model.detailer_head.enable_tiling(config.head_tile)
+    compile_blocks(model, config)
+    return model.train()
+
+
+def compile_blocks(model: Any, config: TrainConfig) -> None:
+    """Compile every main block (the repeated part: one compilation serves all) as `config.compile` says.
+
+    "auto" compiles where a C++ compiler is on the path, and goes on without where one fails.
+    """
+    if config.compile == "auto":
+        torch._dynamo.config.suppress_errors = True
+        if not shutil.which(os.environ.get("CXX", "g++")):
+            return
     if config.compile:
         for name in model.block_names():
             model.get_submodule(name).compile()
-    return model.train()
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Return a context in which compiled blocks run as they are: another batch size would compile anew."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def build_engine(

@@ -29,6 +29,7 @@ from l2p_train.engine import (
     explain_out_of_memory,
     load_model,
     set_learning_rate,
+    uncompiled,
 )
 from l2p_train.errors import Interrupted, NonFiniteLossError
 from l2p_train.export import base_hash, export_model
@@ -163,9 +164,8 @@ class Session:
             self.engine.backward((weight * loss).mean())
             losses.append(loss.detach())
             if batch is batches[-1]:
-                set_learning_rate(
-                    self.engine, self.config.learning_rate * learning_rate_factor(step, self.config)
-                )
+                rate = self.config.learning_rate * learning_rate_factor(step, self.config)
+                set_learning_rate(self.engine, rate)
             self.engine.step()
         if self.ema is not None:
             decay = ema_decay(step, self.config)
@@ -244,13 +244,13 @@ class Session:
     def _validate(self) -> float:
         """Report the held-out loss of the weights that would be exported."""
         assert self.validation is not None
-        with self.masters.model_uses(self.ema):
+        with self.masters.model_uses(self.ema), uncompiled():
             loss, by_sigma = self.validation.loss(self.engine.module, self.engine.device)
         self.reporter.event("validation", step=self.step, loss=loss, loss_by_sigma=by_sigma)
         return loss
 
     def _sample(self) -> None:
-        with self.masters.model_uses(self.ema):
+        with self.masters.model_uses(self.ema), uncompiled():
             images = draw_samples(
                 self.engine.module, self.scheduler, self.sample_plan, self.conditioning, self.config
             )
