@@ -56,10 +56,14 @@ def test_sampling_runs_compiled_blocks_as_they_are() -> None:
         graphs.append(graph)
         return graph.forward
 
-    layer = torch.nn.Linear(4, 4)
-    layer.compile(backend=backend)
+    class Block(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) + 1
+
+    block = Block()
+    block.compile(backend=backend)
     with uncompiled():
-        layer(torch.ones(2, 4))
+        block(torch.ones(2, 4))
     assert not graphs
-    layer(torch.ones(2, 4))
+    block(torch.ones(3, 4))
     assert len(graphs) == 1
