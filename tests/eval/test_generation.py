@@ -75,6 +75,19 @@ def test_a_folder_of_other_settings_or_prompts_is_refused(tmp_path: Path) -> Non
         plan_jobs([], 1, 0)
 
 
+def test_images_of_other_settings_are_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+    old = generate_images(squares, plan_jobs(["a"], 2, seed=0), tmp_path / "x", settings=SETTINGS)
+    new = generate_images(
+        squares, plan_jobs(["bb"], 1, seed=7), tmp_path / "x", settings=SETTINGS | {"steps": 2}, replace=True
+    )
+    assert not old[1].exists()
+    assert Image.open(new[0]).getpixel((0, 0)) == (7, 2, 0)
+    with pytest.raises(EvalError, match="other prompts or seeds"):
+        generate_images(
+            squares, plan_jobs(["a"], 2, seed=0), tmp_path / "x", settings=SETTINGS | {"steps": 2}
+        )
+
+
 def test_a_sheet_has_a_row_for_each_model(scenes: list[Path]) -> None:
     one = grid_sheet([("a", scenes[:2])], captions=["x", "y"])
     two = grid_sheet([("a", scenes[:2]), ("b", scenes[2:4])], captions=["x", "y"])

@@ -8,12 +8,13 @@ from typing import Any
 
 from l2p_eval.features import load_extractor
 from l2p_eval.frechet import frechet_between
+from l2p_eval.generation import Job, default_workers, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
 from l2p_eval.layout import image_path, score_folder, write_prompts
 
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import Eyes, load_detector
-from l2p_transfer.generation import Job, Painter, default_workers, paint, plan_jobs, resolve_dtype
+from l2p_transfer.generation import Painter, resolve_dtype
 from l2p_transfer.paths import RunPaths
 
 Progress = Callable[[float, float, str], None]
@@ -98,12 +99,14 @@ def _paint_and_judge(
 ) -> list[ImageScore]:
     section = config.evaluate
     name = "L2P" if painter.kind == "l2p" else "source"
-    paint(
+    generate_images(
         painter,
         jobs,
         folder,
+        settings=painter.settings,
         batch_size=section.batch_size,
         workers=default_workers() if section.workers is None else section.workers,
+        replace=True,  # a run evaluates what it trained last
         on_image=lambda done, total: progress(done, total, f"{name} paints"),
     )
     write_prompts(folder, prompts)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -62,19 +63,21 @@ def generate_images(
     batch_size: int = 8,
     workers: int = 0,
     executor: Executor = "processes",
+    replace: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Paints what `folder` lacks of `jobs`; returns all their files, in order.
 
     Args:
         settings: JSON values that define the images beside the jobs (model fingerprint, size, sampling).
+        replace: delete the images of other settings or prompts; by default their folder is refused.
         workers: processes or Ray actors, each with its own model; 0 paints in this process.
         on_image: called with (images there, images in all).
 
     Raises:
         EvalError: the folder holds images of other settings, or a process died.
     """
-    claim_folder(folder, jobs, settings)
+    claim_folder(folder, jobs, settings, replace=replace)
     paths = [image_path(folder, job.prompt_index, job.sample) for job in jobs]
     missing = [job for job, path in zip(jobs, paths, strict=True) if not path.is_file()]
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
@@ -97,8 +100,14 @@ def default_workers() -> int:
     return torch.cuda.device_count() or cores
 
 
-def claim_folder(folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any]) -> None:
-    """Writes down what fills `folder`, or checks that it is the same as before."""
+def claim_folder(
+    folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any], *, replace: bool = False
+) -> None:
+    """Writes down what fills `folder`, or checks that it is the same as before.
+
+    Raises:
+        EvalError: it is not, and not to be replaced; or the folder cannot be written.
+    """
     painting = hashlib.sha256(json.dumps([asdict(job) for job in jobs]).encode()).hexdigest()
     wanted = json.loads(
         json.dumps({"settings": dict(settings), "jobs_sha256": painting, "images": len(jobs)})
@@ -109,12 +118,14 @@ def claim_folder(folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any])
             known = json.loads(note.read_text(encoding="utf-8"))
         except ValueError:
             raise EvalError(f"{note} is damaged; choose another output or delete {folder}") from None
-        if known != wanted:
+        if known == wanted:
+            return
+        if not replace:
             raise EvalError(
                 f"{folder} holds images of other settings ({_difference(known, wanted)});"
                 " choose another output or delete that folder"
             )
-        return
+        shutil.rmtree(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise EvalError(f"{folder} holds other files; choose another output")
     try:
