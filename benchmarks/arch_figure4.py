@@ -15,9 +15,9 @@ import sys
 from typing import Any
 
 import torch
-from arch_meta import count, weight_bytes
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from l2p_arch import L2PTransformer
+from l2p_eval.efficiency import Count, count
 
 TEXT_TOKENS = 128
 HEADS = {16: (64, 128, 256, 512), 64: (16, 32, 64, 128, 256, 512)}
@@ -32,38 +32,37 @@ VAE: dict[str, Any] = {
 }
 
 
-def source(side: int) -> dict[str, Any]:
+def source(side: int) -> tuple[Count, Count | None]:
     """One step of the latent transformer and the VAE's decoding."""
     trunk = ZImageTransformer2DModel().bfloat16()
     vae = AutoencoderKL(**VAE).bfloat16()
     latents = torch.empty(1, 16, side // 8, side // 8, dtype=torch.bfloat16)
     caption = torch.empty(TEXT_TOKENS, 2560, dtype=torch.bfloat16)
-    step = count(trunk, lambda: trunk([latents[0].unsqueeze(1)], torch.ones(1), [caption]))
-    decode = count(vae.decoder, lambda: vae.decoder(latents))
-    return {"step": step, "decode": decode, "weights": weight_bytes(trunk, vae.decoder)}
+    step = count(lambda: trunk([latents[0].unsqueeze(1)], torch.ones(1), [caption]), trunk)
+    return step, count(lambda: vae.decoder(latents), vae.decoder)
 
 
-def pixel_space(side: int, patch_size: int, tile: int | None) -> dict[str, Any]:
+def pixel_space(side: int, patch_size: int, tile: int | None) -> tuple[Count, Count | None]:
     """One step of L2P; nothing is left to decode."""
     model = L2PTransformer("z-image", {"dim": 3840}, patch_size, HEADS[patch_size]).bfloat16()
     model.detailer_head.enable_tiling(tile)
-    pixels = torch.empty(1, 3, side, side)
+    pixels = torch.empty(1, 3, side, side, dtype=torch.bfloat16)
     caption = {"caption": torch.empty(TEXT_TOKENS, 2560, dtype=torch.bfloat16)}
-    step = count(model, lambda: model(pixels, torch.ones(1), [caption]))
-    return {"step": step, "decode": (0.0, 0), "weights": weight_bytes(model)}
+    return count(lambda: model(pixels, torch.ones(1), [caption]), model), None
 
 
-def summary(parts: dict[str, Any], steps: int) -> dict[str, float]:
+def summary(step: Count, decode: Count | None, steps: int) -> dict[str, float]:
     """TFLOP and GB of one image without guidance."""
-    (step, step_bytes), (decode, decode_bytes) = parts["step"], parts["decode"]
+    decode = decode or Count(flops=0, peak_activation_bytes=0, weight_bytes=0)
+    weights = step.weight_bytes + decode.weight_bytes
     return {
-        "tflop_per_step": round(step / 1e12, 1),
-        "tflop_decode": round(decode / 1e12, 1),
-        "tflop_per_image": round((steps * step + decode) / 1e12, 1),
-        "gb_weights": round(parts["weights"] / 1e9, 2),
-        "gb_activations_step": round(step_bytes / 1e9, 2),
-        "gb_activations_decode": round(decode_bytes / 1e9, 2),
-        "gb_peak": round((parts["weights"] + max(step_bytes, decode_bytes)) / 1e9, 2),
+        "tflop_per_step": round(step.flops / 1e12, 1),
+        "tflop_decode": round(decode.flops / 1e12, 1),
+        "tflop_per_image": round((steps * step.flops + decode.flops) / 1e12, 1),
+        "gb_weights": round(weights / 1e9, 2),
+        "gb_activations_step": round(step.peak_activation_bytes / 1e9, 2),
+        "gb_activations_decode": round(decode.peak_activation_bytes / 1e9, 2),
+        "gb_peak": round((weights + max(step.peak_activation_bytes, decode.peak_activation_bytes)) / 1e9, 2),
     }
 
 
@@ -78,10 +77,10 @@ def main() -> int:
     options = parser.parse_args()
     with torch.device("meta"):
         results = {
-            "source": summary(source(options.side), options.steps),
-            "l2p": summary(pixel_space(options.side, options.patch_size, None), options.steps),
+            "source": summary(*source(options.side), options.steps),
+            "l2p": summary(*pixel_space(options.side, options.patch_size, None), options.steps),
             "l2p, head in tiles of 1024": summary(
-                pixel_space(options.side, options.patch_size, 1024), options.steps
+                *pixel_space(options.side, options.patch_size, 1024), options.steps
             ),
         }
     base = results["source"]

@@ -16,13 +16,14 @@ import sys
 from typing import Any
 
 import torch
-from arch_meta import count
 from l2p_arch import DetailerHead
+from l2p_eval.efficiency import count
 
 HEADS = {16: (64, 128, 256, 512), 64: (16, 32, 64, 128, 256, 512)}
 
 
 def inputs(side: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty pixels (1, 3, side, side) and features (1, 3840, side / patch, side / patch), bfloat16."""
     grid = side // patch_size
     pixels = torch.empty(1, 3, side, side, dtype=torch.bfloat16)
     return pixels, torch.empty(1, 3840, grid, grid, dtype=torch.bfloat16)
@@ -60,18 +61,19 @@ def measured(patch_size: int, side: int, tile: int | None) -> float:
 
 
 def row(patch_size: int, side: int, tile: int | None, device: str) -> dict[str, Any]:
+    """Counts of one head at one size, whole (tile None) or in tiles."""
     with torch.device("meta"):
         head = DetailerHead(3840, HEADS[patch_size]).bfloat16()
         head.enable_tiling(tile)
-        flops, peak = count(head, lambda: head(*inputs(side, patch_size)))
+        counted = count(lambda: head(*inputs(side, patch_size)), head)
         head.gradient_checkpointing = tile is not None
         saved = saved_for_backward(head, *inputs(side, patch_size))
     result = {
         "patch": patch_size,
         "side": side,
         "tile": tile,
-        "tflop": round(flops / 1e12, 2),
-        "gb_peak": round(peak / 1e9, 3),
+        "tflop": round(counted.flops / 1e12, 2),
+        "gb_peak": round(counted.peak_activation_bytes / 1e9, 3),
         "gb_saved_for_backward": round(saved / 1e9, 3),
     }
     return result | ({"gb_peak_measured": measured(patch_size, side, tile)} if device == "cuda" else {})
