@@ -151,7 +151,6 @@ def test_text_match_counts_the_letters_that_were_read() -> None:
 
 
 def test_ocr_tells_rendered_text_from_its_absence() -> None:
-    pytest.importorskip("rapidocr")
     picture = Image.new("RGB", (320, 96), "white")
     ImageDraw.Draw(picture).text((20, 20), "OPEN DAILY", fill="black", font=ImageFont.load_default(44))
     check = TextCheck(RapidReader(), 0.8)

@@ -86,7 +86,7 @@ def test_the_entry_runs_unchanged_under(launcher: str, settings, wanted, tmp_pat
 
 
 def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(settings, wanted, tmp_path: Path):
-    ray = pytest.importorskip("ray")
+    import ray
     from l2p_train.ray_train import train_on_ray
 
     config = settings(tmp_path / "run")

@@ -47,7 +47,6 @@ def test_tensorboard_holds_what_was_reported(tmp_path: Path):
 
 def test_wandb_offline_holds_what_was_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without an account and a network: WANDB_MODE=offline, and the run's own file is read back."""
-    pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
@@ -114,7 +113,6 @@ print("FOUND " + json.dumps([*curves, any("samples" in row for row in logs)]))
 
 def test_trackio_holds_what_was_reported_and_a_resumed_run_goes_on(tmp_path: Path):
     """In a process of its own: trackio fixes its folder when it is imported."""
-    pytest.importorskip("trackio")
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", READ_TRACKIO, str(tmp_path / "run"), str(Path(__file__).parent)],
