@@ -13,84 +13,26 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from l2p_data.lexicon import boosters, brands, patterns, safety_lexicon, unsafe_patterns
+from l2p_data.rule_patterns import (
+    ANNOUNCES,
+    ANNOUNCES_GATE,
+    BARE_TEXT,
+    CHATTER,
+    CHATTER_GATE,
+    ENGLISH_WORDS,
+    FOREIGN,
+    HAN,
+    LATIN,
+    MARKUP,
+    MARKUP_GATE,
+    OTHER_WORDS,
+    PERSON_READS,
+    QUOTED,
+    QUOTED_TEXT,
+)
 
 if TYPE_CHECKING:
     from l2p_data.filters import FilterRules
-
-QUOTED = r'"[^"]*"|“[^”]*”|「[^」]*」|『[^』]*』'
-_QUOTED_TEXT = r'"\s*[^"\s][^"]*"|“\s*[^”\s][^”]*”|「[^」]+」|『[^』]+』'
-_MARKUP = (
-    r"^\s*(?:[{\[#>*]|```|[-•]\s|\d+[.)]\s)"  # JSON, markdown, list items
-    r"|[\r\n]\s*[\r\n]|</?[a-z][^>]*>|\*\*|\\n"
-    r"|--(?:ar|v|style|stylize|no|q|s)\b|\(\S[^()]*:\d+(?:\.\d+)?\)|<lora:"  # parameters of image tools
-    r"|\b(?:scene|camera|lighting|mood|style|subject|setting|composition|background)\s*:[^:]*"
-    r"\b(?:camera|lighting|mood|style|setting|composition|background)\s*:"  # a form that was filled in
-    r"|^\s*(?:prompt|image prompt|description|caption|title|id|提示词|描述)\s*[:：]"
-)
-_CHATTER = (
-    r"^\s*[\"“']?(?:sure[,!.]|certainly[,!.]|of course[,!.]|okay[,!.]|here(?:'s| is| are)\b.*:|i(?:'m"
-    r"| am) sorry|sorry[,!.]"
-    r"|as an ai\b|i can(?:not|'t|’t)\b|i(?:'m| am) unable|i apologi[sz]e|unfortunately, i\b|抱歉|对不起"
-    r"|好的[，,]|作为(?:一个)?(?:ai|人工智能))"
-    r"|\b(?:as a language model|the user (?:wants|asks|requested)|i hope this helps|let me know if)\b"
-)
-# Phrases that announce text in the image. "Reading" or "says" alone would catch people, so a thing that
-# bears text precedes; what plainly is a person's reading or speaking is cut out first.
-_PERSON_READS = (
-    r"\b(?:read(?:s|ing)?|say(?:s|ing)?|spell(?:s|ing)?) (?:(?:a|an|the|his|her|their|my|some|nothing|aloud"
-    r"|goodbye|hello|grace|prayers?|quietly|silently|to|in|at|by"
-    r"|on|with|under|from|while|about|books?|news|newspapers?|comics|room|glasses|lamp|chair|nook"
-    r"|light|corner|area|desk|table|list)\b|[.,;])"
-)
-_BEARER = (
-    r"(?:signs?|signboards?|boards?|blackboard|whiteboard|chalkboard|banners?|posters?|billboards?"
-    r"|labels?|headlines?|slogan|title|subtitle|"
-    r"caption|inscription|buttons?|badge|logo|stickers?|plaque|screen|menu|notes?|cards?|t-shirt"
-    r"|shirt|placards?|tags?|cover|marquee|neon|text|"
-    r"graffiti|doormat|mat|slip|words?|lettering|letters|tagline|heading|ticket|envelope|plate|flag|mug|cap|tombstone"
-    r"|gravestone|flyer|slide|display|paper)"
-)
-_ANNOUNCES = (
-    rf"\b{_BEARER}\b[^.!?\"“]{{0,40}}?\b(?:reads?|reading|says?|saying|spelling|spells|stating|states"
-    rf"|proclaims?|proclaiming)\b"
-    r"|\b(?:with|bearing|displaying|showing|displays|shows|bears) the (?:words?|text|title|headline"
-    r"|slogan|inscription|message|phrase)\b"
-    r"|\b(?:is|are|poster|book|slide|film|painting|album|menu|chart|cover) (?:titled|entitled"
-    r"|captioned)\b"
-    r"|\b(?:inscribed|emblazoned|lettered|printed) with the words?\b"
-    r"|写着|写有|印着|标题为|刻着|上书|题字为"
-)
-# Without these no announcement and no text in single quotes can be there.
-_ANNOUNCES_GATE = (
-    r"read|say|spell|stat(?:es|ing)|proclaim|titled|captioned"
-    r"|the (?:word|text|title|headline|slogan|inscription|message|phrase)"
-    r"|写着|写有|印着|标题为|刻着|上书|题字为|[\s:：,，]['‘`«]"
-)
-_MARKUP_GATE = r"^\s*(?:[{\[#>*`\-•]|\d+[.)])|[\r\n<:：]|\*\*|\\n|--"
-_CHATTER_GATE = (
-    r"^\s*[\"“']?(?:sure|certainly|of course|okay|here|i|sorry|as an|unfortunately|抱歉|对不起|好的|作为)"
-    r"|a language model|the user |i hope this helps|let me know if"
-)
-# Text in any other kind of quotes.
-_BARE_TEXT = r"(?:[\s:：,，])(?:'[^']{2,}'|‘[^’]{2,}’|`[^`]{2,}`|«[^»]{2,}»)(?:[\s.,;:!?。，]|$)"
-_HAN = r"\p{Han}"
-_LATIN = r"[A-Za-z]"
-_FOREIGN = (
-    r"[\p{Cyrillic}\p{Arabic}\p{Hangul}\p{Hiragana}\p{Katakana}\p{Thai}\p{Devanagari}\p{Hebrew}\p{Greek}]"
-)
-_ENGLISH_WORDS = [
-    f" {word} " for word in ("the", "of", "with", "and", "is", "are", "its", "on", "by", "from", "at")
-]
-_OTHER_WORDS = [
-    f" {word} "
-    for words in (
-        ("le", "la", "les", "des", "du", "une", "sur", "avec", "dans", "et"),
-        ("der", "das", "und", "ein", "eine", "auf", "mit", "dem", "den"),
-        ("el", "los", "las", "una", "con", "y", "del", "il", "di", "che", "sul", "nel"),
-        ("com", "uma", "em", "na", "het", "een", "op", "met", "och", "ett", "jest", "się"),
-    )
-    for word in words
-]
 
 
 def with_helper_columns(prompts: pl.DataFrame) -> pl.DataFrame:
@@ -109,7 +51,7 @@ def with_helper_columns(prompts: pl.DataFrame) -> pl.DataFrame:
     )
     exotic = pl.col("_outside").str.replace_all(r"[\x00-\x7F]+", "")
     beyond_ascii = lower.str.len_bytes() != lower.str.len_chars()
-    frame = _refine(frame, beyond_ascii, _exotic=exotic, _han=exotic.str.count_matches(_HAN).cast(pl.Float64))
+    frame = _refine(frame, beyond_ascii, _exotic=exotic, _han=exotic.str.count_matches(HAN).cast(pl.Float64))
     irregular = beyond_ascii | pl.col("_words").str.contains("  ", literal=True)
     return _refine(frame, irregular, _words=_words(lower))
 
@@ -153,11 +95,11 @@ def _control_characters(rules: "FilterRules") -> pl.Expr:
 
 
 def _format(rules: "FilterRules") -> pl.Expr:
-    return pl.col("_lower").str.contains(_MARKUP)
+    return pl.col("_lower").str.contains(MARKUP)
 
 
 def _chatter(rules: "FilterRules") -> pl.Expr:
-    return pl.col("_lower").str.contains(_CHATTER)
+    return pl.col("_lower").str.contains(CHATTER)
 
 
 def _is_zh() -> pl.Expr:
@@ -175,14 +117,14 @@ def _too_long(rules: "FilterRules") -> pl.Expr:
 
 def _language(rules: "FilterRules") -> pl.Expr:
     outside, exotic, han = pl.col("_outside"), pl.col("_exotic"), pl.col("_han")
-    foreign = exotic.str.count_matches(_FOREIGN).cast(pl.Float64)
+    foreign = exotic.str.count_matches(FOREIGN).cast(pl.Float64)
     ascii_characters = (outside.str.len_chars() - exotic.str.len_chars()).cast(pl.Float64)
     # One Chinese character carries about as much as three Latin letters.
     chinese = 3.0 * han / (3.0 * han + 0.8 * ascii_characters + foreign)
     english = ascii_characters / (ascii_characters + 3.0 * (han + foreign))
     words = pl.col("_words")
-    other_latin = words.str.contains_any(_OTHER_WORDS) & ~words.str.contains_any(_ENGLISH_WORDS)
-    other_latin &= words.str.extract_many(_OTHER_WORDS, overlapping=True).list.len() >= 2
+    other_latin = words.str.contains_any(OTHER_WORDS) & ~words.str.contains_any(ENGLISH_WORDS)
+    other_latin &= words.str.extract_many(OTHER_WORDS, overlapping=True).list.len() >= 2
     not_chinese = (pl.col("language") == "zh") & (chinese < 0.5)
     not_english = (pl.col("language") == "en") & ((english < 0.8) | other_latin)
     return not_chinese | not_english
@@ -230,19 +172,19 @@ def _quotes_empty(rules: "FilterRules") -> pl.Expr:
 
 
 def _text_not_quoted(rules: "FilterRules") -> pl.Expr:
-    announced = pl.col("_outside").str.replace_all(_PERSON_READS, " ").str.contains(_ANNOUNCES)
-    no_quotes = ~pl.col("prompt").str.contains(_QUOTED_TEXT)
-    return no_quotes & (announced | pl.col("prompt").str.contains(_BARE_TEXT))
+    announced = pl.col("_outside").str.replace_all(PERSON_READS, " ").str.contains(ANNOUNCES)
+    no_quotes = ~pl.col("prompt").str.contains(QUOTED_TEXT)
+    return no_quotes & (announced | pl.col("prompt").str.contains(BARE_TEXT))
 
 
 def _text_missing(rules: "FilterRules") -> pl.Expr:
-    quoted = pl.col("prompt").str.extract_all(_QUOTED_TEXT).list.join(" ")
+    quoted = pl.col("prompt").str.extract_all(QUOTED_TEXT).list.join(" ")
     needed = pl.col("subclass").is_in(list(rules.required_text_subclasses))
     script = (
         pl.when(pl.col("subclass") == "Chinese Text")
-        .then(quoted.str.contains(_HAN))
+        .then(quoted.str.contains(HAN))
         .when(pl.col("subclass") == "English Text")
-        .then(quoted.str.contains(_LATIN))
+        .then(quoted.str.contains(LATIN))
         .otherwise(quoted != "")
     )
     return needed & ~script
@@ -270,7 +212,7 @@ def _brand(rules: "FilterRules") -> pl.Expr:
 
 def _listed_words() -> pl.Expr:
     """One scan for the words of several rules. Polars shares it between them."""
-    words = [*unsafe_patterns(), *brands(), *boosters(), *_OTHER_WORDS]
+    words = [*unsafe_patterns(), *brands(), *boosters(), *OTHER_WORDS]
     return pl.col("_words").str.contains_any(words)
 
 
@@ -283,8 +225,8 @@ def _quotes() -> pl.Expr:
 
 
 def _announced() -> pl.Expr:
-    announced = pl.col("_lower").str.contains(_ANNOUNCES_GATE)
-    return announced & ~pl.col("prompt").str.contains(_QUOTED_TEXT)
+    announced = pl.col("_lower").str.contains(ANNOUNCES_GATE)
+    return announced & ~pl.col("prompt").str.contains(QUOTED_TEXT)
 
 
 def _lists() -> pl.Expr:
@@ -314,8 +256,8 @@ RULES: Mapping[str, Rule] = {
     "answer": Rule(_answer),  # the engine's answer was no valid record
     "empty": Rule(_empty),
     "control-characters": Rule(_control_characters),
-    "chatter": Rule(_chatter, lambda: pl.col("_lower").str.contains(_CHATTER_GATE)),  # about the task
-    "format": Rule(_format, lambda: pl.col("_lower").str.contains(_MARKUP_GATE)),  # markup, parameters
+    "chatter": Rule(_chatter, lambda: pl.col("_lower").str.contains(CHATTER_GATE)),  # about the task
+    "format": Rule(_format, lambda: pl.col("_lower").str.contains(MARKUP_GATE)),  # markup, parameters
     "too-short": Rule(_too_short),
     "too-long": Rule(_too_long),
     "language": Rule(_language, lambda: _exotic() | _is_zh() | _listed_words()),
