@@ -39,7 +39,9 @@ class TrainConfig:
     micro_batch_size: int | None = None  # images per process and forward; None: batch_size / processes.
     # Gradient accumulation follows: batch_size / (processes * micro_batch_size) (Table 3: 1).
 
-    # Optimiser: AdamW (Table 3)
+    # Optimiser
+    optimizer: Literal["adamw", "muon"] = "adamw"  # Table 3: adamw; muon.py: quicker, needs zero_stage 0
+    muon_momentum: float = 0.95  # muon only
     learning_rate: float = 5e-5  # peak
     new_end_multiplier: float = (
         1.0  # learning rate of the new ends (embedder, head) over the inherited blocks
@@ -127,6 +129,11 @@ class TrainConfig:
             raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
             raise TrainError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.optimizer == "muon" and self.zero_stage != 0:
+            raise TrainError(
+                f'optimizer = "muon" needs whole matrices, and zero_stage = {self.zero_stage} cuts them up; '
+                "set zero_stage = 0"
+            )
         if self.export == "best" and not self.validation_images:
             raise TrainError('export = "best" needs validation_images > 0')
         for name in ("validation_images", "head_tile"):

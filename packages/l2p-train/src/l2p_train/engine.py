@@ -18,6 +18,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
 from l2p_train.masters import Masters
+from l2p_train.muon import Muon
 from l2p_train.partitioned import load_partitioned
 from l2p_train.zero import deepspeed_config
 
@@ -115,24 +116,12 @@ def build_engine(
         parameter.requires_grad_(name in trainable)
     named = [(name, parameter) for name, parameter in model.named_parameters() if name in trainable]
     groups = [
-        [(name, parameter) for name, parameter in named if (name in plan.new_ends) == new]
+        [pair for pair in named if (pair[0] in plan.new_ends) == new and _by_muon(pair[1], config) == muon]
         for new in (False, True)
+        for muon in (False, True)
     ]
     groups = [group for group in groups if group]
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [parameter for _, parameter in group],
-                "multiplier": config.new_end_multiplier if group[0][0] in plan.new_ends else 1.0,
-            }
-            for group in groups
-        ],
-        lr=0.0,  # set before every step; some ZeRO stages allocate their state with an empty step
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = _optimizer(groups, plan, config)
     # DeepSpeed collects garbage and prints at every stage of its set-up; frozen objects make that quick.
     gc.freeze()
     with redirect_stdout(io.StringIO()):
@@ -143,6 +132,33 @@ def build_engine(
             dist_init_required=False,
         )
     return engine, Masters(engine, optimizer, [pair for group in groups for pair in group])
+
+
+def _by_muon(parameter: nn.Parameter, config: TrainConfig) -> bool:
+    return config.optimizer == "muon" and Muon.takes(parameter)
+
+
+def _optimizer(
+    groups: list[list[tuple[str, nn.Parameter]]], plan: FreezePlan, config: TrainConfig
+) -> torch.optim.Optimizer:
+    settings = [
+        {
+            "params": [parameter for _, parameter in group],
+            "multiplier": config.new_end_multiplier if group[0][0] in plan.new_ends else 1.0,
+            "muon": _by_muon(group[0][1], config),
+        }
+        for group in groups
+    ]
+    adamw: dict[str, Any] = {
+        "lr": 0.0,  # set before every step; some ZeRO stages allocate their state with an empty step
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
+    if config.optimizer == "muon":
+        return Muon(settings, momentum=config.muon_momentum, **adamw)
+    return torch.optim.AdamW(settings, **adamw)
 
 
 def attention_for_device() -> AbstractContextManager[Any]:

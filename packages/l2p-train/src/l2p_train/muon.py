@@ -1,0 +1,121 @@
+"""Muon (Jordan et al. 2024): for weight matrices, momentum whose every singular value is made about 1.
+
+Not the paper's optimiser (Table 3: AdamW). A head that starts from nothing learns far quicker with it: on the
+miniature 600 steps reach what AdamW does not in 1,700 (PAPER.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that Jordan et al. iterate
+_ITERATIONS = 5
+_SMALLEST_SIDE = 16  # an image's 3 channels, say, are better left to AdamW
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups marked `"muon": True` take orthogonalised steps instead.
+
+    Such a step has the size that AdamW's usually have, 0.2 in root mean square at a learning rate of 1 (Liu
+    et al. 2025, arXiv 2502.16982), so that learning rates carry over from one to the other. The momentum lies
+    where AdamW keeps its first moment, `exp_avg`. Parameters must be whole, not sharded (ZeRO 0), and alike
+    on every process; each process orthogonalises its share of them.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float = 0.95, **adamw: Any) -> None:
+        super().__init__(groups, **adamw)
+        self.momentum = momentum
+
+    @staticmethod
+    def takes(parameter: Tensor) -> bool:
+        """Say whether a parameter is a weight matrix or convolution with enough on both sides."""
+        rows = parameter.shape[0] if parameter.ndim >= 2 else 0
+        return rows >= _SMALLEST_SIDE and parameter.numel() // rows >= _SMALLEST_SIDE
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step every group by its rule."""
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if not group["muon"]]
+            result = super().step(closure) if self.param_groups else None
+        finally:
+            self.param_groups = groups
+        matrices = [
+            (parameter, group)
+            for group in groups
+            if group["muon"]
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        directions = [self._momentum_of(parameter) for parameter, _ in matrices]
+        for (parameter, group), update in zip(matrices, _orthogonalise_all(directions), strict=True):
+            longest = max(parameter.shape[0], parameter.numel() // parameter.shape[0])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.reshape(parameter.shape), alpha=-0.2 * math.sqrt(longest) * group["lr"])
+        return result
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        """Update the momentum and return its Nesterov form as a matrix (rows, columns)."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg"].lerp_(parameter.grad, 1 - self.momentum)
+        return parameter.grad.lerp(state["exp_avg"], self.momentum).flatten(1)
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Return U S V^T of a matrix U D V^T, (rows, columns), all of S about 1 (0.7 to 1.2), in bfloat16."""
+    a, b, c = _COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = (matrix if wide else matrix.T).bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
+
+
+def _orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Orthogonalise matrices that all processes hold alike; each does its share and sends it round."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if distributed else 1
+    if processes == 1:
+        return [orthogonalise(matrix) for matrix in matrices]
+    rank, owners = torch.distributed.get_rank(), _owners(matrices, processes)
+    own = [
+        orthogonalise(matrix).flatten()
+        for matrix, owner in zip(matrices, owners, strict=True)
+        if owner == rank
+    ]
+    results: list[Tensor] = [torch.empty(0)] * len(matrices)
+    for process in range(processes):
+        share = [index for index, owner in enumerate(owners) if owner == process]
+        if not share:
+            continue
+        sizes = [matrices[index].numel() for index in share]
+        flat = torch.cat(own) if process == rank else _bfloat16(sum(sizes), like=matrices[0])
+        torch.distributed.broadcast(flat, src=process)
+        for index, part in zip(share, flat.split(sizes), strict=True):
+            results[index] = part
+    return results
+
+
+def _owners(matrices: Sequence[Tensor], processes: int) -> list[int]:
+    """Say which process does which matrix: the costliest first, each to the least loaded."""
+    loads, owners = [0] * processes, [0] * len(matrices)
+    costs = [matrix.numel() * min(matrix.shape) for matrix in matrices]
+    for index in sorted(range(len(matrices)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners
+
+
+def _bfloat16(elements: int, *, like: Tensor) -> Tensor:
+    return torch.empty(elements, dtype=torch.bfloat16, device=like.device)
