@@ -106,11 +106,20 @@ def test_the_kaiming_start_keeps_the_signals_size_through_the_head(untrained_sou
         for level in (4, 3, 2, 1):
             layer = head.get_submodule(f"dec{level}")
             layer.register_forward_hook(
-                lambda _, __, out, rms=rms: rms.append(float(out.square().mean()) ** 0.5)
+                lambda _, __, out, rms=rms: rms.append(float(out.detach().square().mean()) ** 0.5)
             )
         head(pixels, features)
     assert all(0.3 < size < 3 for size in sizes["kaiming"])
     assert max(sizes["default"][1:]) < 0.2
+
+
+def test_the_order_in_which_starts_are_joined_does_not_matter(untrained_source: Path) -> None:
+    source = open_source(untrained_source)
+    model = L2PTransformer("z-image", dict(source.transformer_config), head_channels=(8, 8))
+    one, _ = new_tensors("kaiming+detail", model, source, None, seed=0)
+    one = {name: value.clone() for name, value in one.items()}  # both are views of the model's own
+    other, _ = new_tensors("detail+kaiming", model, source, None, seed=0)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_paired_tokens_are_in_the_order_of_the_sources_own_patches(untrained_source: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_pixel_model_is_not_operated_on_twice(converted: Path, tmp_path: Path)
     [
         ({"initialisation": "magic"}, "unknown initialisation 'magic'"),
         ({"dtype": "int8"}, "dtype 'int8' is not one of"),
-        ({"head_channels": ()}, "head_channels"),
+        ({"head_channels": (8, 0)}, "positive widths"),
         ({"head_channels": (3, 16), "initialisation": "detail"}, "at least 6 channels"),
     ],
 )

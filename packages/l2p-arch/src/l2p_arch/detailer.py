@@ -32,6 +32,8 @@ class DetailerHead(nn.Module):
         pixel_channels: channels of the image.
     """
 
+    output_layer = "out_conv"
+
     def __init__(
         self,
         feature_channels: int,

@@ -42,10 +42,12 @@ def set_gated_filters(
 ) -> dict[str, float]:
     """Write the start into `made`, in place; return how well features tell sigma and what the filters
     leave."""
-    width = min(made["detailer_head.enc1.0.weight"].shape[0], made["detailer_head.dec1.0.weight"].shape[0])
-    if width < 12:
-        raise ArchError("initialisation 'gated' needs at least 12 channels at the head's finest level")
-    thresholds = _THRESHOLDS[max(1, min(3, (width - 4) // 6 - 1))]
+    widths = [*model.config["head_channels"], made["detailer_head.bottleneck.0.bias"].shape[0]]
+    if min(widths) < 2:
+        raise ArchError("initialisation 'gated' needs at least 2 channels at every level of the head")
+    # 6 channels at the finest level per group of filters (4 stay free where there are 16), 2 above per gate.
+    gates = max(1, min(3, (widths[0] - 4) // 6 - 1, min(widths) // 2))
+    thresholds = _THRESHOLDS[gates]
     images = images[:64, :, :_SIDE, :_SIDE].float()
     images = images[..., : images.shape[-2] // model.patch_size * model.patch_size, :]
     images = images[..., : images.shape[-1] // model.patch_size * model.patch_size]

@@ -1,11 +1,11 @@
-"""First values of the new ends: the pixel embedder and the Detailer Head.
+"""First values of the new ends: the pixel embedder and the head.
 
-The choices can be joined with "+", for example "fitted+zero-output".
+The choices can be joined with "+", for example "fitted+zero-output"; their order in the name does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +20,22 @@ if TYPE_CHECKING:
 NewTensors = dict[str, Tensor]
 Initialisation = Callable[["NewTensors", "L2PTransformer", "Source", Tensor | None], dict[str, float]]
 
+_FINEST_CHANNELS = {"kaiming": 1, "detail": 6, "gated": 12}
+"""The starts that write into the Detailer Head, and how many channels they need at its finest level."""
 
-def check_initialisation(initialisation: str, calibration_images: Tensor | None) -> None:
-    """Raise unless every joined name is known and has what it needs."""
+
+def check_initialisation(
+    initialisation: str,
+    calibration_images: Tensor | None,
+    head_channels: Sequence[int] | None = None,
+) -> None:
+    """Raise unless every joined name is known and has what it needs.
+
+    Args:
+        initialisation: keys of `INITIALISATIONS`, joined with "+".
+        calibration_images: (N, 3, H, W) in [-1, 1]; only whether there are any is looked at.
+        head_channels: of the model; None leaves the question open whether its head suits.
+    """
     for name in initialisation.split("+"):
         if name not in INITIALISATIONS:
             raise ArchError(
@@ -30,6 +43,19 @@ def check_initialisation(initialisation: str, calibration_images: Tensor | None)
             )
         if name.startswith(("fitted", "gated")) and calibration_images is None:
             raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")
+        if head_channels is None or name not in _FINEST_CHANNELS:
+            continue
+        if not head_channels:
+            others = ", ".join(name for name in INITIALISATIONS if name not in _FINEST_CHANNELS)
+            raise ArchError(
+                f"initialisation {name!r} is of the Detailer Head, and this head is a plain linear one "
+                f"(head_channels is empty); use {others}"
+            )
+        if head_channels[0] < _FINEST_CHANNELS[name]:
+            raise ArchError(
+                f"initialisation {name!r} needs at least {_FINEST_CHANNELS[name]} channels at the head's "
+                f"finest level; head_channels[0] is {head_channels[0]}"
+            )
 
 
 def new_tensors(
@@ -44,14 +70,15 @@ def new_tensors(
     measures."""
     made = pytorch_values(model, seed)
     measures: dict[str, float] = {}
-    for name in initialisation.split("+"):
-        measures |= INITIALISATIONS[name](made, model, source, calibration_images)
+    asked = initialisation.split("+")
+    for name, apply in INITIALISATIONS.items():
+        if name in asked:
+            measures |= apply(made, model, source, calibration_images)
     return made, measures
 
 
 def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
-    """The pixel embedder and the Detailer Head in PyTorch's own initialisation, as the public conversion has
-    it."""
+    """The pixel embedder and the head in PyTorch's own initialisation, as the public conversion has it."""
     made = {}
     embedder = f"trunk.{model.source_family.embedder}"
     with torch.random.fork_rng(devices=[]):
@@ -74,15 +101,15 @@ def _zero_output(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
     """Start from a velocity of exactly zero: no random field to unlearn."""
-    for name in ("detailer_head.out_conv.weight", "detailer_head.out_conv.bias"):
-        made[name] = torch.zeros_like(made[name])
+    for kind in ("weight", "bias"):
+        made[f"detailer_head.{model.detailer_head.output_layer}.{kind}"].zero_()
     return {}
 
 
 def _kaiming(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
-    """Start with a head that keeps its signal's size (He et al. 2015); name it before "detail" and "gated".
+    """Start with a head that keeps its signal's size (He et al. 2015).
 
     PyTorch's own values have a standard deviation of 1 / sqrt(3 fan_in), which loses a factor of about 2 per
     convolution. The head has no norms: of the miniature's features, of size 3, the decoder's levels 3 to 1
@@ -93,7 +120,7 @@ def _kaiming(
         if name.startswith("detailer_head.") and name.endswith(".bias"):
             value.zero_()
         elif name.startswith("detailer_head."):
-            value.mul_(3**0.5 if ".up" in name else 6**0.5)
+            value.mul_(3**0.5 if ".up" in name or ".out_conv" in name else 6**0.5)
     return {}
 
 
@@ -108,11 +135,8 @@ def _detail(
     """
     sign = model.source_family.velocity_sign
     encoder, decoder, out = (f"detailer_head.{name}" for name in ("enc1.0", "dec1.0", "out_conv"))
-    skip = (
-        made[f"{decoder}.weight"].shape[1] - made[f"{encoder}.weight"].shape[0]
-    )  # where the skip's channels begin
-    if min(made[f"{encoder}.weight"].shape[0], made[f"{decoder}.weight"].shape[0]) < 6:
-        raise ArchError("initialisation 'detail' needs at least 6 channels at the head's finest level")
+    # Where the skip's channels begin.
+    skip = made[f"{decoder}.weight"].shape[1] - made[f"{encoder}.weight"].shape[0]
     for layer in (encoder, decoder):
         made[f"{layer}.weight"][:6] = 0
         made[f"{layer}.bias"][:6] = 0
@@ -132,7 +156,7 @@ def _detail(
 def _gated(
     made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
 ) -> dict[str, float]:
-    """Start from linear filters of x_t whose gain follows sigma; runs the source once, so name it last."""
+    """Start from linear filters of x_t whose gain follows sigma; runs the source's blocks once."""
     from l2p_arch.gated_filters import set_gated_filters
 
     assert images is not None
@@ -174,10 +198,11 @@ def _fit_embedder(
 
 INITIALISATIONS: dict[str, Initialisation] = {
     "default": _keep,
-    "zero-output": _zero_output,
+    "fitted": _fitted,
+    "fitted-noise": _fitted_noise,
     "kaiming": _kaiming,
     "detail": _detail,
     "gated": _gated,
-    "fitted": _fitted,
-    "fitted-noise": _fitted_noise,
+    "zero-output": _zero_output,
 }
+"""In the order in which joined ones apply: a later one reads or overwrites what an earlier one wrote."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
+from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
 
 
@@ -20,8 +21,10 @@ class L2PTransformer(ModelMixin, ConfigMixin):
     Args:
         family: name of the source family, a key of `FAMILIES`.
         trunk_config: config of the SOURCE transformer, as in its config.json; the pixel-space one is derived
-        from it. patch_size: side of a patch, px.
-        head_channels: encoder widths of the Detailer Head, finest first (Table 3 by default).
+            from it.
+        patch_size: side P of a patch, px.
+        head_channels: encoder widths of the Detailer Head, finest first (Table 3 by default); empty for a
+            plain linear head.
         head_bottleneck: width after the fusion; the last of head_channels unless given.
         head_decoder_floor: least width of a decoder level.
     """
@@ -42,12 +45,22 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size
         self.trunk = self.source_family.build_trunk(trunk_config, 3 * patch_size**2)
-        self.detailer_head = DetailerHead(
-            self.source_family.feature_channels(trunk_config),
-            head_channels,
-            bottleneck_channels=head_bottleneck,
-            decoder_floor=head_decoder_floor,
-        )
+        feature_channels = self.source_family.feature_channels(trunk_config)
+        self.detailer_head: DetailerHead | LinearHead
+        if head_channels:
+            self.detailer_head = DetailerHead(
+                feature_channels,
+                head_channels,
+                bottleneck_channels=head_bottleneck,
+                decoder_floor=head_decoder_floor,
+            )
+        elif head_bottleneck or head_decoder_floor:
+            raise ArchError(
+                "head_bottleneck and head_decoder_floor belong to a Detailer Head; give head_channels too, "
+                "or neither for a plain linear head"
+            )
+        else:
+            self.detailer_head = LinearHead(feature_channels, patch_size)
         for attribute in ("_no_split_modules", "_skip_layerwise_casting_patterns"):
             setattr(self, attribute, getattr(self.trunk, attribute, None))
         # Some classes do not say which blocks repeat, which torch.compile wants to know: the main ones do.
@@ -59,14 +72,15 @@ class L2PTransformer(ModelMixin, ConfigMixin):
 
         Args:
             pixels: x_t = (1 - sigma) x_0 + sigma noise, (B, 3, H, W); any H and W that are multiples of the
-            patch. sigma: (B,) in [0, 1], 0 = image, 1 = noise; float32 or float64.
+                patch.
+            sigma: (B,) in [0, 1], 0 = image, 1 = noise; float32 or float64.
             conditioning: one mapping per sample, as `Family.encode_text` returns them; lengths may differ.
 
         Returns:
             The velocity, (B, 3, H, W), in the dtype of the weights.
         """
         _check_inputs(pixels, sigma, conditioning)
-        pixels = pixels.to(self.detailer_head.out_conv.weight.dtype)
+        pixels = pixels.to(next(self.detailer_head.parameters()).dtype)
         patches = pixels_to_patches(pixels, self.patch_size)
         features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)
         return self.source_family.velocity_sign * self.detailer_head(pixels, features)

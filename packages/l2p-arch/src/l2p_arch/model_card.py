@@ -21,14 +21,13 @@ tags:
 # {title}
 
 A pixel-space text-to-image diffusion transformer made from a latent one by Latent-to-Pixel transfer (L2P,
-[arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): no VAE, large pixel patches, and a small U-Net, the
-Detailer Head, on top.
+[arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): no VAE, large pixel patches, and {head} on top.
 
 | | |
 |---|---|
 | trunk | `{transformer_class}` of diffusers, family `{family}` |
 | patch | {patch_size} x {patch_size} px; height and width must be multiples of it |
-| Detailer Head, encoder widths | {head_channels} |
+| encoder widths of the Detailer Head | {head_channels} |
 | parameters | {parameters:,} |
 | weights | {dtypes} |
 | start | {origin} |
@@ -92,7 +91,8 @@ def _filled(
         family=family.name,
         transformer_class=family.transformer_class,
         patch_size=config["patch_size"],
-        head_channels=", ".join(map(str, config["head_channels"])),
+        head="a small U-Net, the Detailer Head," if config["head_channels"] else "a plain linear head",
+        head_channels=", ".join(map(str, config["head_channels"])) or "none",
         parameters=sum(counts.values()),
         dtypes=", ".join(f"{count:,} in {dtype}" for dtype, count in sorted(counts.items())),
         origin=origin,

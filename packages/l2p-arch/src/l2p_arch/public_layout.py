@@ -210,6 +210,10 @@ def _layout_of(tensors: Mapping[str, StoredTensor]) -> PublicLayout | None:
 
 def _layout_for(config: Mapping[str, Any]) -> PublicLayout:
     channels = config["head_channels"]
+    if not channels:
+        raise ArchError(
+            "a plain linear head has no public layout; those hold Detailer Heads of 4, 6 or 7 levels"
+        )
     for layout in PUBLIC_LAYOUTS.values():
         if len(layout.levels) == len(channels) and layout.keeps_pixel_channels == (channels[0] == 3):
             return layout

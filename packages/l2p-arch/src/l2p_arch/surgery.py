@@ -95,7 +95,7 @@ def convert(
         source: a diffusers text-to-image directory (model_index.json, transformer/, text encoder, ...).
         out: directory to create; it appears complete or not at all.
         patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
-        head_channels: encoder widths of the Detailer Head, finest first.
+        head_channels: encoder widths of the Detailer Head, finest first; empty for a plain linear head.
         head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
@@ -113,7 +113,7 @@ def convert(
     """
     from l2p_arch.model import L2PTransformer
 
-    check_initialisation(initialisation, calibration_images)
+    check_initialisation(initialisation, calibration_images, head_channels)
     opened = open_source(Path(source))
     wanted_dtype = _dtype_name(dtype)
     config = {
