@@ -32,6 +32,8 @@ for item in pkgutil.walk_packages(package.__path__, name + "."):
     parts = item.name.split(".")
     if parts[-1] != "__main__" and not optional & set(parts):
         importlib.import_module(item.name)
+for public in getattr(package, "__all__", []):
+    getattr(package, public)
 ours = {d.name for d in importlib.metadata.distributions() if d.name.startswith("l2p-")}
 assert ours <= allowed, f"{sorted(ours - allowed)} came along"
 size = sum(f.locate().stat().st_size for d in importlib.metadata.distributions() for f in d.files or []
