@@ -77,6 +77,13 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
         ("train.model='x'", "train.model cannot be set"),
         ("train.batch_size=7", "does not divide over 2 processes"),
         ("steps=3", "not of the form table.key=value"),
+        ("images.buckets=[64]", "images.buckets is \\[64\\]; it must be a list of texts"),
+        ("images.buckets=['64']", "images.buckets: size '64' is not of the form WIDTHxHEIGHT"),
+        ("images.buckets=['64x72']", "images.buckets '64x72': height 72 is not a multiple .* use 64 or 80"),
+        ("images.buckets=['64x64', '96x48']", "say at which one to evaluate: evaluate.width and"),
+        ("evaluate.width=64", "evaluate.width is given without evaluate.height"),
+        ("train.resolution=100", "train.resolution 100 is not a multiple of surgery.patch_size 16; use 96"),
+        ("images.workers=-1", "images.workers is -1; it must be at least 0"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_path(config_file: Path, override: str, message: str) -> None:

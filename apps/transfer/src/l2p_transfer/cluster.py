@@ -1,34 +1,65 @@
-"""A Ray cluster in place of this machine: with an address in [cluster], images and training run on its nodes.
+"""A Ray cluster in place of this machine: with an address in [cluster], images, training and the painting of
+the evaluation run on its nodes.
 
-What a node makes is on shared storage at once, shard by shard and checkpoint by checkpoint, so a lost node
-costs the unit that it was working on and changes no result.
+What a node makes is on shared storage at once, shard by shard, checkpoint by checkpoint and image by image,
+so a lost node costs the unit that it was working on and changes no result.
 """
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 
+WATCH_INTERVAL = 5.0  # s between looks at what the training has written
 
-def train_on_cluster(config: Config) -> Any:
-    """The training stage as workers of the cluster; a lost node restarts them from the last checkpoint."""
+
+def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], None] | None = None) -> Any:
+    """The training stage as workers of the cluster; a lost node restarts them from the last checkpoint.
+
+    Args:
+        on_event: called with each new record of the training's metrics.jsonl, from a thread.
+
+    Raises:
+        TransferError: no cluster at the address, or the training failed there.
+        NonFiniteLossError: the loss is not a number.
+    """
     from l2p_train.ray_train import train_on_ray
 
     section = config.cluster
-    with connected(section.address) as resources:
+    with connected(section.address) as resources, _followed(config.train.output, on_event):
         gpus = int(resources.get("GPU", 0))
-        processes = config.processes or _processes(config.train.batch_size, gpus or int(resources["CPU"]))
-        return train_on_ray(
-            config.train,
-            processes,
-            use_gpu=gpus > 0,
-            max_failures=section.max_failures,
-            cpus_per_process=section.cpus_per_process,
-        )
+        processes = config.processes or _processes(config.train.batch_size, _holds(resources))
+        from ray.train import TrainingFailedError
+
+        try:
+            return train_on_ray(
+                config.train,
+                processes,
+                use_gpu=gpus > 0,
+                max_failures=section.max_failures,
+                cpus_per_process=section.cpus_per_process,
+            )
+        except TrainingFailedError as error:
+            raise failure(error, config.train.output / "ray") from error
+
+
+@contextmanager
+def painting(config: Config) -> Iterator[dict[str, Any]]:
+    """Where the evaluation paints, as arguments of `generate_images`: here, or on the cluster's nodes."""
+    from l2p_eval.generation import default_workers
+
+    workers, address = config.evaluate.workers, config.cluster.address
+    if not address or workers == 0:
+        yield {"workers": default_workers() if workers is None else workers}
+        return
+    with connected(address) as resources:
+        yield {"executor": "ray", "workers": workers or _holds(resources)}
 
 
 @contextmanager
@@ -54,6 +85,50 @@ def connected(address: str) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
+def _holds(resources: Mapping[str, float]) -> int:
+    """Workers that the cluster holds: one per GPU, or per CPU where there is none."""
+    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
+
+
 def _processes(batch_size: int, most: int) -> int:
     """As many as divide the batch."""
-    return max(count for count in range(1, max(most, 1) + 1) if batch_size % count == 0)
+    return max(count for count in range(1, most + 1) if batch_size % count == 0)
+
+
+def failure(error: Exception, logs: Path) -> Exception:
+    """What Ray's error says at its end, as one of ours."""
+    from l2p_train.errors import NonFiniteLossError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = lines[-1] if lines else type(error).__name__
+    if "NonFiniteLossError: " in cause:
+        return NonFiniteLossError(cause.partition("NonFiniteLossError: ")[2])
+    return TransferError(
+        f"the training failed on the cluster: {cause}; its logs are in {logs}."
+        " Run the same command again to go on from the last checkpoint"
+    )
+
+
+@contextmanager
+def _followed(output: Path, on_event: Callable[[Mapping[str, Any]], None] | None) -> Iterator[None]:
+    """Hands on what the workers write to shared storage: Ray tells the driver nothing until they end."""
+    from l2p_train.metrics import read_metrics
+
+    ended, file = threading.Event(), output / "metrics.jsonl"
+    before = max((record["time"] for record in read_metrics(file)), default=0.0)
+
+    def watch() -> None:
+        seen = before
+        while on_event is not None and not ended.wait(WATCH_INTERVAL):
+            for record in read_metrics(file):
+                if record["time"] > seen:
+                    seen = record["time"]
+                    on_event(record)
+
+    thread = threading.Thread(target=watch, name="follow-training", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -16,6 +16,7 @@ from l2p_train.config import TrainConfig, config_from_mapping
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.schema import check_keys, convert, read_table, to_table
+from l2p_transfer.validation import check_config
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -39,6 +40,7 @@ class SourceSection:
     dtype: Dtype = "auto"  # auto: bfloat16 where the machine computes in it, else float32
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else its pipeline takes
     family: str = ""  # only for --dry-run without the weights: a family at its full size
+    repository: str | None = None  # only for --dry-run: what to download; None: the family's best known
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -76,8 +78,9 @@ class ImagesSection:
     """The corpus that the source paints (sec. 3.2; the paper: 2 seeds a prompt, 1024 px)."""
 
     seeds_per_prompt: int = 2
-    width: int = 1024
-    height: int = 1024
+    width: int = 1024  # px
+    height: int = 1024  # px
+    buckets: tuple[str, ...] | None = None  # instead: "1152x896" and so on, each image gets one of them
     batch_size: int = 8
     rows_per_shard: int = 64
     workers: int | None = (
@@ -103,6 +106,8 @@ class EvaluateSection:
     detector: str = "scenes"  # scenes: the miniature's exact one; coco: GenEval's, needs the two models below
     detector_model: Path | None = None  # transformers directory of a Mask2Former (Swin-S, COCO instance)
     color_model: Path | None = None  # transformers directory of a CLIP (ViT-L/14)
+    width: int | None = None  # px, with height; None: the size of the training. Also what l2p-generate
+    height: int | None = None  # paints by default
     images_per_prompt: int = 4
     num_inference_steps: int = 30
     guidance_scale: float = 2.0
@@ -228,38 +233,8 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
     config = Config(train=settings, processes=processes, **sections)
-    _check(config)
+    check_config(config)
     return config
-
-
-def _check(config: Config) -> None:
-    """What a table cannot know alone."""
-    images, patch = config.images, config.surgery.patch_size
-    for name, size in (("width", images.width), ("height", images.height)):
-        if size < patch or size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            usable = f"{below} or {above}" if below else f"{above}"
-            raise TransferError(
-                f"images.{name} {size} is not a multiple of surgery.patch_size {patch}; use {usable}"
-            )
-    positive = {
-        "prompts.count": config.prompts.count,
-        "images.seeds_per_prompt": images.seeds_per_prompt,
-        "evaluate.images_per_prompt": config.evaluate.images_per_prompt,
-        "evaluate.num_inference_steps": config.evaluate.num_inference_steps,
-        "source.num_inference_steps": config.source.num_inference_steps,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise TransferError(f"{name} is {value}; it must be at least 1")
-    needed = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
-    for name in needed[config.prompts.engine]:
-        if getattr(config.prompts, name) is None:
-            raise TransferError(f'prompts.engine = "{config.prompts.engine}" needs prompts.{name}')
-    if config.prompts.audit and config.prompts.engine not in ("openai", "vllm"):
-        raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{config.prompts.engine}"')
-    if config.processes:  # auto always divides
-        config.train.batch_layout(config.processes)
 
 
 def resolve_processes(config: Config) -> int:

@@ -3,19 +3,26 @@ and stated assumptions. Nothing here was timed on a GPU.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from l2p_data.buckets import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.full_size import FULL_SIZES
+from l2p_transfer.full_size import FULL_SIZES, FullSize
 from l2p_transfer.paths import shorten
+from l2p_transfer.sizes import evaluated_size, largest, painted_sizes, source_size, trained_sizes
 
 CAPTION_TOKENS = 256
 PNG_BYTES_PER_PIXEL = 1.6  # of a photograph at 1024 px, 24 bits: assumed
 WORKSPACE_GB = 6.0  # of a pipeline that paints one batch at 1024 px: assumed
 GENEVAL_PROMPTS = 553
+SOURCE_PIXELS_PER_TOKEN = 16  # side: 8 px a latent and 2 latents a patch, as in every family listed here
+NEARLY_NO_HEAD = (8, 8, 8, 8)  # channels; a thousandth of the trunk's FLOPs
 TEXT_WIDTHS = ("cap_feat_dim", "joint_attention_dim", "caption_channels")
 
 
@@ -48,6 +55,7 @@ class Costs:
     disk_gb: Mapping[str, float]
     gpu_memory_gb: Mapping[str, float]
     gpu_hours: Mapping[str, float]
+    tflop: Mapping[str, float]  # of one image: a forward of the source, one of the L2P model, a training step
     assumptions: tuple[str, ...]
 
     def text(self, gpus: int) -> list[str]:
@@ -84,32 +92,14 @@ def estimate_costs(
     parameters = needs.plan.trainable_count + needs.plan.frozen_count
     known = FULL_SIZES.get(family)
     others = known.others if known else 0
-    published = known.transformer_bytes if known else 2
-    source_gb = (parameters * published + others * 2) / 1e9
-    downloads: tuple[str, ...] = ()
-    if known and not config.source.model.is_dir():
-        twice = "".join(f' --exclude "{pattern}"' for pattern in known.exclude)
-        downloads = (
-            f"hf download {known.repository} --local-dir {shorten(config.source.model)}{twice}",
-            f"  about {source_gb:.0f} GB; {known.licence}",
-        )
-    pixels = config.images.width * config.images.height
-    corpus_gb = config.prompts.count * config.images.seeds_per_prompt * pixels * PNG_BYTES_PER_PIXEL / 1e9
-    forward, step = _flops(config, family, trunk, model, needs.plan)
-    hours = {
-        name: round(flops / (machine.tflops * 1e12 * 3600), 1)
-        for name, flops in _work(config, family, forward, step).items()
-    }
-    counted = (
-        f"hours: {forward / 1e12:.1f} TFLOP a forward and {step / 1e12:.1f} a training step of one image,"
-        f" counted on meta tensors; {machine.tflops:.0f} TFLOP/s sustained ({machine.gpu},"
-        f" {machine.utilisation:.0%} of its bf16 peak), assumed"
-    )
+    source_gb = (parameters * (known.transformer_bytes if known else 2) + others * 2) / 1e9
+    flops = _flops(config, family, trunk, model, needs.plan)
+    work = _work(config, family, flops) if flops else {}
     return Costs(
-        downloads=downloads,
+        downloads=_downloads(config, known, source_gb) if known else (),
         disk_gb={
             "source": round(source_gb, 1),
-            "corpus": round(corpus_gb, 1),
+            "corpus": round(_corpus_bytes(config) / 1e9, 1),
             "initial and final model": round(2 * (parameters + others) * 2 / 1e9, 1),
             "checkpoints": round(needs.checkpoint_gb * config.train.keep_checkpoints, 1),
         },
@@ -117,9 +107,10 @@ def estimate_costs(
             "images": round((parameters + others) * 2 / 1e9 + WORKSPACE_GB, 1),
             "training": round(needs.total_gb, 1),
         },
-        gpu_hours=hours if forward else {},
+        gpu_hours={name: round(value / (machine.tflops * 1e12 * 3600), 1) for name, value in work.items()},
+        tflop=flops.in_tera() if flops else {},
         assumptions=(
-            counted if forward else "hours: not counted, this model cannot run on meta tensors",
+            flops.text(machine) if flops else "hours: not counted, this model cannot run on meta tensors",
             "text encoding, VAE, prompts and judging come on top: a few percent",
             f"corpus: {PNG_BYTES_PER_PIXEL} bytes a pixel as PNG; evaluation: GenEval's"
             f" {GENEVAL_PROMPTS} prompts",
@@ -127,18 +118,68 @@ def estimate_costs(
     )
 
 
-def _work(config: Config, family: str, forward: float, step: float) -> dict[str, float]:
+def _downloads(config: Config, known: FullSize, gigabytes: float) -> tuple[str, ...]:
+    """The command, and what it brings; nothing for a source that is there."""
+    if config.source.model.is_dir():
+        return ()
+    repository, about = config.source.repository or known.repository, "about"
+    twice = "".join(f' --exclude "{pattern}"' for pattern in known.exclude)
+    if repository != known.repository:
+        about = f"if it is stored as {known.repository} is, about"
+    return (
+        f"hf download {repository} --local-dir {shorten(config.source.model)}{twice}",
+        f"  {about} {gigabytes:.0f} GB; {known.licence}",
+    )
+
+
+def _corpus_bytes(config: Config) -> float:
+    sizes = painted_sizes(config)
+    pixels = sum(width * height for width, height in sizes) / len(sizes)  # each bucket gets its share
+    return config.prompts.count * config.images.seeds_per_prompt * pixels * PNG_BYTES_PER_PIXEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flops:
+    """FLOPs of one image, each at the largest size of its stage."""
+
+    painted: float  # a forward of the source that paints the corpus
+    trained: float  # forward and backward of the pixel model
+    again: float  # what gradient checkpointing computes a second time
+    source: float  # a forward of the source in the evaluation
+    l2p: float  # a forward of the pixel model in the evaluation
+
+    def in_tera(self) -> dict[str, float]:
+        """What a reader can check."""
+        parts = {"source": self.painted, "l2p": self.l2p, "step": self.trained}
+        return {name: round(value / 1e12, 1) for name, value in parts.items()}
+
+    def text(self, machine: Machine) -> str:
+        """Where the hours come from."""
+        tera = self.in_tera()
+        return (
+            f"hours: {tera['source']} TFLOP a forward of the source, {tera['l2p']} of the L2P model,"
+            f" {tera['step']} a training step of one image, counted on meta tensors; {machine.tflops:.0f}"
+            f" TFLOP/s sustained ({machine.gpu}, {machine.utilisation:.0%} of its bf16 peak), assumed"
+        )
+
+
+def _work(config: Config, family: str, flops: _Flops) -> dict[str, float]:
     """FLOPs of the stages that need a GPU."""
-    train, evaluate, source = config.train, config.evaluate, config.source
-    guidance = max(source.guidance_scale, source.pipeline_kwargs.get("true_cfg_scale", 0))
-    passes = _passes(source.num_inference_steps, guidance, family)
+    train, evaluate, passes = config.train, config.evaluate, source_passes(config, family)
     own = _passes(evaluate.num_inference_steps, evaluate.guidance_scale, "l2p")
-    again = forward if train.gradient_checkpointing else 0
+    judged = evaluate.images_per_prompt * GENEVAL_PROMPTS
     return {
-        "images": config.prompts.count * config.images.seeds_per_prompt * passes * forward,
-        "training": train.steps * train.batch_size * (step + again),
-        "evaluation": evaluate.images_per_prompt * GENEVAL_PROMPTS * (passes + own) * forward,
+        "images": config.prompts.count * config.images.seeds_per_prompt * passes * flops.painted,
+        "training": train.steps * train.batch_size * (flops.trained + flops.again),
+        "evaluation": judged * (passes * flops.source + own * flops.l2p),
     }
+
+
+def source_passes(config: Config, family: str) -> int:
+    """Forward passes of the source per image."""
+    source = config.source
+    guidance = max(source.guidance_scale, source.pipeline_kwargs.get("true_cfg_scale", 0))
+    return _passes(source.num_inference_steps, guidance, family)
 
 
 def _passes(steps: int, guidance: float, family: str) -> int:
@@ -148,20 +189,57 @@ def _passes(steps: int, guidance: float, family: str) -> int:
     return steps * (2 if guided else 1)
 
 
-def _flops(
-    config: Config, family: str, trunk: Mapping[str, Any], model: Path, plan: Any
-) -> tuple[float, float]:
-    """(forward, forward and backward) of one image, or zeros for a model that cannot run on meta tensors."""
-    from dataclasses import replace
-
-    import torch
+def _flops(config: Config, family: str, trunk: Mapping[str, Any], model: Path, plan: Any) -> _Flops | None:
+    """Counted on meta tensors; None for a model that cannot run on them."""
     from l2p_train.flops import flops_or_none
+
+    conditioning = _conditioning(config, family, trunk)
+
+    @cache
+    def count(directory: Path, size: Size) -> Any:
+        settings = replace(config.train, model=directory)
+        return flops_or_none(settings, plan, (size[1], size[0]), conditioning)
+
+    with TemporaryDirectory() as folder:
+        latent = _source_as_counted(Path(folder), family, trunk)
+        painted = count(latent, largest(painted_sizes(config)))
+        source = count(latent, source_size(config))
+        trained = count(model, largest(trained_sizes(config)))
+        l2p = count(model, evaluated_size(config))
+    if not (painted and source and trained and l2p):
+        return None
+    return _Flops(
+        painted=painted.forward,
+        trained=trained.step,
+        again=trained.forward if config.train.gradient_checkpointing else 0.0,
+        source=source.forward,
+        l2p=l2p.forward,
+    )
+
+
+def _source_as_counted(folder: Path, family: str, trunk: Mapping[str, Any]) -> Path:
+    """A model directory whose forward has the source's tokens and no Detailer Head worth counting."""
+    import torch
+    from l2p_arch.model import L2PTransformer
+
+    with torch.device("meta"):
+        model = L2PTransformer(
+            family=family,
+            trunk_config=dict(trunk),
+            patch_size=SOURCE_PIXELS_PER_TOKEN,
+            head_channels=NEARLY_NO_HEAD,
+        )
+    model.save_config(folder / "transformer")
+    return folder
+
+
+def _conditioning(config: Config, family: str, trunk: Mapping[str, Any]) -> dict[str, Any]:
+    """A caption of the assumed length, by shape."""
+    import torch
 
     width = next((trunk[key] for key in TEXT_WIDTHS if trunk.get(key)), 0)
     tokens = min(CAPTION_TOKENS, config.source.max_sequence_length)
     conditioning = {"caption" if family == "z-image" else "text": torch.empty(tokens, width, device="meta")}
     if trunk.get("pooled_projection_dim"):
         conditioning["pooled"] = torch.empty(trunk["pooled_projection_dim"], device="meta")
-    settings = replace(config.train, model=model)
-    counted = flops_or_none(settings, plan, (config.images.height, config.images.width), conditioning)
-    return (counted.forward, counted.step) if counted else (0.0, 0.0)
+    return conditioning

@@ -8,14 +8,16 @@ from typing import Any
 
 from l2p_eval.features import load_extractor
 from l2p_eval.frechet import frechet_between
-from l2p_eval.generation import Job, default_workers, generate_images, plan_jobs
+from l2p_eval.generation import Job, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
 from l2p_eval.layout import image_path, score_folder, write_prompts
 
+from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import Eyes, load_detector
 from l2p_transfer.generation import Painter, resolve_dtype
 from l2p_transfer.paths import RunPaths
+from l2p_transfer.sizes import evaluated_size, source_size
 
 Progress = Callable[[float, float, str], None]
 
@@ -39,9 +41,11 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     folders = {}
     for name, painter in painters(config, paths).items():
         folder = folders[name] = paths.evaluation / name
-        scores = _paint_and_judge(painter, prompts, jobs, folder, eyes, config, progress)
+        _paint(painter, jobs, folder, config, progress)
+        scores = _judge(painter, prompts, folder, eyes, config, progress)
         results[name] = {
-            "sampling": dict(painter.options) | {"dtype": painter.dtype},
+            "sampling": dict(painter.options)
+            | {"dtype": painter.dtype, "width": painter.width, "height": painter.height},
             "scores": summarise(scores).to_row(),
             "images": [asdict(score) for score in scores],
         }
@@ -61,7 +65,8 @@ def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
     from l2p_data.identity import model_fingerprint
 
     section = config.evaluate
-    size = {"width": config.images.width, "height": config.images.height}
+    source_width, source_height = source_size(config)
+    width, height = evaluated_size(config)
     model = paths.model.resolve()
     return {
         "source": Painter(
@@ -69,51 +74,54 @@ def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
             model=str(config.source.model),
             fingerprint=model_fingerprint(config.source.model),
             dtype=resolve_dtype(config.source.dtype),
+            width=source_width,
+            height=source_height,
             options=config.source.sampling,
-            **size,
         ),
         "l2p": Painter(
             kind="l2p",
             model=str(model),
             fingerprint=model_fingerprint(model),
             dtype=resolve_dtype(section.dtype),
+            width=width,
+            height=height,
             options={
                 "num_inference_steps": section.num_inference_steps,
                 "guidance_scale": section.guidance_scale,
                 "noise_shift": section.noise_shift,
                 "max_sequence_length": config.source.max_sequence_length,
             },
-            **size,
         ),
     }
 
 
-def _paint_and_judge(
+def _paint(painter: Painter, jobs: Sequence[Job], folder: Path, config: Config, progress: Progress) -> None:
+    with painting(config) as place:
+        generate_images(
+            painter,
+            jobs,
+            folder,
+            settings=painter.settings,
+            batch_size=config.evaluate.batch_size,
+            replace=True,  # a run evaluates what it trained last
+            on_image=lambda done, total: progress(done, total, f"{painter.title} paints"),
+            **place,
+        )
+
+
+def _judge(
     painter: Painter,
     prompts: Sequence[GenEvalPrompt],
-    jobs: Sequence[Job],
     folder: Path,
     eyes: Eyes,
     config: Config,
     progress: Progress,
 ) -> list[ImageScore]:
-    section = config.evaluate
-    name = "L2P" if painter.kind == "l2p" else "source"
-    generate_images(
-        painter,
-        jobs,
-        folder,
-        settings=painter.settings,
-        batch_size=section.batch_size,
-        workers=default_workers() if section.workers is None else section.workers,
-        replace=True,  # a run evaluates what it trained last
-        on_image=lambda done, total: progress(done, total, f"{name} paints"),
-    )
     write_prompts(folder, prompts)
     return score_folder(
         folder,
         eyes.detector,
         colors=eyes.colors,
-        images_per_prompt=section.images_per_prompt,
-        on_image=lambda done, total: progress(done, total, f"judging {name}"),
+        images_per_prompt=config.evaluate.images_per_prompt,
+        on_image=lambda done, total: progress(done, total, f"judging {painter.title}"),
     )

@@ -23,6 +23,11 @@ class Painter:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline's call
 
     @property
+    def title(self) -> str:
+        """For progress."""
+        return "L2P" if self.kind == "l2p" else "source"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What defines its images beside prompts and seeds; a directory may be moved."""
         return {name: value for name, value in asdict(self).items() if name != "model"}

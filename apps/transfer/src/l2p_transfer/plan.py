@@ -15,6 +15,7 @@ from l2p_transfer.errors import TransferError
 from l2p_transfer.full_size import full_transformer_config
 from l2p_transfer.paths import RunPaths, read_json, shorten
 from l2p_transfer.runner import identities
+from l2p_transfer.sizes import evaluated_size, in_words, largest, painted_sizes, source_size, trained_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class ModelPlan:
     family: str
     counted_from: str  # the source's config, or the family's full size where there are no weights
     patch_size: int
-    grid: tuple[int, int]  # tokens (height, width)
-    tokens: int  # image tokens
+    grid: tuple[int, int]  # tokens (height, width) of the largest image that is trained
+    tokens: int  # its image tokens
     trainable: int  # parameters
     frozen: int
     memory_gb: float  # per training process, estimated
@@ -67,7 +68,8 @@ class Plan:
             lines += [
                 f"family          {model.family}, counted from {model.counted_from}",
                 f"image tokens    {model.tokens:,} ({model.grid[0]} x {model.grid[1]}, patch"
-                f" {model.patch_size})",
+                f" {model.patch_size}: {model.grid[1] * model.patch_size}x"
+                f"{model.grid[0] * model.patch_size} px)",
                 f"parameters      {total:,}: {model.trainable:,} train ({model.trainable / total:.1%}),"
                 f" {model.frozen:,} frozen",
                 f"memory          {model.memory_gb:.2f} GB per training process (estimate)",
@@ -171,7 +173,7 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
     from l2p_train.memory import estimate
 
     family, trunk, counted_from = _trunk_config(config)
-    patch, images = config.surgery.patch_size, config.images
+    patch, (width, height) = config.surgery.patch_size, largest(trained_sizes(config))
     with torch.device("meta"):
         model = L2PTransformer(
             family=family,
@@ -183,13 +185,13 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
         model.save_config(Path(folder) / "transformer")
         settings = replace(config.train, model=Path(folder))
         processes = resolve_processes(config)
-        needs = estimate(settings, processes, height=images.height, width=images.width)
+        needs = estimate(settings, processes, height=height, width=width)
         costs = estimate_costs(config, machine, family=family, trunk=trunk, model=Path(folder), needs=needs)
     return ModelPlan(
         family=family,
         counted_from=counted_from,
         patch_size=patch,
-        grid=(images.height // patch, images.width // patch),
+        grid=(height // patch, width // patch),
         tokens=needs.image_tokens,
         trainable=needs.plan.trainable_count,
         frozen=needs.plan.frozen_count,
@@ -215,16 +217,24 @@ def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
 
 
 def _plan_stages(config: Config) -> Iterator[StagePlan]:
-    paths, images, evaluate = RunPaths(config.run.output), config.images, config.evaluate
-    painted = config.prompts.count * images.seeds_per_prompt
-    size = f"{images.width}x{images.height} px"
+    paths, prompts, surgery, train = RunPaths(config.run.output), config.prompts, config.surgery, config.train
+    painted, trained = painted_sizes(config), trained_sizes(config)
+    resized = "" if trained == painted else f", resized to {in_words(trained)}"
+    source, l2p = in_words([source_size(config)]), in_words([evaluated_size(config)])
     work = {
-        "prompts": (f"{config.prompts.count:,} prompts, engine {config.prompts.engine}", paths.prompts),
+        "prompts": (f"{prompts.count:,} prompts, engine {prompts.engine}", paths.prompts),
         "filter": ("keep or drop, with a reason", paths.filtered),
-        "images": (f"{painted:,} images of {size}", paths.corpus),
-        "surgery": (f"patch {config.surgery.patch_size}, {config.surgery.initialisation}", paths.initial),
-        "training": (f"{config.train.steps:,} steps of {config.train.batch_size} images", paths.train),
-        "evaluation": (f"{evaluate.images_per_prompt} images a prompt, twice", paths.evaluation),
+        "images": (
+            f"{_images(prompts.count * config.images.seeds_per_prompt)} of {in_words(painted)}",
+            paths.corpus,
+        ),
+        "surgery": (f"patch {surgery.patch_size}, {surgery.initialisation}", paths.initial),
+        "training": (f"{train.steps:,} steps of {_images(train.batch_size)}{resized}", paths.train),
+        "evaluation": (
+            f"{_images(config.evaluate.images_per_prompt)} a prompt, {l2p}"
+            + ("" if source == l2p else f"; of the source {source}"),
+            paths.evaluation,
+        ),
         "report": ("report.html, report.md", paths.report),
     }
     for stage, identity in identities(config):
@@ -235,3 +245,7 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
             output=str(shorten(work[stage.name][1])),
             done=marker.get("state") == "done" and marker.get("identity") == identity,
         )
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -15,6 +15,7 @@ from l2p_eval.report import Pair, Picture, RunReport, StageCost, Table, duration
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths, read_json
+from l2p_transfer.sizes import in_words, painted_sizes, trained_sizes
 
 PROGRESS_PICTURES = 6
 GRID_GAP = 2  # px between the pictures of a trainer's sample grid
@@ -51,10 +52,11 @@ def write_run_report(config: Config, paths: RunPaths) -> Path:
 
 def _summary(config: Config, markers: Mapping[str, Any]) -> str:
     images = markers["images"]["values"]["images"]
+    resized = f", resized to {in_words(trained_sizes(config))}" if config.train.resolution else ""
     return (
         f"{config.source.model.name}, a latent diffusion model, became a pixel-space model with patch size"
         f" {config.surgery.patch_size} and no VAE, trained for {config.train.steps:,} steps on {images:,}"
-        f" of its own images at {config.images.width} x {config.images.height} px."
+        f" of its own images of {in_words(painted_sizes(config))}{resized}."
     )
 
 
@@ -118,6 +120,8 @@ def _frechet(row: Mapping[str, Any]) -> FrechetResult:
 def _sampling(options: Mapping[str, Any]) -> str:
     names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "noise_shift": "noise shift"}
     parts = [f"{names[key]} {options[key]}" for key in names if options.get(key) is not None]
+    if "width" in options:
+        parts.append(in_words([(options["width"], options["height"])]))
     return ", ".join([*parts, str(options["dtype"])])
 
 

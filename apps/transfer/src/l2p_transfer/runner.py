@@ -35,6 +35,7 @@ MAY_CHANGE_IN_TRAIN = (
 )
 IRRELEVANT = (
     ("run", "output"),
+    ("source", "repository"),
     ("images", "workers"),
     ("evaluate", "workers"),
     ("cluster", "address"),

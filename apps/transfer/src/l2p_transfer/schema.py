@@ -96,7 +96,7 @@ def _describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(argument) for argument in arguments if argument is not type(None))
     if origin is tuple:
-        return f"a list of {_describe(arguments[0])}s"
+        return f"a list of {_describe(arguments[0]).removeprefix('a ')}s"
     if origin in (dict, Mapping):
         return "a table"
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}

@@ -15,6 +15,7 @@ from typing import Any
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths, shorten, write_json
+from l2p_transfer.sizes import evaluated_size, painted_sizes
 
 Progress = Callable[[float, float, str], None]
 """Called with (done, total, note)."""
@@ -116,7 +117,8 @@ def make_images(run: Run, progress: Progress) -> Outcome:
         dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
         ray_address=run.config.cluster.address or None,
-        **asdict(images),
+        buckets=() if images.buckets is None else painted_sizes(run.config),
+        **{key: value for key, value in asdict(images).items() if key != "buckets"},
     )
 
     def report(state: SynthesisProgress) -> None:
@@ -179,7 +181,7 @@ def train(run: Run, progress: Progress) -> Outcome:
     if run.config.cluster.address:
         from l2p_transfer.cluster import train_on_cluster
 
-        result = train_on_cluster(run.config)
+        result = train_on_cluster(run.config, report)
     else:
         result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
@@ -195,6 +197,7 @@ def evaluate(run: Run, progress: Progress) -> Outcome:
     """GenEval of source and L2P model, and the Frechet distance between their images (sec. 4)."""
     from l2p_transfer.evaluation import evaluate_run
 
+    _write_sampling_defaults(run)  # [evaluate] may have changed since the training
     results = evaluate_run(run.config, run.paths, progress)
     write_json(run.paths.results, results)
     source, l2p = results["source"]["scores"]["overall"], results["l2p"]["scores"]["overall"]
@@ -235,29 +238,27 @@ STAGES = (
 
 
 def _calibration_images(run: Run) -> Any:
-    """Some corpus images as (N, 3, H, W) in [-1, 1], for initialisations that measure the source."""
-    import numpy as np
-    import torch
-    from l2p_data.dataset import iterate_corpus
-    from l2p_data.images import decode_image
+    """Some corpus images as (N, 3, H, W) in [-1, 1], for initialisations that measure the source.
 
-    images = run.config.images
-    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // (images.width * images.height)))
-    pixels = []
-    for row in iterate_corpus(run.paths.corpus, ["id", "image"]):
-        pixels.append(np.asarray(decode_image(row["image"])))
-        if len(pixels) == count:
-            break
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    return stacked.float() / 127.5 - 1
+    All of one size, the one of the first image: as the trainer will show them.
+    """
+    import torch
+    from l2p_train.corpus import Corpus, bucket_size
+
+    corpus, train = Corpus(run.paths.corpus, image_cache_mb=0), run.config.train
+    sizes = [bucket_size(row.size, train.resolution, run.config.surgery.patch_size) for row in corpus.rows]
+    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(sizes[0])))
+    chosen = [index for index, size in enumerate(sizes) if size == sizes[0]][:count]
+    return torch.stack([corpus.image(index, sizes[0]) for index in chosen]).float() / 127.5 - 1
 
 
 def _write_sampling_defaults(run: Run) -> None:
     """How to sample the model, beside its weights: what `l2p-generate` uses when it is told nothing."""
     section = run.config.evaluate
+    width, height = evaluated_size(run.config)
     defaults = {
-        "height": run.config.images.height,
-        "width": run.config.images.width,
+        "height": height,
+        "width": width,
         "num_inference_steps": section.num_inference_steps,
         "guidance_scale": section.guidance_scale,
         "noise_shift": section.noise_shift,

@@ -1,0 +1,70 @@
+"""The sizes of a transfer's images, (width, height) in px: what the source paints, what is trained, what is
+evaluated.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from l2p_data.buckets import Size, parse_size
+
+if TYPE_CHECKING:
+    from l2p_transfer.config import Config
+
+
+def painted_sizes(config: "Config") -> tuple[Size, ...]:
+    """Of the corpus: `images.buckets`, or else the one of width and height.
+
+    Raises:
+        DataError: a bucket is no size.
+    """
+    images = config.images
+    if images.buckets is None:
+        return ((images.width, images.height),)
+    return tuple(parse_size(text) for text in images.buckets)
+
+
+def trained_sizes(config: "Config") -> tuple[Size, ...]:
+    """What the trainer makes of them: about `train.resolution` squared in area, each of its own shape."""
+    painted, resolution = painted_sizes(config), config.train.resolution
+    if resolution is None:
+        return painted
+    from l2p_train.corpus import bucket_size  # loads torch
+
+    patch = config.surgery.patch_size
+    resized = (bucket_size((height, width), resolution, patch) for width, height in painted)
+    return tuple(dict.fromkeys((width, height) for height, width in resized))
+
+
+def evaluated_size(config: "Config") -> Size:
+    """Of the L2P model's images, and how it paints when it is told nothing: `[evaluate]`'s, else what it was
+    trained at. With buckets a config has to state it.
+    """
+    section = config.evaluate
+    if section.width is not None and section.height is not None:
+        return section.width, section.height
+    return trained_sizes(config)[0]
+
+
+def source_size(config: "Config") -> Size:
+    """Of the source's images in the evaluation: the L2P model's size; but where the training resizes, the
+    painted size of the nearest shape, for which the source was made.
+    """
+    wanted = evaluated_size(config)
+    if config.train.resolution is None:
+        return wanted
+    return min(painted_sizes(config), key=lambda size: abs(math.log(_shape(size) / _shape(wanted))))
+
+
+def largest(sizes: Sequence[Size]) -> Size:
+    """The one of most pixels: memory and time are counted for it."""
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def in_words(sizes: Sequence[Size]) -> str:
+    """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
+    return ", ".join(f"{width}x{height}" for width, height in sizes) + " px"
+
+
+def _shape(size: Size) -> float:
+    return size[0] / size[1]

@@ -1,0 +1,100 @@
+"""What a table of the config cannot know alone."""
+
+from typing import TYPE_CHECKING
+
+from l2p_data.errors import DataError
+
+from l2p_transfer.errors import TransferError
+from l2p_transfer.sizes import painted_sizes
+
+if TYPE_CHECKING:
+    from l2p_transfer.config import Config
+
+NEEDED = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
+"""Keys of [prompts] that an engine cannot do without."""
+
+
+def check_config(config: "Config") -> None:
+    """Raises for the first setting that does not go with another.
+
+    Raises:
+        TransferError: what was given, what was wanted, what to write.
+        TrainError: a batch that does not divide over the processes.
+    """
+    _check_counts(config)
+    _check_sizes(config)
+    _check_prompts(config)
+    if config.processes:  # auto always divides
+        config.train.batch_layout(config.processes)
+
+
+def _check_counts(config: "Config") -> None:
+    least = {
+        "prompts.count": (config.prompts.count, 1),
+        "images.seeds_per_prompt": (config.images.seeds_per_prompt, 1),
+        "images.batch_size": (config.images.batch_size, 1),
+        "images.rows_per_shard": (config.images.rows_per_shard, 1),
+        "evaluate.images_per_prompt": (config.evaluate.images_per_prompt, 1),
+        "evaluate.num_inference_steps": (config.evaluate.num_inference_steps, 1),
+        "evaluate.batch_size": (config.evaluate.batch_size, 1),
+        "source.num_inference_steps": (config.source.num_inference_steps, 1),
+        "surgery.patch_size": (config.surgery.patch_size, 1),
+        "cluster.cpus_per_process": (config.cluster.cpus_per_process, 1),
+        "cluster.max_failures": (config.cluster.max_failures, 0),
+    }
+    for name, workers in (("images", config.images.workers), ("evaluate", config.evaluate.workers)):
+        if workers is not None:
+            least[f"{name}.workers"] = (workers, 0)
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise TransferError(f"{name} is {value}; it must be at least {lowest}")
+
+
+def _check_sizes(config: "Config") -> None:
+    """Every side that reaches the model in patches must be a multiple of them."""
+    images, evaluate, patch = config.images, config.evaluate, config.surgery.patch_size
+    if images.buckets is not None and not images.buckets:
+        raise TransferError(
+            'images.buckets is []; name sizes such as ["1024x1024", "1152x896"], or leave it out'
+        )
+    try:
+        painted = painted_sizes(config)
+    except DataError as error:
+        raise TransferError(f"images.buckets: {error}") from None
+    if config.train.resolution is not None:  # the trainer resizes
+        _check_side("train.resolution", config.train.resolution, patch)
+    elif images.buckets is None:
+        _check_side("images.width", images.width, patch)
+        _check_side("images.height", images.height, patch)
+    else:
+        for text, (width, height) in zip(images.buckets, painted, strict=True):
+            _check_side(f"images.buckets {text!r}: width", width, patch)
+            _check_side(f"images.buckets {text!r}: height", height, patch)
+    if (evaluate.width is None) != (evaluate.height is None):
+        given, missing = ("width", "height") if evaluate.height is None else ("height", "width")
+        raise TransferError(f"evaluate.{given} is given without evaluate.{missing}; give both or neither")
+    if evaluate.width is not None and evaluate.height is not None:
+        _check_side("evaluate.width", evaluate.width, patch)
+        _check_side("evaluate.height", evaluate.height, patch)
+    elif images.buckets is not None:
+        raise TransferError(
+            "images.buckets trains at several sizes; say at which one to evaluate:"
+            " evaluate.width and evaluate.height"
+        )
+
+
+def _check_side(name: str, length: int, patch: int) -> None:
+    if length >= patch and length % patch == 0:
+        return
+    below, above = length // patch * patch, (length // patch + 1) * patch
+    usable = f"{below} or {above}" if below > 0 else f"{max(above, patch)}"
+    raise TransferError(f"{name} {length} is not a multiple of surgery.patch_size {patch}; use {usable}")
+
+
+def _check_prompts(config: "Config") -> None:
+    prompts = config.prompts
+    for name in NEEDED[prompts.engine]:
+        if getattr(prompts, name) is None:
+            raise TransferError(f'prompts.engine = "{prompts.engine}" needs prompts.{name}')
+    if prompts.audit and prompts.engine not in ("openai", "vllm"):
+        raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{prompts.engine}"')
