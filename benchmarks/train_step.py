@@ -1,6 +1,6 @@
 """What a training step costs: our loop over a bare PyTorch loop of the same maths, and what freezing saves.
 
-    uv run python benchmarks/train_step.py [--blocks 30] [--trainable 5] [--size 128] [--batch-size 8]
+    uv run python benchmarks/train_step.py [--blocks 30] [--trainable 5] [--size 128] [--batch-size 32]
 
 An untrained model of 30 blocks on one thread; a step takes seconds. The variants take turns, and the CPU
 seconds of each are compared by their minimum, so that other load matters little. All variants draw
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--trainable", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=4)
     options = parser.parse_args()

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from l2p_train import TrainConfig, estimate
 
-# GB per GPU on 8 GPUs for weights + gradients + Adam, 1.82 B trainable, by ZeRO stage.
-MEASURED = {0: 37.8, 1: 18.7, 2: 15.5, 3: 4.7}
+# GB per GPU on 8 GPUs for weights + gradients + Adam, 1.82 B trainable, by ZeRO stage. Stage 1 was measured
+# with bf16 gradients; ours has float32 ones beside them for good (benchmarks/train_memory.py).
+MEASURED = {0: 37.8, 1: 18.7 + 4 * 1.82, 2: 15.5, 3: 4.7}
 
 
 def test_states_agree_with_the_measured_stages_and_activations(z_image: Path):
@@ -36,7 +37,7 @@ def gb(z_image: Path, processes: int = 1, **changes):
 
 
 def test_offload_takes_the_optimizer_off_the_gpu(z_image: Path):
-    on_gpu, on_host = gb(z_image), gb(z_image, offload_optimizer=True)
+    on_gpu, on_host = (gb(z_image, zero_stage=1, offload_optimizer=offload) for offload in (False, True))
     assert on_gpu.optimizer_gb == pytest.approx(2.548 * 12, rel=0.01)
     saved = on_gpu.total_gb - on_gpu.buckets_gb - (on_host.total_gb - on_host.buckets_gb)
     assert saved == pytest.approx(2.548 * 12, rel=0.01)

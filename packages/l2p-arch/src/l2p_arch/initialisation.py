@@ -98,7 +98,7 @@ def _keep(made: NewTensors, model: L2PTransformer, source: Source, images: Tenso
 
 
 def _zero_output(
-    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+    made: NewTensors, model: L2PTransformer, source: Source | None, images: Tensor | None
 ) -> dict[str, float]:
     """Start from a velocity of exactly zero: no random field to unlearn."""
     for kind in ("weight", "bias"):
@@ -107,7 +107,7 @@ def _zero_output(
 
 
 def _kaiming(
-    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+    made: NewTensors, model: L2PTransformer, source: Source | None, images: Tensor | None
 ) -> dict[str, float]:
     """Start with a head that keeps its signal's size (He et al. 2015).
 
@@ -125,7 +125,7 @@ def _kaiming(
 
 
 def _detail(
-    made: NewTensors, model: L2PTransformer, source: Source, images: Tensor | None
+    made: NewTensors, model: L2PTransformer, source: Source | None, images: Tensor | None
 ) -> dict[str, float]:
     """Start from velocity = x_t minus its 3x3 mean, carried through the finest level as silu(x) - silu(-x) =
     x.
@@ -206,3 +206,10 @@ INITIALISATIONS: dict[str, Initialisation] = {
     "zero-output": _zero_output,
 }
 """In the order in which joined ones apply: a later one reads or overwrites what an earlier one wrote."""
+
+SOURCELESS: dict[str, Callable[[NewTensors, L2PTransformer, None, None], dict[str, float]]] = {
+    "kaiming": _kaiming,
+    "detail": _detail,
+    "zero-output": _zero_output,
+}
+"""Those that look at no source, in the same order."""

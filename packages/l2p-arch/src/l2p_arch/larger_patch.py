@@ -25,7 +25,7 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
-from l2p_arch.initialisation import pytorch_values
+from l2p_arch.initialisation import SOURCELESS, check_initialisation, pytorch_values
 from l2p_arch.model_card import write_model_card
 from l2p_arch.surgery import SurgeryReport, TensorRecord
 from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
@@ -38,6 +38,7 @@ def upscale(
     patch_size: int = 64,
     head_channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
     head_decoder_floor: int = 0,
+    initialisation: str = "default",
     seed: int = 0,
     overwrite: bool = False,
     max_shard_bytes: int = 5 << 30,
@@ -50,6 +51,8 @@ def upscale(
         patch_size: a multiple of the model's own.
         head_channels: encoder widths, finest first; the defaults are those of the public 4K head.
         head_decoder_floor: least width of a decoder level (16 in the public 8K head).
+        initialisation: of the head's new levels: "default" (PyTorch's), "zero-output", "kaiming", "detail" or
+            several joined with "+". The other starts of `convert` look at a source with its VAE.
         seed: of the tensors that are new.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
@@ -68,6 +71,7 @@ def upscale(
         raise ArchError(
             f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
         )
+    _check_start(initialisation, head_channels)
     family = find_family(old["family"])
     components = components_to_keep(model, family.text_components, family.name)
     stored = index_directory(model / "transformer")
@@ -83,8 +87,12 @@ def upscale(
         larger = L2PTransformer(**config)
     wanted = {name: tuple(value.shape) for name, value in larger.state_dict().items()}
     made = pytorch_values(larger, seed)
+    for name, apply in SOURCELESS.items():
+        if name in initialisation.split("+"):
+            apply(made, larger, None, None)
     plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
-    report = _report(model.name, family.name, patch_size, plan, stored, used)
+    start = "upscale" if initialisation == "default" else f"upscale+{initialisation}"
+    report = _report(model.name, family.name, patch_size, start, plan, stored, used)
     with appearing_complete(out, model, overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
@@ -94,6 +102,16 @@ def upscale(
         origin = f"{report.source}, patch {old['patch_size']}, with a larger patch (surgery_report.json)"
         write_model_card(partial, origin, title=out.name)
     return report
+
+
+def _check_start(initialisation: str, head_channels: Sequence[int]) -> None:
+    unknown = [name for name in initialisation.split("+") if name not in ("default", *SOURCELESS)]
+    if unknown:
+        raise ArchError(
+            f"initialisation {unknown[0]!r} is none of upscale's: default, {', '.join(SOURCELESS)}, joined "
+            "with '+'"
+        )
+    check_initialisation(initialisation, None, head_channels)
 
 
 def _plan(
@@ -128,6 +146,8 @@ def _plan(
 def _older_name(name: str, extra_levels: int) -> str:
     """The name in the smaller head of a tensor of the larger one: levels are aligned at the bottleneck."""
     match = re.fullmatch(r"(detailer_head\.(?:enc|up|dec))(\d+)(\..*)", name)
+    if name.startswith("detailer_head.out_conv.") and extra_levels:
+        return ""  # it reads a new level
     if not match:
         return name
     return f"{match[1]}{int(match[2]) - extra_levels}{match[3]}"
@@ -151,6 +171,7 @@ def _report(
     source: str,
     family: str,
     patch_size: int,
+    start: str,
     plan: Sequence[PlannedTensor],
     stored: Mapping[str, StoredTensor],
     used: set[str],
@@ -162,7 +183,7 @@ def _report(
         source=source,
         family=family,
         patch_size=patch_size,
-        initialisation="upscale",
+        initialisation=start,
         inherited=records(tensor for tensor in plan if isinstance(tensor.origin, StoredTensor)),
         new=records(tensor for tensor in plan if not isinstance(tensor.origin, StoredTensor)),
         dropped=records(tensor for name, tensor in stored.items() if name not in used),

@@ -72,7 +72,8 @@ class TrainConfig:
     freeze_patterns: tuple[str, ...] = ()  # taken out again
 
     # Engine
-    zero_stage: int = 1  # DeepSpeed ZeRO 0 to 3; 0 is quickest on a CPU, and accumulates gradients in bf16
+    zero_stage: int = 2  # DeepSpeed ZeRO 0 to 3; 0 is quickest on a CPU, and accumulates gradients in bf16;
+    # 1 keeps float32 gradients of all that trains, 2 a share of them; 3 shares the weights too
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16: float32 masters of what trains, and only of that
     gradient_checkpointing: bool = False  # recompute each block: about 1/10 of the activations, 1/3 more time
     head_tile: int = 0  # px; > 0: the Detailer Head runs in tiles of this side (4K: 1024 with checkpointing)

@@ -128,7 +128,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(config, processes),
+            config=deepspeed_config(config, processes, plan.trainable_count),
             dist_init_required=False,
         )
     return engine, Masters(engine, optimizer, [pair for group in groups for pair in group])

@@ -146,7 +146,8 @@ def _state_bytes(
     }
     quantised = _quantised_count(model, plan) if config.frozen_weights == "int8" else 0
     shared = trainable + plan.frozen_count - quantised  # 8-bit weights are no parameters: ZeRO has no part
-    accumulator = 4 if value == 2 and accumulation > 1 and stage > 0 else 0
+    # ZeRO 1 in bf16 sums in float32 whether or not there is anything to accumulate.
+    accumulator = 4 if value == 2 and (stage == 1 or (stage > 1 and accumulation > 1)) else 0
     gradients = trainable * (value + accumulator) / share["grad"]
     separate_masters = value == 2 or stage > 0
     per_state = (4 if separate_masters else 0) + 8 + (4 if config.ema_decay else 0)
@@ -156,7 +157,7 @@ def _state_bytes(
         host = optimizer + trainable * 8 / share["opt"]
         if stage > 1:  # each bucket goes to the host when it is full
             gradients = 0.0
-    buckets = float(value * bucket_elements(config)) if stage > 0 else 0.0
+    buckets = float(value * bucket_elements(config, trainable)) if stage > 0 else 0.0
     if stage == 3:
         buckets += value * min(LIVE_PARAMETERS, shared)
     return {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that Jordan et al. iterate
 _ITERATIONS = 5
-_SMALLEST_SIDE = 16  # an image's 3 channels, say, are better left to AdamW
+_SMALLEST_SIDE = 8  # an image's 3 channels, say, are better left to AdamW
 
 
 class Muon(torch.optim.AdamW):

@@ -11,13 +11,17 @@ from l2p_train.config import TrainConfig
 LIVE_PARAMETERS = 5 * 10**8  # elements that ZeRO-3 keeps gathered at a time
 
 
-def bucket_elements(config: TrainConfig) -> int:
-    """Return how many gradients are reduced (and with offload sent to the host) at a time."""
-    return 10**8 if config.offload_optimizer else 5 * 10**8
+def bucket_elements(config: TrainConfig, trainable: int) -> int:
+    """Return how many of `trainable` gradients are reduced (and with offload sent to the host) at a time."""
+    return min(10**8 if config.offload_optimizer else 5 * 10**8, trainable)
 
 
-def deepspeed_config(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings; everything a user chooses is in `TrainConfig`."""
+def deepspeed_config(config: TrainConfig, processes: int, trainable: int = 10**9) -> dict[str, Any]:
+    """Return DeepSpeed's settings; everything a user chooses is in `TrainConfig`.
+
+    Args:
+        trainable: elements that train. ZeRO-3 sets a whole bucket aside, which need not be larger.
+    """
     micro, accumulation = config.batch_layout(processes)
     settings: dict[str, Any] = {
         "train_batch_size": config.batch_size,
@@ -36,7 +40,7 @@ def deepspeed_config(config: TrainConfig, processes: int) -> dict[str, Any]:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     zero = settings["zero_optimization"]
     if config.zero_stage > 0:
-        zero["reduce_bucket_size"] = bucket_elements(config)
+        zero["reduce_bucket_size"] = bucket_elements(config, trainable)
     if config.zero_stage == 3:
         zero["stage3_max_live_parameters"] = LIVE_PARAMETERS
     if config.offload_optimizer:
