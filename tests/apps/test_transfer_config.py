@@ -109,6 +109,19 @@ def test_differences_name_both_values_and_skip_what_does_not_matter(config_file:
     assert [text for _, _, text in differences(old, new)] == ["train.steps: 1000 -> 5"]
 
 
+def test_a_run_of_an_earlier_version_which_knew_fewer_settings_is_the_same(config_file: Path) -> None:
+    old, new = load_config(config_file).to_tables(), load_config(config_file).to_tables()
+    for table, key in (
+        ("train", "weight_decay"),
+        ("train", "betas"),
+        ("filter", "brands"),
+        ("images", "height"),
+    ):
+        del old[table][key]
+    assert [text for _, _, text in differences(old, new)] == ["images.height: 1024 -> 64"]
+    assert [text for _, _, text in differences(new, old)] == ["images.height: 64 -> 1024"]
+
+
 def test_a_change_touches_its_stage_and_the_later_ones_only(config_file: Path) -> None:
     before, after = (
         {stage.name: identity for stage, identity in identities(load_config(config_file, overrides))}

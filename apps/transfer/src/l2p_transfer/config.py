@@ -179,6 +179,19 @@ _RUN_PATHS = ("model", "corpus", "output")  # of TrainConfig: the run decides th
 _SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] and [source]
 
 
+def default_tables() -> dict[str, dict[str, Any]]:
+    """What a config means that leaves everything out that it may."""
+    tables: dict[str, dict[str, Any]] = {"train": {"processes": "auto"}}
+    for name, kind in TABLES.items():
+        values = tables.setdefault(name, {})
+        for one in dataclasses.fields(kind):
+            if one.default is not dataclasses.MISSING:
+                values[one.name] = to_table(one.default)
+            elif one.default_factory is not dataclasses.MISSING:
+                values[one.name] = to_table(one.default_factory())
+    return tables
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a config file strictly.
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from l2p_transfer.config import Config
+from l2p_transfer.config import Config, default_tables
 from l2p_transfer.display import Display
 from l2p_transfer.errors import TransferError
 from l2p_transfer.memory import MemoryMeter
@@ -204,13 +204,19 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], paths: RunPa
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(table, key, "table.key: old -> new") for every setting that differs and matters."""
+    """(table, key, "table.key: old -> new") for every setting that differs and matters.
+
+    A setting that one side lacks has its default there: the config of a run that an earlier version began
+    knows fewer of them.
+    """
+    defaults = default_tables()
     for table in new:
         before, after = old.get(table, {}), new[table]
         for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key) and (table, key) not in IRRELEVANT:
-                values = [json.dumps(side[key]) if key in side else "nothing" for side in (before, after)]
-                yield table, key, f"{table}.{key}: {values[0]} -> {values[1]}"
+            values = [side.get(key, defaults[table].get(key)) for side in (before, after)]
+            if values[0] != values[1] and (table, key) not in IRRELEVANT:
+                shown = ["nothing" if value is None else json.dumps(value) for value in values]
+                yield table, key, f"{table}.{key}: {shown[0]} -> {shown[1]}"
 
 
 def _may_change(table: str, key: str) -> bool:
