@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from l2p_transfer import costs_page
 from l2p_transfer.cli import main
+from l2p_transfer.config import load_config
+from l2p_transfer.costs import Costs
+from l2p_transfer.plan import ModelPlan
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize(
@@ -15,6 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("z-image-1k", "Tongyi-MAI/Z-Image-Turbo", 6.15),
         ("flux-1k", "black-forest-labs/FLUX.1-dev", 11.90),
         ("qwen-image-1k", "Qwen/Qwen-Image", 20.43),
+        ("z-image-4k", "Tongyi-MAI/Z-Image", 6.15),
         ("sd3.5-1k", "stabilityai/stable-diffusion-3.5-large", 8.06),
     ],
 )
@@ -51,6 +57,37 @@ def test_a_real_model_is_planned_at_its_published_size(
     assert 1 < step / (2 * billions * 1e9 * 4096) < 8
     assert costs["disk_gb"]["source"] > 2 * billions
     assert not any(tmp_path.iterdir())
+    shown = {line.split("|")[1].strip(): line for line in _costs_page() if line.startswith("| ")}
+    column = costs_page.column(
+        load_config(CONFIGS / f"{name}.toml"), ModelPlan(**{**model, "costs": Costs(**costs)})
+    )
+    if name.endswith("-1k"):
+        for row, cell in zip(costs_page.ROWS, column, strict=True):
+            assert f"| {cell} |" in shown[row], f"docs/costs.md, {row}: print the table again"
+
+
+def _costs_page() -> list[str]:
+    return (ROOT / "docs" / "costs.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_plan_at_4096_px_counts_the_trained_size_and_the_source_at_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plans = []
+    for extra in ([], ["--set", "train.resolution=2048"]):
+        main([str(CONFIGS / "z-image-4k.toml"), "--dry-run", "--json", *extra])
+        plans.append(json.loads(capsys.readouterr().out))
+    full, half = (plan["model"] for plan in plans)
+    assert (full["grid"], half["grid"]) == ([64, 64], [32, 32])
+    for name in ("l2p", "step"):
+        assert full["costs"]["tflop"][name] > 3 * half["costs"]["tflop"][name]
+    assert full["costs"]["tflop"]["source"] == half["costs"]["tflop"]["source"]
+    assert full["memory_gb"] > half["memory_gb"]
+    work = {stage["title"]: stage["work"] for stage in plans[0]["stages"]}
+    assert work["Images from the source"] == "20,000 images of 1024x1024 px"
+    assert work["Training"] == "100,000 steps of 8 images, resized to 4096x4096 px"
+    assert work["Evaluation"] == "1 image a prompt, 4096x4096 px; of the source 1024x1024 px"
 
 
 def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None:
