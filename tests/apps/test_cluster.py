@@ -1,4 +1,4 @@
-"""A transfer on a Ray cluster of several nodes, one of which dies while it paints and one while it trains."""
+"""A transfer on a Ray cluster of several nodes, of which one dies in each stage that runs there."""
 
 import json
 import os
@@ -47,7 +47,7 @@ sample_every = 0
 metadata = "metadata.jsonl"
 images_per_prompt = 1
 num_inference_steps = 1
-workers = 0
+batch_size = 1
 """
 PATIENCE = 300  # s
 
@@ -110,7 +110,8 @@ def test_a_node_lost_in_each_stage_changes_nothing(
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one thread, as a worker of the cluster has
     try:
-        assert main(["tiny.toml", "--set", "run.output=alone", "--set", "images.workers=0"]) == 0
+        here = ["--set", "images.workers=0", "--set", "evaluate.workers=0"]
+        assert main(["tiny.toml", "--set", "run.output=alone", *here]) == 0
     finally:
         os.sched_setaffinity(0, cores)
     run, struck = Path("run"), []
@@ -125,10 +126,15 @@ def test_a_node_lost_in_each_stage_changes_nothing(
             lambda: _kill_the_node_of(cluster, "RayTrainWorker"),
             struck,
         )
+        evaluation = _when(
+            lambda: (run / "evaluation" / "source" / "generation.json").is_file(),
+            lambda: _kill_the_node_of(cluster, "_RayPainter"),
+            struck,
+        )
         assert main(["tiny.toml", "--set", f"cluster.address={cluster.address}"]) == 0
-        for thread in (painting, training):
+        for thread in (painting, training, evaluation):
             thread.join(timeout=1)
-    assert struck == [True, True], "no node was lost: the test tested nothing"
+    assert struck == [True, True, True], "no node was lost: the test tested nothing"
     shards = [
         json.loads(Path(name, "corpus/manifest.json").read_text())["shards"] for name in ("alone", "run")
     ]
@@ -140,3 +146,8 @@ def test_a_node_lost_in_each_stage_changes_nothing(
         for name in ("alone", "run")
     ]
     assert weights[0] == weights[1]
+    images = [
+        {path.relative_to(name): path.read_bytes() for path in Path(name, "evaluation").rglob("*.png")}
+        for name in ("alone", "run")
+    ]
+    assert images[0] and images[0] == images[1]
