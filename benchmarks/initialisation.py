@@ -5,8 +5,9 @@
 
 Trains a few hundred steps from every start with every seed, in the settings of configs/mini.toml. A seed
 fixes the images, the noise and the sigmas of every step: starts differ in nothing but their first weights.
-Running the same command again resumes; more starts or seeds may be added later. Writes OUT/result.json and
-OUT/curves.png, and prints one table: the mean of eq. 5 in a window of steps, over seeds, with the spread.
+Running the same command again resumes. With more starts or seeds only those are trained, and the earlier
+ones that are named again are read. Writes OUT/result.json and OUT/curves.png, and prints one table: the mean
+of eq. 5 in a window of steps, over seeds, with the spread (half the range).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-STARTS = ("default", "zero-output", "detail", "fitted", "fitted+detail")
+STARTS = ("default", "zero-output", "fitted", "fitted+detail", "fitted+kaiming+gated")
 QUARTERS = ("sigma 0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1")
 ROOT = Path(__file__).parents[1]
 Curve = list[dict[str, Any]]
@@ -49,7 +50,7 @@ def run(start: str, seed: int, options: argparse.Namespace, settings: dict[str, 
     folder = options.out / start / f"seed-{seed}"
     surgery = settings["surgery"] | {"initialisation": start}
     if not (folder / "initial").exists():
-        source = (ROOT / "configs" / settings["source"]["model"]).resolve()
+        source = (options.config.parent / settings["source"]["model"]).resolve()
         convert(source, folder / "initial", seed=seed, calibration_images=images, **surgery)
     train = settings["train"] | {
         "model": str(folder / "initial"),
@@ -60,12 +61,12 @@ def run(start: str, seed: int, options: argparse.Namespace, settings: dict[str, 
         "max_sequence_length": settings["source"]["max_sequence_length"],
         "checkpoint_every": 100,
         "sample_every": 0,
-        "log_every": 10,
+        "log_every": max(1, min(10, options.steps // 20)),
     }
     train["warmup_steps"] = max(
         1, settings["train"]["warmup_steps"] * options.steps // settings["train"]["steps"]
     )
-    train.pop("processes")
+    train.pop("processes", None)
 
     def show(event: dict[str, Any]) -> None:
         if event.get("event") == "step" and event["step"] % 50 == 0:
@@ -80,14 +81,39 @@ def run(start: str, seed: int, options: argparse.Namespace, settings: dict[str, 
     ]
 
 
-def window(curve: Curve, first: int, last: int) -> list[float]:
-    """Mean of the whole loss, then of its four quarters of sigma, over the steps in (first, last]."""
+def only_experiment(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Raise unless OUT is new or holds runs of the same settings: others must not be read as these."""
+    from l2p_train.errors import TrainError
+
+    tables = {name: settings[name] for name in ("source", "surgery", "train")}
+    mine = tables | {
+        "steps": options.steps,
+        "images": options.images,
+        "corpus": str(options.corpus.resolve()),
+    }
+    path = options.out / "settings.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name, value in mine.items() if theirs.get(name) != value]
+    if changed:
+        raise TrainError(
+            f"{options.out} holds runs of other settings ({', '.join(changed)}; see {path}), "
+            "which would be read as these; give another --out"
+        )
+
+
+def window(curve: Curve, first: int, last: int) -> list[float | None]:
+    """Mean of the whole loss, then of its four quarters of sigma, over the steps in (first, last].
+
+    None where no sample of a quarter was drawn.
+    """
     inside = [record for record in curve if first < record["step"] <= last]
-    columns = [[record["loss"] for record in inside]]
-    columns += [
-        [record["by_sigma"][n] for record in inside if record["by_sigma"][n] is not None] for n in range(4)
-    ]
-    return [statistics.fmean(column) if column else float("nan") for column in columns]
+    rows = [[record["loss"], *record["by_sigma"]] for record in inside]
+    columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return [statistics.fmean(column) if column else None for column in columns]
 
 
 def summarise(curves: dict[str, dict[int, Curve]], steps: int) -> dict[str, Any]:
@@ -97,10 +123,10 @@ def summarise(curves: dict[str, dict[int, Curve]], steps: int) -> dict[str, Any]
         result[start] = {}
         for last in (steps // 4, steps // 2, steps):
             rows = [window(curve, last - max(20, steps // 10), last) for curve in by_seed.values()]
-            columns = list(zip(*rows, strict=True))
+            columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
             result[start][f"step {last}"] = {
-                "mean": [round(statistics.fmean(column), 4) for column in columns],
-                "half_range": [round((max(column) - min(column)) / 2, 4) for column in columns],
+                "mean": [round(statistics.fmean(c), 4) if c else None for c in columns],
+                "half_range": [round((max(c) - min(c)) / 2, 4) if c else None for c in columns],
             }
     return result
 
@@ -112,7 +138,8 @@ def table(summary: dict[str, Any]) -> Iterable[str]:
     for start, moments in summary.items():
         for moment, values in moments.items():
             pairs = zip(values["mean"], values["half_range"], strict=True)
-            yield f"| {start} | {moment} | " + " | ".join(f"{a:.3f} ± {b:.3f}" for a, b in pairs) + " |"
+            cells = ("" if mean is None else f"{mean:.3f} ± {spread:.3f}" for mean, spread in pairs)
+            yield f"| {start} | {moment} | " + " | ".join(cells) + " |"
 
 
 def draw(curves: dict[str, dict[int, Curve]], path: Path) -> None:
@@ -129,15 +156,15 @@ def draw(curves: dict[str, dict[int, Curve]], path: Path) -> None:
         for start, by_seed in curves.items():
             values = np.array(
                 [
-                    [r["loss"] if quarter is None else r["by_sigma"][quarter] or np.nan for r in curve]
+                    [record["loss"] if quarter is None else record["by_sigma"][quarter] for record in curve]
                     for curve in by_seed.values()
                 ],
-                dtype=float,
+                dtype=float,  # None becomes nan, a gap in the curve
             )
             steps = [record["step"] for record in next(iter(by_seed.values()))]
             kernel = np.ones(3) / 3  # a running mean over three records
             smooth = np.array([np.convolve(np.pad(row, 1, mode="edge"), kernel, "valid") for row in values])
-            (line,) = axis.plot(steps, smooth.mean(0), label=f"{start} (n = {len(values)})")
+            (line,) = axis.plot(steps, smooth.mean(0), marker=".", label=f"{start} (n = {len(values)})")
             axis.fill_between(steps, smooth.min(0), smooth.max(0), color=line.get_color(), alpha=0.2)
         axis.set(title=f"eq. 5, {title}", xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
@@ -146,8 +173,8 @@ def draw(curves: dict[str, dict[int, Curve]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> int:
-    """Train what is missing, summarise, draw."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -155,23 +182,50 @@ def main() -> int:
     parser.add_argument(
         "--config", type=Path, default=ROOT / "configs/mini.toml", help="settings to train in"
     )
-    parser.add_argument("--starts", nargs="+", default=list(STARTS))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--starts",
+        nargs="+",
+        default=list(STARTS),
+        help="values of initialisation, each one name or several joined with + (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=300, help="of each run, 4 or more (default 300)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--images", type=int, default=64, help="calibration images (default 64)")
     parser.add_argument("--out", type=Path, default=Path("runs/initialisation"))
     options = parser.parse_args()
+    if options.steps < 4:
+        parser.error(f"--steps {options.steps} leaves no quarter of a run to look at; give 4 or more")
+    if not any(options.corpus.glob("*.parquet")):
+        parser.error(f"no corpus in {options.corpus}: no *.parquet file there")
+    return options
+
+
+def main() -> int:
+    """Train what is missing, summarise, draw."""
+    from l2p_arch import ArchError
+    from l2p_arch.initialisation import check_initialisation
+    from l2p_train.errors import Interrupted, TrainError
+
+    options = parse()
     settings = tomllib.loads(options.config.read_text(encoding="utf-8"))
     images = calibration_images(options.corpus, options.images)
     curves: dict[str, dict[int, Curve]] = {}
-    for seed in options.seeds:  # seed by seed: after the first, all starts can be compared already
+    try:
         for start in options.starts:
-            curves.setdefault(start, {})[seed] = run(start, seed, options, settings, images)
-        summary = summarise(curves, options.steps)
-        result = {"steps": options.steps, "seeds": options.seeds, "summary": summary, "curves": curves}
-        (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        draw(curves, options.out / "curves.png")
+            check_initialisation(start, images, settings["surgery"]["head_channels"])
+        only_experiment(options, settings)
+        for done, seed in enumerate(options.seeds, start=1):  # after each, all starts can be compared
+            for start in options.starts:
+                curves.setdefault(start, {})[seed] = run(start, seed, options, settings, images)
+            summary = summarise(curves, options.steps)
+            result = {"steps": options.steps, "seeds": options.seeds[:done], "summary": summary}
+            text = json.dumps(result | {"curves": curves}, indent=1, allow_nan=False) + "\n"
+            (options.out / "result.json").write_text(text, encoding="utf-8")
+            draw(curves, options.out / "curves.png")
+    except (ArchError, TrainError, Interrupted) as error:
+        print(error, file=sys.stderr)
+        return getattr(error, "exit_code", 2)
     print("\n".join(table(summary)))
     return 0
 
