@@ -1,6 +1,7 @@
 """Single files in the public layouts, trained-delta files, and wrong files named for what they are."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "cut off",
     ),
     "pickle": (lambda path: torch.save({"x": torch.zeros(1)}, path), "a pickle"),
+    "bare pickle": (lambda path: path.write_bytes(pickle.dumps({"x": 1})), "a pickle"),
     "text": (lambda path: path.write_text("hello, this is no model"), "not a safetensors file"),
     "other": (lambda path: save_file({"conv.weight": torch.zeros(1)}, path), "another model (1 tensors"),
 }
@@ -198,6 +200,21 @@ def test_a_wrong_file_is_named_for_what_it_is(untrained_source: Path, tmp_path: 
     assert description in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_safetensors_file_that_begins_as_a_pickle_does_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for padding in range(640):
+        save_file({"local_decoder.x": torch.zeros(1)}, path, metadata={"note": "x" * padding})
+        if path.read_bytes()[:2] == b"\x80\x02":  # a header of 640 bytes
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert identify(path) == "an L2P model in a single-file layout"
+
+
+def test_a_missing_delta_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArchError, match=r"delta\.safetensors is not a file"):
+        merge_delta(model, tmp_path / "delta.safetensors", tmp_path / "merged")
 
 
 def test_a_file_with_a_missing_tensor_is_refused(model: Path, untrained_source: Path, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
         ({"noise_shift": 0.0}, "noise_shift 0.0 must be positive"),
         ({"prompt": []}, "nothing to draw"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0"),
         ({"image": torch.zeros(1, 3, 16, 16)}, "image has the shape"),
         ({"image": torch.zeros(1, 3, 32, 32), "strength": 2.0}, "strength 2.0 is not between 0 and 1"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),

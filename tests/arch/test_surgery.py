@@ -125,7 +125,9 @@ def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_existing_directory_is_replaced_only_when_asked(untrained_source: Path, tmp_path: Path) -> None:
+def test_an_existing_directory_is_replaced_only_when_asked(
+    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("keep")
     with pytest.raises(ArchError, match="already exists"):
@@ -134,6 +136,18 @@ def test_an_existing_directory_is_replaced_only_when_asked(untrained_source: Pat
     convert(untrained_source, tmp_path / "out", head_channels=HEAD, overwrite=True)
     assert not (tmp_path / "out/precious.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        rename = Path.rename
+
+        def failing(path: Path, target: Path) -> Path:
+            if ".partial-" in path.name:
+                raise OSError("no room")
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", failing)
+        convert(untrained_source, tmp_path / "out", head_channels=HEAD, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out/transformer").is_dir()
     with pytest.raises(ArchError, match="holds the source"):
         convert(untrained_source, untrained_source, overwrite=True)
 
@@ -213,6 +227,7 @@ def test_a_pixel_model_is_not_operated_on_twice(converted: Path, tmp_path: Path)
         ({"initialisation": "magic"}, "unknown initialisation 'magic'"),
         ({"dtype": "int8"}, "dtype 'int8' is not one of"),
         ({"head_channels": (8, 0)}, "positive widths"),
+        ({"patch_size": 0}, "patch size 0"),
         ({"head_channels": (3, 16), "initialisation": "detail"}, "at least 6 channels"),
     ],
 )

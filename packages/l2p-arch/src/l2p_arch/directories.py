@@ -52,7 +52,11 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
         if out.exists():
             replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
             out.rename(replaced)
-            partial.rename(out)
+            try:
+                partial.rename(out)
+            except BaseException:
+                replaced.rename(out)
+                raise
             shutil.rmtree(replaced)
         else:
             partial.rename(out)

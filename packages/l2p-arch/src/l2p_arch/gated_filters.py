@@ -116,21 +116,27 @@ def _fit_readout(
     """Ridge regression of the gates' openings on the trunk's features, (K, D + 1), and its R^2."""
     runnable, conditioning = _runnable(made, model, source)
     family = model.source_family
-    rows, wanted = [], []
+    # Sums over tokens, float64: the features themselves would fill gigabytes at full size.
+    rows, gates = family.feature_channels(model.config["trunk_config"]) + 1, len(thresholds)
+    gram, moment = torch.zeros(rows, rows).double(), torch.zeros(rows, gates).double()
+    total, squares, count = torch.zeros(gates).double(), 0.0, 0
     with torch.no_grad():
         for step, (sigma, x_t, _) in enumerate(_noisy(images, min(8, len(images)))):
             patches = pixels_to_patches(x_t, model.patch_size)
             texts = [conditioning[(step + n) % len(conditioning)] for n in range(len(x_t))]
             features = family.run(runnable.trunk, patches, torch.full((len(x_t),), sigma), texts)
-            tokens = rearrange(features, "b d h w -> (b h w) d").double()
-            rows.append(F.pad(tokens, (0, 1), value=1.0))
-            wanted.append(openings(sigma, thresholds).double().expand(len(tokens), -1))
-    matrix, target = torch.cat(rows), torch.cat(wanted)
-    gram = matrix.T @ matrix
+            tokens = F.pad(rearrange(features, "b d h w -> (b h w) d").double(), (0, 1), value=1.0)
+            wanted = openings(sigma, thresholds).double()
+            gram += tokens.T @ tokens
+            moment += torch.outer(tokens.sum(0), wanted)
+            total += len(tokens) * wanted
+            squares += len(tokens) * float(wanted.square().sum())
+            count += len(tokens)
     scale = gram.diagonal() + 1e-12
-    solved = torch.linalg.solve(gram + 1e-4 * torch.diag(scale), matrix.T @ target)
-    spread = (target - target.mean(0)).square().sum()
-    return solved.T.float(), float(1 - (target - matrix @ solved).square().sum() / spread)
+    solved = torch.linalg.solve(gram + 1e-4 * torch.diag(scale), moment)
+    spread = squares - float(total.square().sum()) / count
+    left = squares + float((solved * (gram @ solved - 2 * moment)).sum())
+    return solved.T.float(), 1 - left / spread
 
 
 def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) -> tuple[Any, list[Any]]:

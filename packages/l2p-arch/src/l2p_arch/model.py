@@ -42,6 +42,8 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         head_decoder_floor: int = 0,
     ) -> None:
         super().__init__()
+        if patch_size < 1:
+            raise ArchError(f"patch size {patch_size} is not a number of pixels; 16 is usual at 1024 px")
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size
         self.trunk = self.source_family.build_trunk(trunk_config, 3 * patch_size**2)
@@ -103,9 +105,8 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         names = []
         for name in self.source_family.idle:
             block_list, _, rest = name.partition(".-1.")
-            names.append(
-                f"trunk.{block_list}.{len(list(self.trunk.get_submodule(block_list).children())) - 1}.{rest}"
-            )
+            last = [block for block in self.block_names() if block.startswith(f"trunk.{block_list}.")][-1]
+            names.append(f"{last}.{rest}")
         return names
 
 

@@ -63,7 +63,8 @@ class L2PPipeline(DiffusionPipeline):
         components = {name: getattr(self, name) for name in family.text_components}
         if all(component is None for component in components.values()):
             raise ArchError(
-                "this pipeline was loaded without its text encoders; pass prompt_conditioning instead"
+                "this pipeline was loaded without its text encoders; pass prompt_conditioning, and "
+                "negative_conditioning where guidance_scale is above 1"
             )
         return family.encode_text(
             {**components, "trunk": self.transformer.trunk},
@@ -123,6 +124,8 @@ class L2PPipeline(DiffusionPipeline):
         check_size(height, width, self.transformer.patch_size)
         if output_type not in ("pil", "np", "pt"):
             raise ArchError(f"output_type {output_type!r} is not one of pil, np, pt")
+        if num_images_per_prompt < 1:
+            raise ArchError(f"num_images_per_prompt {num_images_per_prompt} must be at least 1")
         positive = self._conditioning(prompt, prompt_conditioning, max_sequence_length)
         negative: list[Conditioning] = []
         if guidance_scale > 1:
@@ -163,7 +166,7 @@ class L2PPipeline(DiffusionPipeline):
     ) -> list[Conditioning]:
         if given is not None:
             return list(given)
-        if prompt is None or len(prompt) == 0:
+        if not prompt:
             raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
         return self.encode(
             [prompt] if isinstance(prompt, str) else prompt, max_sequence_length=max_sequence_length

@@ -77,12 +77,10 @@ def identify(path: Path | str) -> str:
     path = Path(path)
     if not path.is_file():
         return "a directory" if path.is_dir() else "missing"
-    if zipfile.is_zipfile(path) or path.open("rb").read(2) == b"\x80\x02":
-        return "a pickle, which is never loaded; convert it to safetensors where it comes from"
     try:
-        tensors, metadata = read_header(path)
+        tensors, metadata = _read_header(path)
     except ArchError as error:
-        return str(error).removeprefix(f"{path} ")
+        return str(error).removeprefix(f"{path} ").removeprefix("is ")
     names = tensors.keys()
     known = KNOWN_FINGERPRINTS.get(fingerprint({name: tensor.shape for name, tensor in tensors.items()}))
     if known:
@@ -120,10 +118,8 @@ def import_public(
     file, pipeline, out = Path(file), Path(pipeline), Path(out)
     if not file.is_file():
         raise ArchError(f"{file} is not a file; give a published L2P single file")
-    layout = None
-    if not zipfile.is_zipfile(file):
-        tensors, _ = read_header(file)
-        layout = _layout_of(tensors)
+    tensors, _ = _read_header(file)
+    layout = _layout_of(tensors)
     if layout is None:
         raise ArchError(f"{file} is no published L2P layout: it is {identify(file)}")
     config = _config_from(tensors, layout)
@@ -183,6 +179,23 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     with appearing_file(file.with_suffix(".md"), overwrite=True) as partial:
         partial.write_text(card, encoding="utf-8")
     return layout.name
+
+
+def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """As `read_header`, and a pickle is named for what it is.
+
+    Its first bytes decide only where the file is no safetensors file: a header of 640 bytes begins with them.
+    """
+    try:
+        return read_header(path)
+    except ArchError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if zipfile.is_zipfile(path) or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+            raise ArchError(
+                f"{path} is a pickle, which is never loaded; convert it to safetensors where it comes from"
+            ) from error
+        raise
 
 
 def _to_channel_first(weight: Tensor, patch_size: int) -> Tensor:

@@ -76,8 +76,13 @@ class PlannedTensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; ArchError for a damaged or foreign
-    file."""
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Raises:
+        ArchError: the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise ArchError(f"{path} is not a file; give a safetensors file")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -114,7 +119,10 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
     """All tensors of a diffusers model directory, sharded or not."""
     index = directory / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        try:
+            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchError(f"{index} is no index of shards: it holds no weight_map") from error
         missing = [name for name in sorted(set(weight_map.values())) if not (directory / name).is_file()]
         if missing:
             raise ArchError(
