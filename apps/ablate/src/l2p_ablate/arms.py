@@ -103,7 +103,8 @@ def check_arms(config: Config) -> None:
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     for arm in config.arm:
         surgery = config.surgery_of(arm)
-        check_initialisation(surgery.initialisation, torch.empty(1, 3, config.size, config.size))
+        images = torch.empty(1, 3, config.size, config.size)
+        check_initialisation(surgery.initialisation, images, surgery.head_channels)
         with torch.device("meta"):
             L2PTransformer(source.family.name, trunk, surgery.patch_size, surgery.head_channels)
 
@@ -113,7 +114,8 @@ def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -
     from l2p_arch.surgery import convert
 
     surgery = config.surgery_of(arm)
-    fitted = "fitted" in surgery.initialisation
+    starts = surgery.initialisation.split("+")
+    calibrated = any(start.startswith(("fitted", "gated")) for start in starts)
     staging = out.with_name(f".{out.name}.partial")
     convert(
         config.source.model,
@@ -121,7 +123,7 @@ def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -
         patch_size=surgery.patch_size,
         head_channels=surgery.head_channels,
         initialisation=surgery.initialisation,
-        calibration_images=_calibration(corpus) if fitted else None,
+        calibration_images=_calibration(corpus) if calibrated else None,
         seed=seed,
         overwrite=True,
     )

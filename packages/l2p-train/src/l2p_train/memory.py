@@ -229,6 +229,8 @@ def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int
 def _head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
     """Return the values that the Detailer Head saves; in checkpointed tiles its ends and one tile."""
     tile = config.head_tile
+    if not model.config.head_channels:  # the plain linear head keeps the features it reads
+        return float(height * width * channels / model.patch_size**2)
     if not (tile and config.gradient_checkpointing and max(height, width) > tile):
         return _whole_head_values(model, height, width, channels)
     side = tile + 2 * TILE_MARGIN * 2 ** len(model.config.head_channels)
