@@ -27,6 +27,8 @@ class Muon(torch.optim.AdamW):
     on every process; each process orthogonalises its share of them.
     """
 
+    param_groups: list[dict[str, Any]]
+
     def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float = 0.95, **adamw: Any) -> None:
         super().__init__(groups, **adamw)
         self.momentum = momentum
@@ -38,7 +40,7 @@ class Muon(torch.optim.AdamW):
         return rows >= _SMALLEST_SIDE and parameter.numel() // rows >= _SMALLEST_SIDE
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every group by its rule."""
         groups = self.param_groups
         try:
