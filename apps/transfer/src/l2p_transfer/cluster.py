@@ -32,18 +32,26 @@ def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], Non
     from l2p_train.ray_train import train_on_ray
 
     section = config.cluster
+    wanted = section.training_resources
     with connected(section.address) as resources, _followed(config.train.output, on_event):
-        gpus = int(resources.get("GPU", 0))
-        processes = config.processes or _processes(config.train.batch_size, _holds(resources))
+        most = workers_held(
+            resources, {"CPU": section.cpus_per_process, **wanted}, "cluster.training_resources"
+        )
+        processes = config.processes or _processes(config.train.batch_size, most)
+        if processes > most:
+            raise TransferError(
+                f"train.processes is {processes}, the cluster holds {most} of them; give {most}"
+            )
         from ray.train import TrainingFailedError
 
         try:
             return train_on_ray(
                 config.train,
                 processes,
-                use_gpu=gpus > 0,
+                use_gpu=resources.get("GPU", 0) >= 1,
                 max_failures=section.max_failures,
                 cpus_per_process=section.cpus_per_process,
+                resources_per_process=wanted,
             )
         except TrainingFailedError as error:
             raise failure(error, config.train.output / "ray") from error
@@ -59,7 +67,9 @@ def painting(config: Config) -> Iterator[dict[str, Any]]:
         yield {"workers": default_workers() if workers is None else workers}
         return
     with connected(address) as resources:
-        yield {"executor": "ray", "workers": workers or _holds(resources)}
+        wanted = config.cluster.evaluation_resources
+        most = workers_held(resources, wanted, "cluster.evaluation_resources")
+        yield {"executor": "ray", "workers": workers or most, "resources": wanted}
 
 
 @contextmanager
@@ -85,9 +95,28 @@ def connected(address: str) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def _holds(resources: Mapping[str, float]) -> int:
-    """Workers that the cluster holds: one per GPU, or per CPU where there is none."""
-    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
+def workers_held(resources: Mapping[str, float], wanted: Mapping[str, float], where: str) -> int:
+    """Workers that the cluster holds: one per GPU, or per CPU where there is none, and as many as find what
+    they take of the custom resources.
+
+    Args:
+        resources: the cluster's.
+        wanted: custom ones of one worker.
+        where: the setting that says so.
+
+    Raises:
+        TransferError: no node has a resource of that name, or too little of it; Ray would wait for ever.
+    """
+    held = [int(resources.get("GPU", 0)) or int(resources.get("CPU", 1))]
+    for name, amount in wanted.items():
+        if resources.get(name, 0) < amount:
+            known = ", ".join(f"{key} {value:g}" for key, value in resources.items() if ":" not in key)
+            raise TransferError(
+                f"{where} takes {amount:g} {name!r}, the cluster has {known}; start nodes with"
+                f" `ray start --resources='{{\"{name}\": 1}}'`, or name one that it has"
+            )
+        held.append(int(resources[name] / amount))
+    return max(1, min(held))
 
 
 def _processes(batch_size: int, most: int) -> int:

@@ -135,6 +135,11 @@ class ClusterSection:
     address: str = ""  # "auto" within a job of the cluster, or HOST:PORT of its head; "": this machine alone
     cpus_per_process: int = 1  # that Ray keeps for each training process
     max_failures: int = 3  # lost nodes that the training survives
+    # Custom resources of the nodes that one worker of a stage takes, such as { training = 1 }: where it runs.
+    llm_resources: Mapping[str, Any] = field(default_factory=dict)  # each vLLM replica
+    synthesis_resources: Mapping[str, Any] = field(default_factory=dict)  # each worker that paints the corpus
+    training_resources: Mapping[str, Any] = field(default_factory=dict)  # each training process
+    evaluation_resources: Mapping[str, Any] = field(default_factory=dict)  # each worker that paints for it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def open_generator(
         tensor_parallel=section.tensor_parallel,
         replicas=section.replicas,
         ray_address=config.cluster.address or None,
+        replica_resources=config.cluster.llm_resources,
         engine_kwargs=section.engine_kwargs,
     ) as engine:
         yield ChatGenerator(

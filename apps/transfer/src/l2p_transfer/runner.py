@@ -41,6 +41,10 @@ IRRELEVANT = (
     ("cluster", "address"),
     ("cluster", "cpus_per_process"),
     ("cluster", "max_failures"),
+    ("cluster", "llm_resources"),
+    ("cluster", "synthesis_resources"),
+    ("cluster", "training_resources"),
+    ("cluster", "evaluation_resources"),
 )
 
 

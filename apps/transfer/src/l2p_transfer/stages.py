@@ -117,6 +117,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
         dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
         ray_address=run.config.cluster.address or None,
+        worker_resources=run.config.cluster.synthesis_resources,
         buckets=() if images.buckets is None else painted_sizes(run.config),
         **{key: value for key, value in asdict(images).items() if key != "buckets"},
     )

@@ -8,10 +8,17 @@ from l2p_transfer.errors import TransferError
 from l2p_transfer.sizes import painted_sizes
 
 if TYPE_CHECKING:
-    from l2p_transfer.config import Config
+    from l2p_transfer.config import ClusterSection, Config
 
 NEEDED = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
 """Keys of [prompts] that an engine cannot do without."""
+OWN_SETTINGS = {
+    "CPU": "cluster.cpus_per_process for the training",
+    "GPU": "prompts.tensor_parallel for an LLM; the other workers take one each",
+    "memory": "fewer workers",
+    "object_store_memory": "fewer workers",
+}
+"""Ray's own resources: no custom ones, and where to set them instead."""
 
 
 def check_config(config: "Config") -> None:
@@ -24,6 +31,7 @@ def check_config(config: "Config") -> None:
     _check_counts(config)
     _check_sizes(config)
     _check_prompts(config)
+    _check_resources(config.cluster)
     if config.processes:  # auto always divides
         config.train.batch_layout(config.processes)
 
@@ -98,3 +106,20 @@ def _check_prompts(config: "Config") -> None:
             raise TransferError(f'prompts.engine = "{prompts.engine}" needs prompts.{name}')
     if prompts.audit and prompts.engine not in ("openai", "vllm"):
         raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{prompts.engine}"')
+
+
+def _check_resources(cluster: "ClusterSection") -> None:
+    for key in ("llm_resources", "synthesis_resources", "training_resources", "evaluation_resources"):
+        resources = getattr(cluster, key)
+        if resources and not cluster.address:
+            raise TransferError(f"cluster.{key} is for the nodes of a cluster; give cluster.address as well")
+        for name, amount in resources.items():
+            where = f"cluster.{key}.{name}"
+            if name in OWN_SETTINGS:
+                raise TransferError(f"{where} is one of Ray's own resources; use {OWN_SETTINGS[name]}")
+            if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+                raise TransferError(f"{where} is {amount!r}; it must be a number above 0, such as 1")
+            if amount > 1 and amount != int(amount):
+                raise TransferError(
+                    f"{where} is {amount}; Ray divides a resource only below 1: use {int(amount)}"
+                )

@@ -20,6 +20,7 @@ def open_engine(
     tensor_parallel: int = 1,
     replicas: int | None = None,
     ray_address: str | None = None,
+    replica_resources: Mapping[str, float] | None = None,
     engine_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[ChatEngine]:
     """A chat engine; what it started is stopped at the end.
@@ -33,6 +34,7 @@ def open_engine(
         tensor_parallel: of vLLM, GPUs per replica.
         replicas: of vLLM; None: as many as the GPUs hold.
         ray_address: of vLLM; None: this machine.
+        replica_resources: of vLLM, custom resources of the Ray cluster that each replica takes.
         engine_kwargs: of vLLM, anything else that `vllm.LLM` takes.
 
     Raises:
@@ -56,6 +58,7 @@ def open_engine(
         tensor_parallel=tensor_parallel,
         replicas=replicas,
         ray_address=ray_address,
+        replica_resources=replica_resources or {},
         **_known(engine_kwargs or {}),
     )
     with VLLMEngine(settings) as engine:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from l2p_data.errors import DataError
@@ -26,6 +26,7 @@ class RayShare:
     workers: int | None = None  # None: one per GPU, or as many as the CPUs hold
     threads_per_worker: int = 1  # logical CPUs of each
     gpus_per_worker: float | None = None  # None: 1 if the cluster has GPUs, else 0
+    resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of each worker
     address: str | None = None  # a running cluster; None: this machine
 
 
@@ -114,13 +115,16 @@ def share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[i
     if gpus is None:
         gpus = 1.0 if resources.get("GPU", 0) >= 1 else 0.0
     cpus_hold = int(resources.get("CPU", 1)) // share.threads_per_worker
-    holds = cpus_hold if gpus == 0 else min(cpus_hold, math.floor(resources.get("GPU", 0) / gpus))
+    wanted = {"GPU": gpus, **share.resources}
+    hold = [math.floor(resources.get(name, 0) / each) for name, each in wanted.items() if each]
+    holds = min([cpus_hold, *hold])
     workers = share.workers or holds
-    has = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
     if workers < 1 or workers > holds:
+        asked = [f"{each:g} {name}" for name, each in {"CPU": share.threads_per_worker, **wanted}.items()]
+        has = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", *wanted)]
         raise DataError(
-            f"{workers or 'no'} workers of {share.threads_per_worker} CPUs and {gpus:g} GPUs "
-            f"do not fit Ray's {has}; at most {max(holds, 0)} do"
+            f"{workers or 'no'} workers of {', '.join(asked)} do not fit Ray's {', '.join(has)};"
+            f" at most {max(holds, 0)} do"
         )
     return workers, gpus
 
@@ -148,6 +152,7 @@ def run_on_ray(
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(work)), max_tasks_in_flight_per_actor=2),
             num_cpus=settings.threads,
             num_gpus=gpus,
+            resources=dict(share.resources) or None,
         )
         for row in results.iter_rows():
             yield json.loads(row["result"])

@@ -49,6 +49,7 @@ class SynthesisConfig:
     workers: int | None = None  # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
     threads_per_worker: int = 1  # of torch, on the CPU
     gpus_per_worker: float | None = None  # None: 1 if the Ray cluster has GPUs, else 0; fractions share a GPU
+    worker_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
     dtype: str = (
         "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device computes in it, else float32
     )
@@ -204,6 +205,7 @@ def _made(
         workers=config.workers,
         threads_per_worker=config.threads_per_worker,
         gpus_per_worker=config.gpus_per_worker,
+        resources=config.worker_resources,
         address=config.ray_address,
     )
     run = run_here(work, worker) if config.workers == 0 else run_on_ray(work, worker, share)

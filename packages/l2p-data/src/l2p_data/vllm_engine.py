@@ -35,6 +35,7 @@ class VLLMSettings:
     dtype: str = "auto"
     messages_per_call: int = 256  # a replica's unit of work
     attempts: int = 3  # starts of a replica over one batch
+    replica_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
     ray_address: str | None = None  # a running cluster; None: this machine
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else that vllm.LLM takes
 
@@ -126,6 +127,7 @@ class VLLMEngine:
         share = RayShare(
             workers=settings.replicas,
             threads_per_worker=settings.threads_per_replica,
+            resources=settings.replica_resources,
             address=settings.ray_address,
         )
         ray = self._stack.enter_context(ray_session(share))
@@ -138,6 +140,7 @@ class VLLMEngine:
         actor = ray.remote(
             num_cpus=settings.threads_per_replica,
             num_gpus=gpus,
+            resources=dict(settings.replica_resources) or None,
             max_restarts=-1,
             max_task_retries=settings.attempts - 1,
         )(_Replica)

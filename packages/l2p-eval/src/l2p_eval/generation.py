@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ def generate_images(
     batch_size: int = 8,
     workers: int = 0,
     executor: Executor = "processes",
+    resources: Mapping[str, float] | None = None,
     replace: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -70,6 +72,7 @@ def generate_images(
 
     Args:
         settings: JSON values that define the images beside the jobs (model fingerprint, size, sampling).
+        resources: custom resources of the Ray cluster that each actor takes: which nodes paint.
         replace: delete the images of other settings or prompts; by default their folder is refused.
         workers: processes or Ray actors, each with its own model; 0 paints in this process.
         on_image: called with (images there, images in all).
@@ -84,7 +87,11 @@ def generate_images(
     done = len(jobs) - len(missing)
     if on_image:
         on_image(done, len(jobs))
-    run = _here if workers == 0 else {"processes": _in_processes, "ray": _on_ray}[executor]
+    executors: dict[Executor, Callable[..., Iterator[int]]] = {
+        "processes": _in_processes,
+        "ray": partial(_on_ray, resources=resources),
+    }
+    run = executors[executor] if workers else _here
     for count in run(load, batches, folder, min(workers, len(batches))) if batches else ():
         done += count
         if on_image:
@@ -211,7 +218,13 @@ class _RayPainter:
         return _paint_batch(batch, self.folder, self.paint)
 
 
-def _on_ray(load: Load, batches: Sequence[Sequence[Job]], folder: Path, workers: int) -> Iterator[int]:
+def _on_ray(
+    load: Load,
+    batches: Sequence[Sequence[Job]],
+    folder: Path,
+    workers: int,
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[int]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the actors share this environment
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -230,7 +243,9 @@ def _on_ray(load: Load, batches: Sequence[Sequence[Job]], folder: Path, workers:
         )
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_RayPainter)
+        actor = ray.remote(
+            num_cpus=1, num_gpus=gpus, resources=dict(resources or {}), max_restarts=2, max_task_retries=2
+        )(_RayPainter)
         pool = ActorPool([actor.remote(load, folder.absolute()) for _ in range(workers)])
         yield from pool.map_unordered(lambda painter, batch: painter.work.remote(batch), batches)
     except ray.exceptions.RayError as error:

@@ -6,6 +6,7 @@ calling `train` again; nothing is reported to Ray. `config.output` must be on st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,13 @@ from l2p_train.run_directory import TrainResult, read_result
 
 
 def train_on_ray(
-    config: TrainConfig, processes: int, *, use_gpu: bool, max_failures: int = 3, cpus_per_process: int = 1
+    config: TrainConfig,
+    processes: int,
+    *,
+    use_gpu: bool,
+    max_failures: int = 3,
+    cpus_per_process: int = 1,
+    resources_per_process: Mapping[str, float] | None = None,
 ) -> TrainResult:
     """Train in `processes` Ray workers and return the result.
 
@@ -25,6 +32,7 @@ def train_on_ray(
         use_gpu: NCCL on GPUs, else gloo on CPUs.
         max_failures: how often a lost worker or node may restart the group from the last checkpoint.
         cpus_per_process: cores that Ray keeps for each worker.
+        resources_per_process: custom resources of the cluster that each worker takes: which nodes train.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -38,7 +46,9 @@ def train_on_ray(
         train_loop_config=config.to_dict(),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=processes, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_per_process}
+            num_workers=processes,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus_per_process, **(resources_per_process or {})},
         ),
         run_config=RunConfig(
             name="l2p-train",
