@@ -87,8 +87,8 @@ def test_a_file_address_is_a_local_path_and_an_unknown_one_is_named(tmp_path: Pa
     assert (tmp_path / "a" / "x.bin").read_bytes() == b"here"
     with pytest.raises(DataError, match="cannot use nonsense://bucket"):
         location("nonsense://bucket")
-    with pytest.raises(DataError, match=r"s3fs.*install l2p-data\[s3\]"):
-        location("s3://bucket/corpus")
+    with pytest.raises(DataError, match=r"gcsfs.*install l2p-data\[gs\]"):
+        location("gs://bucket/corpus")
 
 
 def test_hugging_face_datasets_shows_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

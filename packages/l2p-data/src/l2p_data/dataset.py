@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2p_data.errors import DataError
-from l2p_data.files import atomic_path, location, one_line, read_json, write_json
+from l2p_data.files import atomic_path, folder_exists, location, one_line, read_json, write_json
 from l2p_data.identity import sha256_file
 from l2p_data.images import decode_image
 from l2p_data.schema import CORPUS_SCHEMA, check_columns
@@ -109,7 +109,7 @@ def load_manifest(corpus: str | Path) -> Manifest:
         DataError: the directory or the manifest is missing or damaged.
     """
     corpus = location(corpus)
-    if not corpus.is_dir():
+    if not folder_exists(corpus):
         raise DataError(f"corpus directory {corpus} does not exist")
     path = corpus / "manifest.json"
     if not path.is_file():

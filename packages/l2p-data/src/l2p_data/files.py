@@ -15,6 +15,7 @@ from typing import Any, cast
 from l2p_data.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # stores that have keys and no folders
 
 
 def location(path: str | Path) -> Path:
@@ -31,7 +32,8 @@ def location(path: str | Path) -> Path:
     from upath import UPath
 
     try:
-        place = UPath(path)
+        # Another process, a Ray worker say, may write what this one has listed before.
+        place = UPath(path, use_listings_cache=False)
         _ = place.fs
     except (ImportError, ValueError) as error:
         extra = f"; install l2p-data[{scheme}]" if scheme in ("s3", "gs") else ""
@@ -73,10 +75,16 @@ def _upload(path: Any) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folders(path.parent)
             path.fs.put_file(str(temporary), path.path)
-        except OSError as error:
+        except Exception as error:  # the clients of the stores have exceptions of their own
             raise DataError(f"cannot write {path}: {one_line(error)}; choose a writable place") from error
+
+
+def _make_folders(path: Any) -> None:
+    """Create the folders of a UPath. A bucket is never created: its name may be a slip of the pen."""
+    if path.protocol not in _BUCKETS:
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -111,6 +119,10 @@ def make_directory(path: Path) -> None:
         DataError: it is a file, or cannot be created or written.
     """
     probe = path / f".probe.{os.getpid()}"
+    if not isinstance(path, Path):
+        write_bytes(probe, b"")
+        probe.unlink()
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -118,6 +130,20 @@ def make_directory(path: Path) -> None:
     except OSError as error:
         raise DataError(
             f"cannot write to the directory {path}: {error.strerror or error}; choose a writable one"
+        ) from error
+
+
+def folder_exists(path: Path) -> bool:
+    """Whether `path` is a directory.
+
+    Raises:
+        DataError: its store does not answer, or not to this user.
+    """
+    try:
+        return path.is_dir()
+    except Exception as error:  # as in `_upload`
+        raise DataError(
+            f"cannot read {path}: {one_line(error)}; check the address, the connection and the credentials"
         ) from error
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from l2p_data.dataset import Failure, Manifest, iterate_corpus, load_manifest, write_corpus
 from l2p_data.errors import DataError
-from l2p_data.files import location, make_directory, one_line, write_bytes
+from l2p_data.files import folder_exists, location, make_directory, one_line, write_bytes
 from l2p_data.identity import stable_id
 from l2p_data.images import encode_image
 
@@ -98,7 +98,9 @@ def export_folder(
     total = load_manifest(corpus).rows
     folder = location(folder)
     make_directory(folder)
-    if next(iter(folder.iterdir()), None) is not None:
+    if (
+        folder_exists(folder) and next(iter(folder.iterdir()), None) is not None
+    ):  # a store has no empty folders
         raise DataError(f"{folder} is not empty; export to a new or empty directory")
     columns = LAYOUTS[layout]
     rows = []
@@ -120,7 +122,7 @@ def export_folder(
 
 def read_metadata(folder: Path, caption: str | None = None) -> tuple[pl.DataFrame, str, str]:
     """The captions of an image folder, and which columns hold file name and text."""
-    if not folder.is_dir():
+    if not folder_exists(folder):
         raise DataError(f"image folder {folder} does not exist")
     tables = {path.name: path for path in sorted(folder.iterdir()) if path.suffix in _READERS}
     path = next((tables[name] for name in (f"metadata{s}" for s in _READERS) if name in tables), None)
