@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from l2p_data import DataError, filter_prompts, prompt_records
+from l2p_data.prompts import apportion
 from l2p_data.taxonomy import NAMED_SUBCLASSES, Taxonomy, load_taxonomy, near_duplicates
 
 
@@ -83,6 +84,19 @@ def test_a_sample_follows_the_weights_and_its_seed(taxonomy: Taxonomy) -> None:
     assert drawn == taxonomy.sample(10_000, seed=3) != taxonomy.sample(10_000, seed=4)
     assert [leaf.superclass for leaf in drawn] != sorted(leaf.superclass for leaf in drawn)
     assert len(set(leaf.path for leaf in taxonomy.sample(100))) == 100
+
+
+@pytest.mark.parametrize("count", [24, 500, 20_000])
+def test_every_sub_class_gets_its_share_of_any_count(taxonomy: Taxonomy, count: int) -> None:
+    leaves = taxonomy.categories
+    exact: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
+    for leaf, share in zip(leaves, apportion(count, [leaf.weight for leaf in leaves]), strict=True):
+        exact[leaf.subclass] += count * leaf.weight  # type: ignore[assignment]
+        drawn[leaf.subclass] += share
+    others = exact.pop("Others")  # several super-classes have one
+    assert all(abs(drawn[name] - wanted) < 1 + 1e-6 for name, wanted in exact.items())
+    assert abs(drawn["Others"] - others) < 4
 
 
 def test_queries_find_nodes_and_names(taxonomy: Taxonomy) -> None:

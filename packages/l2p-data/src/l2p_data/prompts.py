@@ -5,8 +5,10 @@ its cause in `problem`, and the filter drops it with that reason, so nothing van
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import polars as pl
@@ -102,14 +104,14 @@ def generate_prompts(
 
 
 def apportion(count: int, weights: Sequence[float]) -> list[int]:
-    """Split `count` over `weights` in whole numbers that sum to it (largest remainder; ties to the first)."""
+    """Split `count` over `weights` in whole numbers that sum to it, each within one of its exact share.
+
+    So is every run of neighbours: a branch of the tree gets its share even of a count below the number of
+    leaves. (Largest remainders would go to the leaves of the branches with the fewest.)
+    """
     total = sum(weights)
-    exact = [count * weight / total for weight in weights]
-    shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (shares[index] - exact[index], index))
-    for index in by_remainder[: count - sum(shares)]:
-        shares[index] += 1
-    return shares
+    ends = [0, *(math.floor(count * sum_ / total + 0.5) for sum_ in accumulate(weights))]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def parse_answer(answer: str) -> tuple[str, str | None]:
