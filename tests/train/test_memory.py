@@ -1,9 +1,12 @@
 """The estimate of --dry-run against measured values for Z-Image (6.166 B parameters, 1024 px)."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from l2p_train import TrainConfig, estimate
+from l2p_train.memory import head_values, meta_model
 
 # GB per GPU on 8 GPUs for weights + gradients + Adam, 1.82 B trainable, by ZeRO stage. Stage 1 was measured
 # with bf16 gradients; ours has float32 ones beside them for good (benchmarks/train_memory.py).
@@ -28,6 +31,8 @@ def test_states_agree_with_the_measured_stages_and_activations(z_image: Path):
             # Measured: 10 trainable blocks of 1.50 GB, 20 frozen of 1.01 GB, and 1.94 GB for the head.
             assert found.tokens == 4352
             assert found.activations_gb == pytest.approx(10 * 1.50 + 20 * 1.01 + 1.94, rel=0.05)
+            head = head_values(config, meta_model(config)[0], 1024, 1024, channels=3840)
+            assert 2 * head / 1e9 == pytest.approx(1.94, rel=0.01)
             assert "trunk.layers.5 ... 24" in found.text()
 
 
@@ -75,3 +80,40 @@ def test_tiles_bound_the_heads_activations_at_4k(z_image: Path):
     tiled = gb(z_image, resolution=4096, gradient_checkpointing=True, head_tile=1024)
     # At 4096 px the whole head saves 16 times what it saves at 1024 px (1.94 GB, measured).
     assert whole.activations_gb - tiled.activations_gb > 0.7 * 16 * 1.94
+
+
+def saved_bytes(head: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """Bytes that a module keeps for its backward pass beside its weights, each storage once."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in head.parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        head(*inputs)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head_channels": []},
+        {"head_channels": [8, 8, 16, 32]},
+        {"head_channels": [3, 8, 16, 16], "head_decoder_floor": 12, "head_bottleneck": 24},
+        {"head_channels": [8, 16]},
+    ],
+    ids=["linear", "Table 3's form", "8K's form", "two levels"],
+)
+def test_a_heads_estimate_is_what_it_saves(tiny_model: Path, head: dict[str, object], precision: str):
+    from l2p_arch import L2PTransformer
+
+    settings = json.loads((tiny_model / "transformer" / "config.json").read_text())
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    model = L2PTransformer.from_config(settings | head).to(dtype)
+    config = TrainConfig(model=tiny_model, corpus=Path("c"), output=Path("o"), precision=precision)
+    pixels, features = torch.rand(1, 3, 64, 96, dtype=dtype), torch.rand(1, 64, 4, 6, dtype=dtype)
+    counted = saved_bytes(model.detailer_head, pixels, features.requires_grad_())
+    assert counted == head_values(config, model, 64, 96, channels=64) * dtype.itemsize

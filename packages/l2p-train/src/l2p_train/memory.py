@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from l2p_train.config import TrainConfig
@@ -99,7 +100,7 @@ def estimate(
     tokens = image_tokens + min(config.max_sequence_length, 256)
     activations = micro * (
         _trunk_values(config, model, plan, tokens, channels)
-        + _head_values(config, model, height, width, channels)
+        + head_values(config, model, height, width, channels)
     )
     return Estimate(
         plan=plan,
@@ -204,13 +205,12 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
 def _image_size(config: TrainConfig) -> tuple[int, int]:
     if config.resolution:
         return config.resolution, config.resolution
-    if not any(config.corpus.glob("*.parquet")):
-        raise TrainError(f"no corpus in {config.corpus} to take the image size from; set resolution")
-    import pyarrow.parquet as pq
+    from l2p_train.shards import first_size
 
-    reader = pq.ParquetFile(min(config.corpus.glob("*.parquet")))
-    row = reader.read_row_group(0, columns=["height", "width"]).slice(0, 1).to_pylist()[0]
-    return row["height"], row["width"]
+    try:
+        return first_size(config.corpus)
+    except TrainError as error:
+        raise TrainError(f"{error}; to do without a corpus, set resolution") from error
 
 
 def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int, channels: int) -> float:
@@ -226,28 +226,42 @@ def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int
     return float(tokens * channels * per_token)
 
 
-def _head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
-    """Return the values that the Detailer Head saves; in checkpointed tiles its ends and one tile."""
+def head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
+    """Return the values that the head saves for one image; in checkpointed tiles its ends and one tile.
+
+    Args:
+        config: says precision, tiles and checkpointing.
+        model: says the head.
+        height, width: of the image, px.
+        channels: width of the tokens.
+    """
     tile = config.head_tile
     if not model.config.head_channels:  # the plain linear head keeps the features it reads
         return float(height * width * channels / model.patch_size**2)
     if not (tile and config.gradient_checkpointing and max(height, width) > tile):
-        return _whole_head_values(model, height, width, channels)
+        return _whole_head_values(config, model, height, width, channels)
     side = tile + 2 * TILE_MARGIN * 2 ** len(model.config.head_channels)
     ends = height * width * (3 + 3 + channels / 4 ** len(model.config.head_channels))
-    return ends + _whole_head_values(model, min(side, height), min(side, width), channels)
+    return ends + _whole_head_values(config, model, min(side, height), min(side, width), channels)
 
 
-def _whole_head_values(model: Any, height: int, width: int, channels: int) -> float:
-    """Return the values that the Detailer Head saves: in and out of convolutions, SiLUs, pools."""
+def _whole_head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
+    """Return what the Detailer Head saves: what convolutions, SiLUs and pools read, and the pools' indices.
+
+    Joining and upsampling save nothing of what they read.
+    """
+    encoder = [3, *model.config.head_channels]
+    decoder = [max(wide, model.config.head_decoder_floor) for wide in encoder[1:]]
     total, area = 0.0, float(height * width)
-    widths = [3, *model.config.head_channels]
-    for level in range(1, len(widths)):  # input, conv and SiLU outputs, int64 pool indices
-        total += area * (widths[level - 1] + 2 * widths[level]) + area / 4 * 4 * widths[level]
+    for wide_in, wide_out in pairwise(encoder):
+        total += area * (wide_in + 2 * wide_out)
         area /= 4
-    total += area * (widths[-1] + channels + 2 * widths[-1])
-    for level in range(len(widths) - 1, 0, -1):  # decoder: upsampled, conv output, concatenation, conv, SiLU
+        total += area * wide_out * 8 / _bytes(config)  # the indices are int64
+    wide = model.config.head_bottleneck or encoder[-1]
+    total += area * (encoder[-1] + channels + wide)
+    for level in range(len(decoder), 0, -1):
         area *= 4
-        out = widths[max(level - 1, 1)]
-        total += area * (widths[level] + widths[level] + 2 * widths[level] + 2 * out)
-    return total
+        out = decoder[max(level - 2, 0)]
+        total += area * (wide + decoder[level - 1] + encoder[level] + out)
+        wide = out
+    return total + area * wide
