@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -28,27 +27,6 @@ def die(state):
 config = SynthesisConfig(model=sys.argv[1], output=sys.argv[2], workers=0, {SETTINGS})
 synthesize(prompt_records({PROMPTS}), config, die)
 """
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An empty bucket of a real server; the environment is what a user of a private store sets."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "of-a-test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "of-a-test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("bucket")
-        yield "s3://bucket"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 def config(model: Path, output: str | Path, workers: int = 0) -> SynthesisConfig:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.masters import Masters
+
+if TYPE_CHECKING:
+    from l2p_train.mirror import Mirror
 
 FORMAT = 1
 
@@ -67,13 +70,23 @@ def file_hash(path: Path) -> str:
 
 
 def save_checkpoint(
-    directory: Path, step: int, config: TrainConfig, masters: Masters, ema: list[Tensor] | None, **extra: Any
+    directory: Path,
+    step: int,
+    config: TrainConfig,
+    masters: Masters,
+    ema: list[Tensor] | None,
+    mirror: Mirror | None = None,
+    **extra: Any,
 ) -> Checkpoint:
     """Write the checkpoint of `step`, drop all but the newest `keep_checkpoints` and the best; collective.
 
     Args:
+        mirror: gets a copy.
         extra: JSON values for state.json: `base`, the hash of the model started from, and
             `validation_loss`, by which the best is known, among them.
+
+    Raises:
+        TrainError: the mirror cannot be written; the checkpoint is whole in `directory`.
     """
     from safetensors.torch import save_file
 
@@ -83,6 +96,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
+    temporary.mkdir(parents=True, exist_ok=True)  # with a mirror, other machines have disks of their own
     kinds: dict[str, list[Tensor]] = {
         "master": masters.shards,
         "exp_avg": masters.moments("exp_avg"),
@@ -98,14 +112,16 @@ def save_checkpoint(
     path = temporary / f"rank-{rank:03d}.safetensors"
     save_file(mine, path)
     _sync(path)
-    hashes: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(hashes, (path.name, file_hash(path)))
+    problem = mirror.put_part(path, step) if mirror else None
+    written: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(written, (path.name, file_hash(path), problem))
+    problems = [one for *_, one in written if one]
     state = {
         "format": FORMAT,
         "step": step,
         "samples": step * config.batch_size,
         "processes": world_size,
-        "files": dict(hashes),
+        "files": {name: digest for name, digest, _ in written},
         "config": config.to_dict(),
         **extra,
     }
@@ -119,7 +135,12 @@ def save_checkpoint(
         for old in found[: -max(1, config.keep_checkpoints)]:
             if old is not best:
                 shutil.rmtree(old.path)
+        if mirror and not problems:
+            mirror.finish_checkpoint(final)
     torch.distributed.barrier()
+    shutil.rmtree(temporary, ignore_errors=True)
+    if problems:
+        raise TrainError(f"{problems[0]}; the checkpoint is whole in {final}")
     return Checkpoint(final, step, state)
 
 

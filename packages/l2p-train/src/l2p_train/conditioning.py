@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
+from l2p_train.mirror import Mirror
 
 Conditioning = Mapping[str, Tensor]
 _PART_PROMPTS = 1024  # prompts per file
@@ -150,6 +151,7 @@ def embed_prompts(
     rank: int,
     processes: int,
     on_part: Callable[[int, int], None],
+    mirror: Mirror | None = None,
 ) -> ConditioningCache:
     """Encode what the run's cache lacks, each process a share; return it with the encoder gone. Collective.
 
@@ -159,6 +161,8 @@ def embed_prompts(
     components = source_family(config.model).text_components
     name = encoder_hash(config.model, components, config.max_sequence_length)
     directory = config.output / "conditioning" / name
+    mirror = mirror or Mirror(config)
+    mirror.share(directory)
     cache = ConditioningCache(directory)
     wanted = cache.missing(prompts)
     # Every process must have looked before the first one writes: the shares come from equal lists.
@@ -170,6 +174,7 @@ def embed_prompts(
     ):
         on_part(done, len(share))
     torch.distributed.barrier()
+    mirror.share(directory)
     cache.refresh()
     return cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2p_train.errors import TrainError
+from l2p_train.storage import is_address
 
 # Fields with this mark may differ between a run and its resumption; any other difference is an error.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
@@ -29,8 +31,10 @@ class TrainConfig:
     """Settings of one training run. Defaults: Table 3, and the released model where the paper is silent."""
 
     model: Path  # a model directory written by `l2p_arch.convert`
-    corpus: Path  # a corpus directory: Parquet shards (id, prompt, width, height, image, ...)
+    corpus: Path | str  # Parquet shards (id, prompt, width, height, image, ...): a directory, or an
+    # address as text, such as "s3://bucket/corpus"
     output: Path  # the run's directory; running again with the same one resumes
+    mirror: str | None = _free(None)  # an address that keeps what another machine needs to go on (mirror.py)
     seed: int = 0
 
     # Length. A sample is one image seen once; step s uses samples s * batch_size to (s + 1) * batch_size - 1.
@@ -88,6 +92,9 @@ class TrainConfig:
     resolution: int | None = None  # None: images as they are; r: about r x r pixels, aspect kept, no crop
     loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
     image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process
+    # Of a corpus at an address, images kept on disk: where (None: in `output`), and how much, per machine
+    corpus_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
+    corpus_cache_gb: float = _free(100.0)
     validation_images: int = (
         0  # held out (whole prompts): eq. 5 at fixed noise tells which checkpoint is best
     )
@@ -126,6 +133,7 @@ class TrainConfig:
         for name in ("caption_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        self._check_places()
         if self.zero_stage not in (0, 1, 2, 3):
             raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
@@ -142,6 +150,15 @@ class TrainConfig:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise TrainError(f"micro_batch_size is {self.micro_batch_size}; it must be positive")
+
+    def _check_places(self) -> None:
+        for name in ("model", "corpus", "output"):
+            place = getattr(self, name)
+            if isinstance(place, Path) and re.match(r"[a-z][a-z0-9]+:/", str(place)):
+                where = "give it as text, not as a Path" if name == "corpus" else "corpus and mirror take one"
+                raise TrainError(f"{name} is {str(place)!r}: an address; {where}")
+        if self.mirror is not None and not is_address(self.mirror):
+            raise TrainError(f"mirror is {self.mirror!r}; it must be an address, such as s3://bucket/run")
 
     def batch_layout(self, processes: int) -> tuple[int, int]:
         """Return (micro batch size, accumulation steps) for a number of processes, or raise `TrainError`."""
@@ -234,7 +251,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     elif hint is type(None) and value is None:
         return None
     elif hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        if not is_address(value):
+            return Path(value)
+        if where.rpartition(".")[2] in ("model", "output"):
+            raise TrainError(f"{where}: got the address {value!r}, wanted a local path; mirror takes one")
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:

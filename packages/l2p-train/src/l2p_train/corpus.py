@@ -1,20 +1,20 @@
-"""Random access to a corpus: Parquet shards read by row group, images decoded and resized."""
+"""Random access to a corpus: its images by row, decoded and resized."""
 
 from __future__ import annotations
 
 import io
 import math
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
+from l2p_train.shards import COLUMNS, open_shards
+from l2p_train.storage import Place
 
 Size = tuple[int, int]  # height, width in px
 
@@ -32,43 +32,31 @@ class Row:
 
 
 class Corpus:
-    """Random access to the images of a corpus directory, decoded, with a bounded cache."""
+    """Random access to the images of a corpus, decoded, with a bounded cache.
 
-    def __init__(self, directory: Path, image_cache_mb: int = 1024) -> None:
-        import pyarrow.parquet as pq
+    Args:
+        place: its directory, or its address (shards.py).
+        image_cache_mb: of decoded images, in memory.
+        cache: for a corpus at an address, the folder that keeps the images of the shards in use.
+        cache_gb: of disk that they may take, about.
+    """
 
-        self.files = sorted(Path(directory).glob("*.parquet"))
-        if not self.files:
-            raise TrainError(f"no corpus in {directory}: no *.parquet file there")
-        self.rows: list[Row] = []
-        self._readers: dict[int, Any] = {}
-        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+    def __init__(
+        self, place: Place, image_cache_mb: int = 1024, *, cache: Path | None = None, cache_gb: float = 100.0
+    ) -> None:
+        self.shards = open_shards(place, cache, cache_gb)
+        self.rows = [
+            Row(str(id_), prompt, file, group, offset, (height, width))
+            for file, groups in enumerate(self.shards.groups())
+            for group, columns in enumerate(groups)
+            for offset, (id_, prompt, width, height) in enumerate(
+                zip(*(columns[name] for name in COLUMNS), strict=True)
+            )
+        ]
+        if not self.rows:
+            raise TrainError(f"the corpus in {place} has no rows")
         self._cache: dict[tuple[int, Size], Tensor] = {}
         self._cache_room = image_cache_mb * 2**20
-        self._lock = threading.Lock()
-        for number, path in enumerate(self.files):
-            try:
-                reader = pq.ParquetFile(path)
-                names = set(reader.schema_arrow.names)
-                missing = {"id", "prompt", "width", "height", "image"} - names
-                if missing:
-                    raise TrainError(f"{path} is no corpus shard: it lacks the column {sorted(missing)[0]!r}")
-                for group in range(reader.num_row_groups):
-                    table = reader.read_row_group(
-                        group, columns=["id", "prompt", "width", "height"]
-                    ).to_pydict()
-                    self.rows += [
-                        Row(str(id_), prompt, number, group, offset, (height, width))
-                        for offset, (id_, prompt, width, height) in enumerate(
-                            zip(table["id"], table["prompt"], table["width"], table["height"], strict=True)
-                        )
-                    ]
-            except (OSError, ValueError) as error:
-                if isinstance(error, TrainError):
-                    raise
-                raise TrainError(f"corrupt corpus shard {path}: {error}; write the corpus again") from error
-        if not self.rows:
-            raise TrainError(f"the corpus in {directory} has no rows")
 
     def image(self, index: int, size: Size) -> Tensor:
         """Return row `index` as uint8 (3, H, W) at `size`.
@@ -87,24 +75,17 @@ class Corpus:
         return pixels
 
     def _encoded(self, index: int) -> bytes:
-        import pyarrow.parquet as pq
-
         row = self.rows[index]
-        key = (row.file, row.row_group)
-        with self._lock:
-            column = self._groups.get(key)
-            if column is None:
-                if row.file not in self._readers:
-                    self._readers[row.file] = pq.ParquetFile(self.files[row.file])
-                table = self._readers[row.file].read_row_group(row.row_group, columns=["image"])
-                column = table.column("image").combine_chunks()
-                self._groups[key] = column
-                while len(self._groups) > 4:
-                    self._groups.popitem(last=False)
-        record = column[row.offset].as_py()
-        if not record or not record.get("bytes"):
-            raise TrainError(f"{self.files[row.file]}: row {row.id} holds no image bytes")
-        return record["bytes"]
+        encoded = self.shards.image(row.file, row.row_group, row.offset)
+        if not encoded:
+            raise TrainError(f"{self.shards.names[row.file]}: row {row.id} holds no image bytes")
+        return encoded
+
+
+def open_corpus(config: TrainConfig) -> Corpus:
+    """Open the corpus of a run."""
+    cache = config.corpus_cache or config.output / "corpus-cache"
+    return Corpus(config.corpus, config.image_cache_mb, cache=cache, cache_gb=config.corpus_cache_gb)
 
 
 def _decode(encoded: bytes, size: Size, name: str) -> np.ndarray:

@@ -22,7 +22,9 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
 from l2p_train.export import base_hash
 from l2p_train.metrics import read_metrics
+from l2p_train.mirror import Mirror
 from l2p_train.run_directory import TrainResult, latest_checkpoint, read_result
+from l2p_train.shards import check_corpus
 
 
 def free_port() -> int:
@@ -65,12 +67,14 @@ def launch(
         RuntimeError: a process failed by a bug; its log is `output/logs/rank-N.log`.
     """
     config.batch_layout(processes)
+    mirror = Mirror(config)
+    mirror.fetch()
     finished = read_result(config)
     if finished is not None:
+        mirror.catch_up()
         return finished
     latest_checkpoint(config, base_hash(config.model))  # mistakes that need no process to be found
-    if not any(config.corpus.glob("*.parquet")):
-        raise TrainError(f"no corpus in {config.corpus}: no *.parquet file there")
+    check_corpus(config.corpus)
     logs = config.output / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,20 @@
 """The same `train()` under Ray Train: a cluster's workers instead of torchrun's processes.
 
 Our own checkpoints carry the state, so a worker group that Ray starts again after a failure resumes by
-calling `train` again; nothing is reported to Ray. `config.output` must be on storage that all nodes share.
+calling `train` again; nothing is reported to Ray. `config.output` must be on storage that all nodes share,
+or `config.mirror` be given: then it is a directory of each node's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from l2p_train.config import TrainConfig, config_from_mapping
 from l2p_train.errors import TrainError
+from l2p_train.mirror import Mirror
 from l2p_train.run_directory import TrainResult, read_result
 
 
@@ -39,8 +42,13 @@ def train_on_ray(
 
     config.batch_layout(processes)
     # A worker's working directory is one of Ray's own.
-    model, corpus, output = (path.absolute() for path in (config.model, config.corpus, config.output))
-    config = replace(config, model=model, corpus=corpus, output=output)
+    places = {name: getattr(config, name) for name in ("model", "corpus", "output", "corpus_cache")}
+    absolute: dict[str, Any] = {
+        name: place.absolute() for name, place in places.items() if isinstance(place, Path)
+    }
+    config = replace(config, **absolute)
+    mirror = Mirror(config)
+    mirror.catch_up()  # the workers have no other way to the model
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config.to_dict(),
@@ -52,15 +60,26 @@ def train_on_ray(
         ),
         run_config=RunConfig(
             name="l2p-train",
-            storage_path=str(config.output / "ray"),
+            **_storage(config, mirror),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
     trainer.fit()
+    mirror.fetch()
     result = read_result(config)
     if result is None:
         raise TrainError(f"Ray ended the run without a result; its logs are in {config.output / 'ray'}")
     return result
+
+
+def _storage(config: TrainConfig, mirror: Mirror) -> dict[str, Any]:
+    """Where Ray keeps its notes: like everything else, where all workers can write."""
+    if mirror.store is None:
+        return {"storage_path": str(config.output / "ray")}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem = PyFileSystem(FSSpecHandler(mirror.store.fs))
+    return {"storage_path": mirror.store.path("ray"), "storage_filesystem": filesystem}
 
 
 def _worker(settings: dict[str, Any]) -> None:

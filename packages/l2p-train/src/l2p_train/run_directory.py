@@ -35,7 +35,8 @@ def read_result(config: TrainConfig) -> TrainResult | None:
     path = config.output / "result.json"
     if not path.is_file():
         return None
-    result = TrainResult(**json.loads(path.read_text(encoding="utf-8")))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    result = TrainResult(**values | {"model": str(config.output / "model")})  # it may have been moved
     found = list_checkpoints(config.output / "checkpoints")
     if found:
         _check_same(config, found[-1].state)

@@ -20,7 +20,7 @@ from torch import Tensor
 from l2p_train import checkpoint as checkpoints
 from l2p_train.conditioning import embed_prompts
 from l2p_train.config import TrainConfig
-from l2p_train.corpus import Corpus
+from l2p_train.corpus import open_corpus
 from l2p_train.data import Batch, BatchMaker, prefetched, save_batches
 from l2p_train.engine import (
     attention_for_device,
@@ -44,6 +44,7 @@ from l2p_train.metrics import (
     loss_sums,
     peak_memory_mb,
 )
+from l2p_train.mirror import Mirror
 from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
 from l2p_train.quantised import quantise_frozen
 from l2p_train.run_directory import (
@@ -73,6 +74,7 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         NonFiniteLossError: the loss is infinite or NaN; the batch is saved in `output/non-finite`.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
+    Mirror(config).fetch()
     finished = read_result(config)
     if finished is not None:
         return finished
@@ -101,10 +103,12 @@ class Session:
         self.config, self.rank, self.stop = config, rank, stop or [0]
         config.output.mkdir(parents=True, exist_ok=True)
         config.batch_layout(processes)
+        self.mirror = Mirror(config)
+        self.mirror.settle(rank)
         self.base = base_hash(config.model)
         self.resumed = latest_checkpoint(config, self.base)
         self.step = self.resumed.step if self.resumed else 0
-        self.corpus = Corpus(config.corpus, config.image_cache_mb)
+        self.corpus = open_corpus(config)
         model = load_model(config)
         self.plan = plan_for_model(
             model,
@@ -117,7 +121,7 @@ class Session:
         self.sample_plan = plan_samples(config, self.corpus, model.patch_size)
         self.reporter = Reporter(config, active=rank == 0, first_step=self.step, on_event=on_event)
         prompts = ["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts]
-        self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded)
+        self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded, self.mirror)
         training, held_out = split_rows(self.corpus, config.validation_images, config.seed)
         sources = (config, self.corpus, self.conditioning)
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
@@ -217,6 +221,7 @@ class Session:
                 config,
                 self.masters,
                 self.ema,
+                self.mirror,
                 base=self.base,
                 interval=self.interval.tolist(),
                 validation_loss=validation_loss,
@@ -292,6 +297,8 @@ class Session:
             "end", step=self.step, **{k: v for k, v in asdict(result).items() if k != "steps"}
         )
         self.reporter.close()
+        if self.rank == 0:
+            self.mirror.put_result()
         torch.distributed.barrier()
         return result
 
