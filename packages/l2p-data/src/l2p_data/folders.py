@@ -98,9 +98,8 @@ def export_folder(
     total = load_manifest(corpus).rows
     folder = location(folder)
     make_directory(folder)
-    if (
-        folder_exists(folder) and next(iter(folder.iterdir()), None) is not None
-    ):  # a store has no empty folders
+    # A store has no empty folders: there the new one may still not exist.
+    if folder_exists(folder) and next(iter(folder.iterdir()), None) is not None:
         raise DataError(f"{folder} is not empty; export to a new or empty directory")
     columns = LAYOUTS[layout]
     rows = []

@@ -7,7 +7,7 @@ its cause in `problem`, and the filter drops it with that reason, so nothing van
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -67,31 +67,21 @@ def generate_prompts(
         )
     usable: dict[str, dict[str, str | None]] = {}  # by normalised prompt
     unusable: dict[str, dict[str, str | None]] = {}  # by record id
-    attempts = dict.fromkeys(range(len(leaves)), 0)
-    dry = dict.fromkeys(range(len(leaves)), 0)
+    attempts, dry = [0] * len(leaves), [0] * len(leaves)
     while len(usable) < count:
-        open_leaves = [index for index in dry if dry[index] < _DRY_ATTEMPTS]
+        open_leaves = [index for index in range(len(leaves)) if dry[index] < _DRY_ATTEMPTS]
         if not open_leaves:
             raise DataError(
-                f"{generator.name} gave only {len(usable)} distinct prompts in {sum(attempts.values())} "
+                f"{generator.name} gave only {len(usable)} distinct prompts in {sum(attempts)} "
                 f"attempts, {count} were wanted; ask for fewer, or add categories, templates or words"
             )
         shares = apportion(count - len(usable), [leaves[index].weight for index in open_leaves])
-        requests, sources = [], []
-        for index, share in zip(open_leaves, shares, strict=True):
-            for _ in range(share):
-                request_seed = stable_seed("prompt", seed, *leaves[index].path, attempts[index])
-                drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
-                requests.append(PromptRequest(category=leaves[index], seed=request_seed, kind=drawn))
-                sources.append(index)
-                attempts[index] += 1
-        answers = generator.generate(requests)
-        if len(answers) != len(requests):
-            raise RuntimeError(
-                f"{generator.name} returned {len(answers)} answers to {len(requests)} requests"
-            )
-        for index, request, answer in zip(sources, requests, answers, strict=True):
-            record = _record(answer, request, generator.name)
+        sources = [index for index, share in zip(open_leaves, shares, strict=True) for _ in range(share)]
+        requests = []
+        for index in sources:
+            requests.append(_request(leaves[index], attempts[index], seed, kind))
+            attempts[index] += 1
+        for index, record in zip(sources, _answers(generator, requests), strict=True):
             key = " ".join(str(record["prompt"]).split()).casefold()
             if record["problem"] is not None:
                 unusable.setdefault(str(record["id"]), record)
@@ -101,6 +91,22 @@ def generate_prompts(
                 usable[key] = record
     rows = sorted([*usable.values(), *unusable.values()], key=lambda row: digest(seed, str(row["id"])))
     return pl.DataFrame(rows, schema=PROMPT_SCHEMA)
+
+
+def _request(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
+    """The request of attempt number `attempt` for a leaf; of mixed kinds one in four is simple."""
+    request_seed = stable_seed("prompt", seed, *leaf.path, attempt)
+    drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
+    return PromptRequest(category=leaf, seed=request_seed, kind=drawn)
+
+
+def _answers(generator: TextGenerator, requests: Sequence[PromptRequest]) -> Iterator[dict[str, str | None]]:
+    """A record of each answer, in the order of the requests."""
+    answers = generator.generate(requests)
+    if len(answers) != len(requests):
+        raise RuntimeError(f"{generator.name} returned {len(answers)} answers to {len(requests)} requests")
+    for request, answer in zip(requests, answers, strict=True):
+        yield _record(answer, request, generator.name)
 
 
 def apportion(count: int, weights: Sequence[float]) -> list[int]:
