@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from l2p_ablate.cli import main
 from l2p_ablate.config import ClaimTable, load_config
 from l2p_ablate.data import render_prompt, restyled
 from l2p_ablate.results import compare, spread
+from l2p_ablate.store import Store, held
 from l2p_mini.detector import ExactDetector
 from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from safetensors.torch import load_file
@@ -67,13 +71,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, untrained_source: Path) -
     """The folder of a finished ablation; its config lies beside it."""
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "tiny.toml").write_text(TINY.replace("SOURCE", str(untrained_source)))
-    arguments = [str(folder / "tiny.toml"), "-o", str(folder / "run"), "--workers", "0"]
+    arguments = [str(folder / "tiny.toml"), "-o", str(folder / "out"), "--workers", "0"]
     assert main([*arguments, "--publish", str(folder / "published")]) == 0
     return folder
 
 
 def test_an_ablation_leaves_numbers_pictures_and_the_command(finished: Path) -> None:
-    results = json.loads((finished / "run" / "results.json").read_text())
+    results = json.loads((finished / "out" / "tiny" / "results.json").read_text())
     assert results["complete"] and not results["missing"]
     assert list(results["arms"]) == ["transfer", "scratch"]
     for arm in results["arms"].values():
@@ -88,15 +92,18 @@ def test_an_ablation_leaves_numbers_pictures_and_the_command(finished: Path) -> 
     ]
 
 
+def run_folders(finished: Path) -> dict[str, Path]:
+    results = json.loads((finished / "out" / "tiny" / "results.json").read_text())
+    return {run["arm"]: finished / "out" / "shared" / "runs" / run["run"] for run in results["runs"]}
+
+
 def test_from_scratch_keeps_nothing_of_the_source_but_transfer_does(
     finished: Path, untrained_source: Path
 ) -> None:
     source = load_file(next((untrained_source / "transformer").glob("*.safetensors")))
     trained = {
-        arm: load_file(
-            next((finished / f"run/runs/{arm}/seed-0/train/model/transformer").glob("*.safetensors"))
-        )
-        for arm in ("transfer", "scratch")
+        arm: load_file(next((folder / "train/model/transformer").glob("*.safetensors")))
+        for arm, folder in run_folders(finished).items()
     }
     name = "layers.2.attention.to_q.weight"  # a middle block
     assert torch.equal(trained["transfer"][f"trunk.{name}"], source[name])
@@ -109,27 +116,51 @@ def test_from_scratch_keeps_nothing_of_the_source_but_transfer_does(
 def test_running_again_repeats_nothing_and_more_seeds_go_on(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(finished / "tiny.toml"), "-o", str(finished / "run"), "--workers", "0"]
-    result = finished / "run/runs/transfer/seed-0/result.json"
+    arguments = [str(finished / "tiny.toml"), "-o", str(finished / "out"), "--workers", "0"]
+    result = run_folders(finished)["transfer"] / "result.json"
     stamp = result.stat().st_mtime_ns
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("done before") == 2
     assert result.stat().st_mtime_ns == stamp
     assert main([*arguments, "--seeds", "2", "--budget", "0.001"]) == 3
     captured = capsys.readouterr()
-    assert "the budget of 0.001 min is spent: 2 runs are done" in captured.err
+    assert "the budget of 0.001 min is spent: 2 runs are missing" in captured.err
     assert "Partial" in captured.out
-    assert not json.loads((finished / "run" / "results.json").read_text())["complete"]
+    assert not json.loads((finished / "out" / "tiny" / "results.json").read_text())["complete"]
 
 
-def test_another_config_in_the_same_folder_is_refused(
+def test_another_ablation_reads_the_runs_they_share_and_trains_the_others(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = (finished / "tiny.toml").read_text().replace("steps = 2", "steps = 3")
-    (finished / "changed.toml").write_text(changed)
-    assert main([str(finished / "changed.toml"), "-o", str(finished / "run"), "--workers", "0"]) == 2
-    assert "holds the runs of another config" in capsys.readouterr().err
-    shutil.rmtree(finished / "published", ignore_errors=True)
+    text = (finished / "tiny.toml").read_text()
+    other = text.replace('name = "transfer"', 'name = "same"').replace(
+        'better = "transfer"', 'better = "same"'
+    )
+    (finished / "other.toml").write_text(other.replace('trainable = "full"', "trainable = 0"))
+    before = set((finished / "out/shared/runs").glob("[!.]*"))
+    assert main([str(finished / "other.toml"), "-o", str(finished / "out"), "--workers", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "same, seed 0: " in err and err.count("(done before)") == 1
+    assert len(set((finished / "out/shared/runs").glob("[!.]*")) - before) == 1
+    results = json.loads((finished / "out" / "other" / "results.json").read_text())
+    assert [run["arm"] for run in results["runs"]] == ["same", "scratch"]
+    assert results["runs"][0]["run"] == run_folders(finished)["transfer"].name
+
+
+def test_a_run_that_another_command_is_busy_with_comes_last(finished: Path) -> None:
+    text = (finished / "tiny.toml").read_text().replace("seeds = [0]", "seeds = [5]")
+    (finished / "busy.toml").write_text(text)
+    config = load_config(finished / "busy.toml")
+    store = Store(root=finished / "out" / "shared", config=config)
+    first, second = (store.run(arm, 5) for arm in config.arm)
+    arguments = [str(finished / "busy.toml"), "-o", str(finished / "out"), "--workers", "0"]
+    with held(first, wait=True):
+        command = subprocess.Popen([sys.executable, "-m", "l2p_ablate.cli", *arguments])
+        while not (second / "result.json").is_file():
+            assert command.poll() is None
+            time.sleep(0.2)
+        shutil.copytree(second, first)  # the other command finishes
+    assert command.wait(timeout=120) == 0
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

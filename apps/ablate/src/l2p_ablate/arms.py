@@ -20,7 +20,7 @@ from l2p_evaluate.models import Model, resolve_dtype
 from PIL import Image
 
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.data import Progress, fingerprint
+from l2p_ablate.data import Progress
 
 CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the held-out loss
@@ -47,16 +47,13 @@ def run_arm(
     """The result of one arm and seed; one that is there is read, an unfinished training goes on.
 
     Args:
+        folder: the run's own (`Store.run`).
         workers: processes that train and paint; None: one per device, 0: paint in this one.
     """
     from l2p_train.launcher import launch
 
-    result_file = folder / "result.json"
-    identity = f"{fingerprint(config)}/{arm.name}/{seed}"
-    if result_file.is_file():
-        known = json.loads(result_file.read_text(encoding="utf-8"))
-        if known["identity"] == identity:
-            return known
+    if known := read_result(folder):
+        return known
     started = time.perf_counter()
     initial = folder / "initial"
     if not (initial / "model_index.json").is_file():
@@ -71,8 +68,7 @@ def run_arm(
     training = launch(settings, _processes(config, workers), on_event)
     metrics, tags = evaluate(config, arm, folder, held, workers, progress)
     result = {
-        "identity": identity,
-        "arm": arm.name,
+        "run": folder.name,
         "seed": seed,
         "metrics": metrics,
         "geneval_tags": tags,
@@ -82,7 +78,16 @@ def run_arm(
     }
     for leftover in (folder / "train" / "checkpoints", initial):  # nothing resumes from them any more
         shutil.rmtree(leftover, ignore_errors=True)
-    write_json(result_file, result)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left; None for one that is not finished."""
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     return result
 
 

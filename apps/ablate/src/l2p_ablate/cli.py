@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     from l2p_ablate.config import load_config
 
     config = load_config(options.config, _overrides(options))
-    root = options.output or Path("runs/ablations") / options.config.stem
+    root = options.output / options.config.stem
     if options.dry_run:
         print(_plan(config, root))
         return 0
@@ -64,7 +64,13 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
 
     progress = _Progress()
     summary = execute(
-        config, root, command=command, workers=options.workers, say=progress.say, progress=progress.tell
+        config,
+        root,
+        options.output / "shared",
+        command=command,
+        workers=options.workers,
+        say=progress.say,
+        progress=progress.tell,
     )
     if options.publish:
         publish(root, options.publish, options.config.stem)
@@ -161,7 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG", help="a TOML file of configs/ablations/")
-    add("-o", "--output", type=Path, metavar="DIR", help="default: runs/ablations/NAME")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=Path("runs/ablations"),
+        help="gets NAME/, the results, and shared/, what ablations have in common (default: %(default)s)",
+    )
     add("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 instead of the config's")
     add("--budget", type=float, metavar="MINUTES", help="instead of the config's")
     add(

@@ -1,8 +1,6 @@
 """The corpora that arms train on, and the held-out pictures that they are held against. Each is made once."""
 
 import colorsys
-import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -150,11 +148,3 @@ def make_reference(
         workers=default_workers() if workers is None else workers,
         on_image=lambda done, total: progress(f"{done}/{total} reference images"),
     )
-
-
-def fingerprint(config: Config) -> str:
-    """A hash of everything that results depend on, but for the seeds, the budget and the words."""
-    tables = config.model_dump(mode="json", exclude={"ablation", "claim"})
-    for arm in tables["arm"]:
-        arm.pop("label")
-    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]

@@ -107,7 +107,7 @@ def summarise(config: Config, results: Mapping[tuple[str, int], Mapping[str, Any
         "missing": missing,
         "arms": arms,
         "comparisons": [asdict(compare(claim, metric, results)) for claim in config.claim],
-        "runs": [results[key] for key in sorted(results)],
+        "runs": [{"arm": arm, **results[arm, seed]} for arm, seed in sorted(results)],
     }
 
 
