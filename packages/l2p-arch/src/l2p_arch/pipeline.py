@@ -1,6 +1,5 @@
 """L2PPipeline: text -> pixels, without a VAE; a diffusers DiffusionPipeline."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.patchify import check_size
+from l2p_arch.schedule import flow_schedule
 
 _TEXT_COMPONENTS = (
     "text_encoder",
@@ -55,6 +55,17 @@ class L2PPipeline(DiffusionPipeline):
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
         )
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', except that PRX's text encoder is looked for in the one place where it loads from.
+
+        Directories name it as transformers' or diffusers' own, and neither library exports it.
+        """
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict) and "T5GemmaEncoder" in config.get("text_encoder", ()):
+            config["text_encoder"] = ["prx", "T5GemmaEncoder"]
+        return config
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, max_sequence_length: int = 512) -> list[Conditioning]:
@@ -129,48 +140,66 @@ class L2PPipeline(DiffusionPipeline):
         positive = self._conditioning(prompt, prompt_conditioning, max_sequence_length)
         negative: list[Conditioning] = []
         if guidance_scale > 1:
-            words = (
-                [negative_prompt] * len(positive)
-                if isinstance(negative_prompt, str)
-                else list(negative_prompt)
-            )
-            negative = self._conditioning(words, negative_conditioning, max_sequence_length)
-            if len(negative) != len(positive):
-                raise ArchError(
-                    f"{len(negative)} negative prompts for {len(positive)} prompts; give one or as many"
-                )
+            words = [negative_prompt] * len(positive) if isinstance(negative_prompt, str) else negative_prompt
+            negative = self._conditioning(words, negative_conditioning, max_sequence_length, len(positive))
         positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
         negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
         noise = draw_noise(len(positive), height, width, seeds=seeds, generator=generator)
-        scheduler = self._schedule(num_inference_steps, noise_shift, height, width)
-        x_t, first = noise.to(self._execution_device), 0
-        if image is not None:
-            x_0 = _to_pixels(image, len(noise), height, width).to(x_t.device)
-            x_t, first = _start_from(x_0, x_t, scheduler, strength)
-        with self.progress_bar(total=len(scheduler.timesteps) - first) as progress:
-            for step, timestep in enumerate(scheduler.timesteps[first:]):
-                sigma = scheduler.sigmas[first + step]  # timesteps are rounded to whole numbers by some
-                velocity = self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
-                x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]
-                if on_step is not None:
-                    on_step(step, float(sigma), x_t)
-                progress.update()
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=_to_images(x_t, output_type))
+        noise = noise.to(self._execution_device)
+        scheduler = flow_schedule(
+            self.scheduler,
+            num_inference_steps,
+            noise_shift=noise_shift,
+            image_tokens=height * width // self.transformer.patch_size**2,
+            device=noise.device,
+            changes=self.transformer.source_family.flow_scheduler,
+        )
+        x_t, first = _start_from(image, noise, scheduler, strength)
+
+        def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
+            return self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
+
+        x_0 = self._sample(x_t, scheduler, first, velocity, on_step)
+        return ImagePipelineOutput(images=_to_images(x_0, output_type))
 
     def _conditioning(
         self,
         prompt: str | Sequence[str] | None,
         given: Sequence[Conditioning] | None,
         max_sequence_length: int,
+        prompts_against: int | None = None,
     ) -> list[Conditioning]:
-        if given is not None:
-            return list(given)
-        if not prompt:
+        """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""
+        if given is None and not prompt:
             raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
-        return self.encode(
-            [prompt] if isinstance(prompt, str) else prompt, max_sequence_length=max_sequence_length
-        )
+        if given is None:
+            assert prompt is not None
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            given = self.encode(texts, max_sequence_length=max_sequence_length)
+        if prompts_against not in (None, len(given)):
+            raise ArchError(
+                f"{len(given)} negative prompts for {prompts_against} prompts; give one or as many"
+            )
+        return list(given)
+
+    def _sample(
+        self,
+        x_t: Tensor,
+        scheduler: Any,
+        first: int,
+        velocity: Callable[[Tensor, Tensor], Tensor],
+        on_step: Callable[[int, float, Tensor], None] | None,
+    ) -> Tensor:
+        """x_0, from x_t at the schedule's step `first`."""
+        with self.progress_bar(total=len(scheduler.timesteps) - first) as progress:
+            for step, timestep in enumerate(scheduler.timesteps[first:]):
+                sigma = scheduler.sigmas[first + step]  # timesteps are rounded to whole numbers by some
+                x_t = scheduler.step(velocity(x_t, sigma), timestep, x_t, return_dict=False)[0]
+                if on_step is not None:
+                    on_step(step, float(sigma), x_t)
+                progress.update()
+        self.maybe_free_model_hooks()
+        return x_t
 
     def _velocity(
         self,
@@ -194,36 +223,6 @@ class L2PPipeline(DiffusionPipeline):
             spread = pos.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
             guided = guided * (1 + guidance_rescale * (spread - 1))
         return guided
-
-    def _schedule(self, steps: int, noise_shift: float | None, height: int, width: int) -> Any:
-        """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift."""
-        if steps < 1:
-            raise ArchError(f"num_inference_steps {steps} must be at least 1")
-        if noise_shift is not None and noise_shift <= 0:
-            raise ArchError(
-                f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px"
-            )
-        own = self.scheduler.config
-        if not type(self.scheduler).__name__.startswith("FlowMatch") and not own.get("use_flow_sigmas"):
-            raise ArchError(
-                f"{type(self.scheduler).__name__} does not sample by flow matching; use a FlowMatch "
-                "scheduler, or one with use_flow_sigmas=True and prediction_type='flow_prediction'"
-            )
-        changes: dict[str, Any] = {}
-        if noise_shift is not None:
-            changes["flow_shift" if "flow_shift" in own else "shift"] = noise_shift
-            changes |= {"use_dynamic_shifting": False} if "use_dynamic_shifting" in own else {}
-        scheduler = type(self.scheduler).from_config(own, **changes)
-        accepted = inspect.signature(scheduler.set_timesteps).parameters
-        options: dict[str, Any] = {"device": self._execution_device}
-        if "sigmas" in accepted:
-            options["sigmas"] = np.linspace(1, 1 / steps, steps)
-        else:
-            options["num_inference_steps"] = steps
-        if scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = _dynamic_shift(scheduler.config, height * width // self.transformer.patch_size**2)
-        scheduler.set_timesteps(**options)
-        return scheduler
 
 
 def draw_noise(
@@ -262,10 +261,14 @@ def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
     return image.float().expand(count, -1, -1, -1)
 
 
-def _start_from(x_0: Tensor, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, int]:
-    """The images, noised to where the last `strength` of the schedule begins, and the step to begin with."""
+def _start_from(image: Any, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, int]:
+    """What to sample from, and the step to begin with: the images, noised to where the last `strength` of the
+    schedule begins; or noise, where there are none."""
+    if image is None:
+        return noise, 0
     if not 0 <= strength <= 1:
         raise ArchError(f"strength {strength} is not between 0 and 1")
+    x_0 = _to_pixels(image, len(noise), *noise.shape[-2:]).to(noise.device)
     first = len(scheduler.timesteps) - round(len(scheduler.timesteps) * strength)
     if first == len(scheduler.timesteps):
         return x_0, first
@@ -273,13 +276,6 @@ def _start_from(x_0: Tensor, noise: Tensor, scheduler: Any, strength: float) -> 
     scheduler.set_begin_index(first)
     sigma = scheduler.sigmas[first].to(x_0)
     return (1 - sigma) * x_0 + sigma * noise, first
-
-
-def _dynamic_shift(config: Any, tokens: int) -> float:
-    """The exponent mu of schedulers that shift by image size: linear in the number of tokens."""
-    low, high = (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096))
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return base + (top - base) * (tokens - low) / (high - low)
 
 
 def _to_images(x_0: Tensor, output_type: str) -> Any:

@@ -5,6 +5,8 @@ from l2p_arch.families.base import Conditioning, Family
 from l2p_arch.families.flux import FLUX
 from l2p_arch.families.flux2 import FLUX2
 from l2p_arch.families.lumina2 import LUMINA2
+from l2p_arch.families.pixart_sigma import PIXART_SIGMA
+from l2p_arch.families.prx import PRX
 from l2p_arch.families.qwen_image import QWEN_IMAGE
 from l2p_arch.families.sana import SANA
 from l2p_arch.families.sd3 import SD3
@@ -18,6 +20,8 @@ FAMILIES: dict[str, Family] = {
     "lumina2": LUMINA2,
     "flux2": FLUX2,
     "sana": SANA,
+    "prx": PRX,
+    "pixart-sigma": PIXART_SIGMA,
 }
 
 __all__ = ["FAMILIES", "Conditioning", "Family", "find_family", "find_family_of_class"]
@@ -33,7 +37,7 @@ def find_family(name: str) -> Family:
 def find_family_of_class(transformer_class: str) -> Family:
     """The family whose trunk is that diffusers class, or an ArchError that lists the known ones."""
     for family in FAMILIES.values():
-        if family.transformer_class == transformer_class:
+        if transformer_class in (family.transformer_class, *family.older_classes):
             return family
     known = ", ".join(f"{family.transformer_class} ({family.name})" for family in FAMILIES.values())
     raise ArchError(f"no family for a source transformer of class {transformer_class!r}; known: {known}")

@@ -1,7 +1,7 @@
 """What the rest of the package must know about a family of source models, as data and a few functions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ Conditioning = Mapping[str, Tensor]
 
 
 def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
-    """(mode - shift) * scale, as AutoencoderKL's users do."""
-    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    """(mode - shift) * scale, as the users of AutoencoderKL and AutoencoderDC do."""
+    encoded = vae.encode(pixels.to(vae.dtype))
+    latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+    return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Family:
     """Name in configs, for example "z-image"."""
     transformer_class: str
     """Name of the diffusers class of the trunk."""
+    older_classes: tuple[str, ...] = ()
+    """Names that published configs still have for it."""
     embedder: str
     """Module of the trunk that maps patch channels to tokens (new in pixel space)."""
     source_ends: tuple[str, ...]
@@ -78,6 +81,9 @@ class Family:
     sees."""
     latent_embedder: Callable[[Mapping[str, Any]], LatentEmbedder]
     """Source config -> how the source turns latents into tokens, for initialisations that imitate it."""
+    flow_scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """What to change in the config of the source's scheduler where it samples by something else than flow
+    matching."""
 
     def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> Any:
         """Build the trunk for a source config (weights as PyTorch initialises them)."""
@@ -87,7 +93,9 @@ class Family:
         source_config = {key: value for key, value in config.items() if not key.startswith("_")}
         try:
             trunk = trunk_class.from_config(self.pixel_config(source_config, patch_channels))
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
+        except ArchError:
+            raise
+        except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             raise ArchError(
                 f"the source's config is no valid {self.transformer_class} config: {error!r}"
             ) from error

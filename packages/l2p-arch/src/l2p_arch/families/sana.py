@@ -69,10 +69,6 @@ def _encode_text(
     return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
 
 
-def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
-    return vae.encode(pixels.to(vae.dtype)).latent.float() * vae.config.scaling_factor
-
-
 SANA = Family(
     name="sana",
     transformer_class="SanaTransformer2DModel",
@@ -87,6 +83,5 @@ SANA = Family(
     strip_output=_strip_output,
     run=_run,
     encode_text=_encode_text,
-    encode_latents=_encode_latents,
     latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),
 )

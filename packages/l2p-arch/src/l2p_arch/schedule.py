@@ -1,0 +1,62 @@
+"""The sigmas of one sampling call, with any of diffusers' schedulers that can sample by flow matching."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from l2p_arch.errors import ArchError
+
+
+def flow_schedule(
+    scheduler: Any,
+    steps: int,
+    *,
+    noise_shift: float | None,
+    image_tokens: int,
+    device: torch.device,
+    changes: Mapping[str, Any],
+) -> Any:
+    """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
+
+    Args:
+        scheduler: the pipeline's; it stays as it is.
+        noise_shift: shift of the sigmas; None keeps the scheduler's own.
+        image_tokens: of one image, for schedulers that shift by its size.
+        changes: to the config of a scheduler that samples by something else than flow matching.
+    """
+    if steps < 1:
+        raise ArchError(f"num_inference_steps {steps} must be at least 1")
+    if noise_shift is not None and noise_shift <= 0:
+        raise ArchError(f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px")
+    own, changed = scheduler.config, dict[str, Any]()
+    if not type(scheduler).__name__.startswith("FlowMatch"):
+        changed = {key: value for key, value in changes.items() if key in own}
+        if not {**own, **changed}.get("use_flow_sigmas"):
+            raise ArchError(
+                f"{type(scheduler).__name__} does not sample by flow matching; use a FlowMatch "
+                "scheduler, or one with use_flow_sigmas=True and prediction_type='flow_prediction'"
+            )
+    if noise_shift is not None:
+        changed["flow_shift" if "flow_shift" in own else "shift"] = noise_shift
+        changed |= {"use_dynamic_shifting": False} if "use_dynamic_shifting" in own else {}
+    scheduler = type(scheduler).from_config(own, **changed)
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    options: dict[str, Any] = {"device": device}
+    if "sigmas" in accepted:
+        options["sigmas"] = np.linspace(1, 1 / steps, steps)
+    else:
+        options["num_inference_steps"] = steps
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = _dynamic_shift(scheduler.config, image_tokens)
+    scheduler.set_timesteps(**options)
+    return scheduler
+
+
+def _dynamic_shift(config: Any, tokens: int) -> float:
+    """The exponent mu of schedulers that shift by image size: linear in the number of tokens."""
+    low, high = (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096))
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return base + (top - base) * (tokens - low) / (high - low)
