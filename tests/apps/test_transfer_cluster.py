@@ -6,40 +6,27 @@
 import json
 import shlex
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from l2p_mini.paths import GRAMMAR
 from l2p_transfer.cluster import failure, painting, workers_held
 from l2p_transfer.config import Config, load_config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.runner import identities
 from PIL import Image
 
-MINIMAL = f"""
-[run]
-output = "out"
-[source]
-model = "source"
-[prompts]
-grammar = "{GRAMMAR}"
-[images]
-width = 64
-height = 64
-[evaluate]
-metadata = "{EVALUATION_METADATA}"
-"""
 ROOT = Path(__file__).parents[2]
 STAGES = ("llm", "synthesis", "training", "evaluation")
 
 
-def config(folder: Path, *overrides: str) -> Config:
-    path = folder / "least.toml"
-    path.write_text(MINIMAL)
-    return load_config(path, overrides)
+@pytest.fixture
+def config(minimal_config: Path) -> Callable[..., Config]:
+    """Loads the least config, overridden."""
+    return lambda *overrides: load_config(minimal_config, overrides)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +41,15 @@ def config(folder: Path, *overrides: str) -> Config:
     ],
 )
 def test_resources_that_no_node_can_have_are_refused(
-    tmp_path: Path, overrides: Sequence[str], message: str
+    config: Callable[..., Config], overrides: Sequence[str], message: str
 ) -> None:
     with pytest.raises(TransferError, match=message):
-        config(tmp_path, *(f"cluster.{override}" for override in overrides))
+        config(*(f"cluster.{override}" for override in overrides))
 
 
-def test_where_a_run_runs_does_not_change_what_it_makes(tmp_path: Path) -> None:
+def test_where_a_run_runs_does_not_change_what_it_makes(config: Callable[..., Config]) -> None:
     placed = [f"cluster.{stage}_resources={{ {stage} = 1 }}" for stage in STAGES]
-    here, there = config(tmp_path), config(tmp_path, "cluster.address=auto", *placed)
+    here, there = config(), config("cluster.address=auto", *placed)
     assert dict(there.cluster.training_resources) == {"training": 1}
     assert [identity for _, identity in identities(here)] == [identity for _, identity in identities(there)]
 
@@ -92,8 +79,8 @@ def test_the_manifest_offers_what_its_config_takes() -> None:
         assert taken and workers_held({"GPU": 1, "CPU": 16, **offered}, taken, "") == 1
 
 
-def test_without_a_cluster_the_evaluation_paints_here(tmp_path: Path) -> None:
-    with painting(config(tmp_path, "evaluate.workers=3")) as place:
+def test_without_a_cluster_the_evaluation_paints_here(config: Callable[..., Config]) -> None:
+    with painting(config("evaluate.workers=3")) as place:
         assert place == {"workers": 3}
 
 

@@ -4,36 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config, resolve_processes
 from l2p_transfer.errors import TransferError
 from l2p_transfer.runner import differences, identities
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
-MINIMAL = f"""
-[run]
-output = "out"
-[source]
-model = "source"
-[prompts]
-grammar = "{GRAMMAR}"
-[images]
-width = 64
-height = 64
-[evaluate]
-metadata = "{EVALUATION_METADATA}"
-"""
 
 
 @pytest.fixture
-def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config_file(minimal_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The least that a config must say, in a directory of its own below the working directory."""
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "configs" / "least.toml"
-    path.parent.mkdir()
-    path.write_text(MINIMAL)
-    return path
+    return minimal_config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -95,7 +78,7 @@ def test_a_bad_setting_is_named_with_its_path(config_file: Path, override: str, 
 def test_a_missing_key_and_a_missing_file_are_named(config_file: Path) -> None:
     with pytest.raises(TransferError, match="no config file"):
         load_config(config_file.with_name("none.toml"))
-    config_file.write_text(MINIMAL.replace('model = "source"', ""))
+    config_file.write_text(config_file.read_text().replace('model = "source"', ""))
     with pytest.raises(TransferError, match=r"source\.model is missing"):
         load_config(config_file)
     config_file.write_text("[run\n")

@@ -3,67 +3,28 @@
 The README's quickstart, which CI runs, takes the same path with Ray actors and worker processes.
 """
 
+import contextlib
+import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from l2p_transfer.cli import main
 from PIL import Image
 from safetensors.torch import load_file
 
-CONFIG = f"""
-[run]
-output = "run"
-[source]
-model = "SOURCE"
-num_inference_steps = 1
-max_sequence_length = 32
-[prompts]
-grammar = "{GRAMMAR}"
-count = 4
-[images]
-seeds_per_prompt = 1
-width = 64
-height = 64
-batch_size = 4
-workers = 0
-[surgery]
-head_channels = [8, 8, 16, 16]
-[train]
-steps = 2
-batch_size = 2
-learning_rate = 1e-3
-trainable = 1
-processes = 1
-precision = "fp32"
-log_every = 1
-sample_every = 1
-sample_count = 2
-sample_steps = 1
-[evaluate]
-metadata = "metadata.jsonl"
-images_per_prompt = 1
-num_inference_steps = 1
-noise_shift = 3.0
-workers = 0
-"""
-
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, untrained_source: Path) -> Iterator[tuple[Path, str]]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, write_tiny_run: Callable[..., None]
+) -> Iterator[tuple[Path, str]]:
     """A finished run and what the command printed; the working directory is the run's parent."""
-    import contextlib
-    import io
-
     folder = tmp_path_factory.mktemp("transfer")
-    (folder / "tiny.toml").write_text(CONFIG.replace("SOURCE", str(untrained_source)))
-    rows = EVALUATION_METADATA.read_text().splitlines()
-    (folder / "metadata.jsonl").write_text("\n".join([rows[0], rows[-1]]) + "\n")
+    write_tiny_run(folder)
     out = io.StringIO()
     with contextlib.chdir(folder):
         with contextlib.redirect_stdout(out):

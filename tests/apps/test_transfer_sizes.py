@@ -2,52 +2,16 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 import pytest
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.sizes import evaluated_size, painted_sizes, source_size, trained_sizes
 from PIL import Image
 
-CONFIG = f"""
-[run]
-output = "run"
-[source]
-model = "SOURCE"
-num_inference_steps = 1
-max_sequence_length = 32
-[prompts]
-grammar = "{GRAMMAR}"
-count = 6
-[images]
-seeds_per_prompt = 1
-width = 64
-height = 64
-batch_size = 4
-workers = 0
-[surgery]
-head_channels = [8, 8, 16, 16]
-[train]
-steps = 3
-batch_size = 2
-trainable = 1
-processes = 1
-precision = "fp32"
-zero_stage = 0
-log_every = 1
-sample_every = 3
-sample_count = 2
-sample_steps = 1
-[evaluate]
-metadata = "metadata.jsonl"
-images_per_prompt = 1
-num_inference_steps = 1
-workers = 0
-"""
 BUCKETS = (
     'images.buckets=["64x64", "96x48"]',
     "evaluate.width=80",
@@ -63,11 +27,9 @@ RESOLUTION = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path, untrained_source: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, write_tiny_run: Callable[..., None]) -> Iterator[Path]:
     """A working directory with the config and two evaluation prompts."""
-    (tmp_path / "tiny.toml").write_text(CONFIG.replace("SOURCE", str(untrained_source)))
-    rows = EVALUATION_METADATA.read_text().splitlines()
-    (tmp_path / "metadata.jsonl").write_text("\n".join([rows[0], rows[-1]]) + "\n")
+    write_tiny_run(tmp_path, prompts={"count": 6}, train={"steps": 3, "zero_stage": 0, "sample_every": 3})
     with contextlib.chdir(tmp_path):
         yield tmp_path
 
