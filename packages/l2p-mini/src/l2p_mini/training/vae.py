@@ -58,9 +58,22 @@ def normalise_latents(vae: Any, pixels: torch.Tensor) -> None:
     vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())
 
 
-def main() -> None:
-    from diffusers import AutoencoderKL
+def reconstruction_loss(
+    vae: Any, pixels: torch.Tensor, noise: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (loss, KL divergence per latent value, decoded pixels) of one batch."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(pixels).latent_dist
+        latents = posterior.mean.float() + posterior.std.float() * torch.randn(
+            posterior.mean.shape, generator=noise
+        )
+        decoded = vae.decode(latents).sample
+    error = decoded.float() - pixels
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    return error.abs().mean() + error.square().mean() + KL_WEIGHT * kl.float(), kl, decoded.detach()
 
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/source-vae"))
     parser.add_argument("--steps", type=int, default=2000)
@@ -70,8 +83,13 @@ def main() -> None:
     parser.add_argument(
         "--stop-after", type=int, help="stop after this step with a checkpoint; default: all steps"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    from diffusers import AutoencoderKL
+
+    args = parse_arguments()
     run = Run(output=args.output, steps=args.steps)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(**VAE).to(memory_format=torch.channels_last)
@@ -85,26 +103,18 @@ def main() -> None:
             group["lr"] = args.learning_rate * run.learning_rate(step)
         pixels = batch(args.seed, step, run.rank, args.batch)
         noise = torch.Generator().manual_seed(step * run.world_size + run.rank)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(pixels).latent_dist
-            latents = posterior.mean.float() + posterior.std.float() * torch.randn(
-                posterior.mean.shape, generator=noise
-            )
-            decoded = vae.decode(latents).sample
-        error = decoded.float() - pixels
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * kl.float()
+        loss, kl, decoded = reconstruction_loss(vae, pixels, noise)
         loss.backward()
         run.average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            run.log(step, loss=loss.item(), kl=kl.item(), psnr=psnr(decoded.detach(), pixels))
+            run.log(step, loss=loss.item(), kl=kl.item(), psnr=psnr(decoded, pixels))
         if (step + 1) % run.save_every == 0 or step + 1 == last:
             run.save(step + 1, vae=vae, optimizer=optimizer)
             if run.rank == 0:
-                pair = torch.stack([pixels[:8], decoded[:8].detach().float()])
+                pair = torch.stack([pixels[:8], decoded[:8].float()])
                 to_images(pair).resize((8 * 128, 2 * 128), Image.Resampling.NEAREST).save(
                     args.output / "samples.png"
                 )
