@@ -5,6 +5,7 @@ What a node makes is on shared storage at once, shard by shard, checkpoint by ch
 so a lost node costs the unit that it was working on and changes no result.
 """
 
+import json
 import logging
 import os
 import threading
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from l2p_train.config import TrainConfig
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
@@ -33,7 +36,7 @@ def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], Non
 
     section = config.cluster
     wanted = section.training_resources
-    with connected(section.address) as resources, _followed(config.train.output, on_event):
+    with connected(section.address) as resources, _followed(config.train, on_event):
         most = workers_held(
             resources, {"CPU": section.cpus_per_process, **wanted}, "cluster.training_resources"
         )
@@ -63,7 +66,8 @@ def painting(config: Config) -> Iterator[dict[str, Any]]:
     from l2p_eval.generation import default_workers
 
     workers, address = config.evaluate.workers, config.cluster.address
-    if not address or workers == 0:
+    # Its images come back through a folder that all nodes share; `storage` is for those that share none.
+    if not address or workers == 0 or (config.run.storage and workers is None):
         yield {"workers": default_workers() if workers is None else workers}
         return
     with connected(address) as resources:
@@ -139,17 +143,15 @@ def failure(error: Exception, logs: Path) -> Exception:
 
 
 @contextmanager
-def _followed(output: Path, on_event: Callable[[Mapping[str, Any]], None] | None) -> Iterator[None]:
+def _followed(train: TrainConfig, on_event: Callable[[Mapping[str, Any]], None] | None) -> Iterator[None]:
     """Hands on what the workers write to shared storage: Ray tells the driver nothing until they end."""
-    from l2p_train.metrics import read_metrics
-
-    ended, file = threading.Event(), output / "metrics.jsonl"
-    before = max((record["time"] for record in read_metrics(file)), default=0.0)
+    ended = threading.Event()
+    before = max((record["time"] for record in _records(train)), default=0.0)
 
     def watch() -> None:
         seen = before
         while on_event is not None and not ended.wait(WATCH_INTERVAL):
-            for record in read_metrics(file):
+            for record in _records(train):
                 if record["time"] > seen:
                     seen = record["time"]
                     on_event(record)
@@ -161,3 +163,18 @@ def _followed(output: Path, on_event: Callable[[Mapping[str, Any]], None] | None
     finally:
         ended.set()
         thread.join()
+
+
+def _records(train: TrainConfig) -> list[dict[str, Any]]:
+    """What the training has reported; with a mirror, until its last checkpoint."""
+    from l2p_train.errors import TrainError
+    from l2p_train.metrics import read_metrics
+    from l2p_train.storage import Store
+
+    if not train.mirror:
+        return read_metrics(train.output / "metrics.jsonl")
+    try:
+        content = Store(train.mirror).read("metrics.jsonl") or b""
+    except TrainError:  # the training says so itself, if it lasts
+        return []
+    return [json.loads(line) for line in content.splitlines()]

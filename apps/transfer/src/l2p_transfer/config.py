@@ -23,9 +23,10 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """Where the run lives. Every file of the run is below `output`."""
+    """Where the run lives. Every file of the run is below `output`, or, with `storage`, also there."""
 
     output: Path
+    storage: str | None = None  # an address such as s3://bucket/run: the corpus, and a copy of all else
     seed: int = 0  # of prompts, new weights and training; image seeds derive from the prompts
 
 
@@ -163,7 +164,7 @@ class Config:
         tables = {name: to_table(getattr(self, name)) for name in TABLES if name != "train"}
         train = {key: value for key, value in self.train.to_dict().items() if value is not None}
         for key in (*_RUN_PATHS, *_SHARED):
-            train.pop(key)
+            train.pop(key, None)
         tables["train"] = {"processes": self.processes or "auto", **train}
         return {name: tables[name] for name in TABLES}
 
@@ -180,7 +181,7 @@ TABLES = {
     "report": ReportSection,
     "cluster": ClusterSection,
 }
-_RUN_PATHS = ("model", "corpus", "output")  # of TrainConfig: the run decides them
+_RUN_PATHS = ("model", "corpus", "output", "mirror")  # of TrainConfig: the run decides them
 _SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] and [source]
 
 
@@ -248,6 +249,8 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
         "corpus": str(run.output / "corpus"),
         "output": str(run.output / "train"),
     }
+    if run.storage:
+        paths |= {"corpus": f"{run.storage}/corpus", "mirror": f"{run.storage}/train"}
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
     config = Config(train=settings, processes=processes, **sections)

@@ -16,6 +16,7 @@ from l2p_transfer.full_size import full_transformer_config
 from l2p_transfer.paths import RunPaths, read_json, shorten
 from l2p_transfer.runner import identities
 from l2p_transfer.sizes import evaluated_size, in_words, largest, painted_sizes, source_size, trained_sizes
+from l2p_transfer.storage import RunStorage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +115,23 @@ def check_inputs(config: Config) -> None:
 
 def _problems(config: Config) -> Iterator[Exception]:
     """Everything that the stages need and cannot find."""
-    for check in (_check_source, _check_prompts, _check_detector, _check_features, _check_metadata):
+    checks = (
+        _check_storage,
+        _check_source,
+        _check_prompts,
+        _check_detector,
+        _check_features,
+        _check_metadata,
+    )
+    for check in checks:
         try:
             check(config)
         except ValueError as error:
             yield error
+
+
+def _check_storage(config: Config) -> None:
+    RunStorage(config, RunPaths(config.run.output)).reachable()
 
 
 def _check_source(config: Config) -> None:
@@ -226,7 +239,7 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
         "filter": ("keep or drop, with a reason", paths.filtered),
         "images": (
             f"{_images(prompts.count * config.images.seeds_per_prompt)} of {in_words(painted)}",
-            paths.corpus,
+            train.corpus,
         ),
         "surgery": (f"patch {surgery.patch_size}, {surgery.initialisation}", paths.initial),
         "training": (f"{train.steps:,} steps of {_images(train.batch_size)}{resized}", paths.train),
@@ -242,7 +255,7 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
         yield StagePlan(
             title=stage.title,
             work=work[stage.name][0],
-            output=str(shorten(work[stage.name][1])),
+            output=str(where if isinstance(where := work[stage.name][1], str) else shorten(where)),
             done=marker.get("state") == "done" and marker.get("identity") == identity,
         )
 

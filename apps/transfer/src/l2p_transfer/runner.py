@@ -23,6 +23,7 @@ from l2p_transfer.memory import MemoryMeter
 from l2p_transfer.paths import RunPaths, read_json, write_json, write_text
 from l2p_transfer.provenance import collect_provenance
 from l2p_transfer.stages import STAGES, Run, Stage
+from l2p_transfer.storage import RunStorage
 
 MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
 MAY_CHANGE_IN_TRAIN = (
@@ -45,6 +46,8 @@ IRRELEVANT = (
     ("cluster", "synthesis_resources"),
     ("cluster", "training_resources"),
     ("cluster", "evaluation_resources"),
+    ("train", "corpus_cache"),
+    ("train", "corpus_cache_gb"),
 )
 
 
@@ -80,6 +83,8 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
     """
     paths = RunPaths(config.run.output)
     with _locked(paths):
+        storage = RunStorage(config, paths)
+        storage.fetch([stage.name for stage in STAGES])
         _claim(config, paths, update)
         write_json(paths.provenance, collect_provenance(config, command))
         run = Run(config=config, paths=paths)
@@ -90,7 +95,12 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
                 display.skip(number, len(STAGES), stage.title, marker["note"])
                 continue
             display.start(number, len(STAGES), stage.title)
-            marker = _execute_stage(stage, identity, run, display, marker)
+            try:
+                marker = _execute_stage(stage, identity, run, display, marker)
+            except BaseException:
+                storage.keep_answers(stage.name)
+                raise
+            storage.keep(stage.name)
             display.finish(marker["note"], marker["seconds"])
             executed.append(stage.name)
         markers = {stage.name: read_json(paths.marker(stage.name)) for stage in STAGES}

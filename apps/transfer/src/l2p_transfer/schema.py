@@ -67,6 +67,10 @@ def convert(value: Any, hint: Any, where: str, base: Path) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
     elif hint is Path:
+        if isinstance(value, str) and "://" in value:
+            raise TransferError(
+                f"{where} is the address {value!r}; it must be a local path (run.storage takes an address)"
+            )
         if isinstance(value, str) and value:
             return Path(os.path.normpath((base / Path(value).expanduser()).absolute()))
     elif hint is float:

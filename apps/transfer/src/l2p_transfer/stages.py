@@ -8,7 +8,7 @@ A stage writes below the run directory only, and is safe to run again: it goes o
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     images, source = run.config.images, run.config.source
     settings = SynthesisConfig(
         model=source.model,
-        output=run.paths.corpus,
+        output=run.config.train.corpus,
         dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
         ray_address=run.config.cluster.address or None,
@@ -186,7 +186,7 @@ def train(run: Run, progress: Progress) -> Outcome:
     else:
         result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
-    _link_model(run.paths)
+    link_model(run.paths)
     speed = f"{result.images_per_second:.0f} images/s"
     return Outcome(
         note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {speed}",
@@ -244,9 +244,10 @@ def _calibration_images(run: Run) -> Any:
     All of one size, the one of the first image: as the trainer will show them.
     """
     import torch
-    from l2p_train.corpus import Corpus, bucket_size
+    from l2p_train.corpus import bucket_size, open_corpus
 
-    corpus, train = Corpus(run.paths.corpus, image_cache_mb=0), run.config.train
+    train = run.config.train
+    corpus = open_corpus(replace(train, image_cache_mb=0))
     sizes = [bucket_size(row.size, train.resolution, run.config.surgery.patch_size) for row in corpus.rows]
     count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(sizes[0])))
     chosen = [index for index, size in enumerate(sizes) if size == sizes[0]][:count]
@@ -267,7 +268,7 @@ def _write_sampling_defaults(run: Run) -> None:
     write_json(run.config.train.output / "model" / "sampling.json", defaults)
 
 
-def _link_model(paths: RunPaths) -> None:
+def link_model(paths: RunPaths) -> None:
     """`model` -> `train/model`."""
     if paths.model.is_symlink():
         paths.model.unlink()

@@ -1,0 +1,129 @@
+"""A transfer at an address: its machine dies, another goes on, and the result is that of a run on a disk."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+from l2p_train.storage import Store
+from l2p_transfer.cli import main
+from l2p_transfer.config import load_config
+from l2p_transfer.paths import RunPaths, write_json, write_text
+from l2p_transfer.storage import RunStorage
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_tiny_run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a config."""
+    train = {"steps": 6, "checkpoint_every": 1, "sample_every": 0, "tensorboard": False, "zero_stage": 0}
+    write_tiny_run(tmp_path, train=train)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(run: Path) -> dict[str, bytes]:
+    """The weights and images of a run."""
+    found = [*(run / "train/model/transformer").glob("*.safetensors"), *(run / "evaluation").rglob("*.png")]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
+
+
+def kill_the_training(storage: str, step: str) -> None:
+    """Waits until a checkpoint is in the bucket, then kills the training process as a power cut would."""
+    while not any(name.endswith(f"{step}/state.json") for name in Store(storage).files("train/checkpoints")):
+        time.sleep(0.05)
+    for child in psutil.Process().children():
+        if "l2p_train" in child.cmdline():
+            child.kill()
+
+
+def test_a_lost_machine_costs_nothing_that_another_one_cannot_fetch(
+    bucket: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tiny.toml", "--set", "run.output=alone"]) == 0
+    storage = f"{bucket}/run"
+    here = ["tiny.toml", "--set", f"run.storage={storage}"]
+    threading.Thread(target=kill_the_training, args=(storage, "step-000002"), daemon=True).start()
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        main(here)
+    assert not (Path("run") / "corpus").exists(), "the corpus belongs at the address"
+    shutil.rmtree("run")
+
+    capsys.readouterr()
+    assert main([*here, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["executed"] == ["training", "evaluation", "report"]
+    records = [json.loads(line) for line in Path("run/train/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["event"] == "start"][-1] >= 2
+    wanted = made(Path("alone"))
+    assert len(wanted) == 1 + 4 and made(Path("run")) == wanted
+    remote = json.loads(Store(storage).read("corpus/manifest.json") or b"")
+    assert remote["shards"] == json.loads(Path("alone/corpus/manifest.json").read_text())["shards"]
+
+    shutil.rmtree("run")
+    assert main([*here, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["executed"] == []
+    assert made(Path("run")) == wanted
+    assert (Path("run/model") / "sampling.json").is_file() and Path("run/report.html").is_file()
+
+
+def test_what_a_stage_left_comes_back_to_an_empty_disk_and_the_newer_side_wins(
+    tmp_path: Path, minimal_config: Path
+) -> None:
+    """Without a training, of which this copies nothing but how to sample the model."""
+    address = f"file://{tmp_path}/store/run"
+    config = load_config(minimal_config, [f"run.output={tmp_path}/run", f"run.storage={address}"])
+    paths, store, stages = RunPaths(config.run.output), Store(address), ["prompts", "training", "report"]
+    storage = RunStorage(config, paths)
+    left = {"prompts/generated.parquet": "p", "train/model/sampling.json": "s", "report.html": "r"}
+    for name in [*left, "config.toml", "provenance.json", "timings.json", "metrics.jsonl"]:
+        write_text(paths.root / name, left.get(name, name))
+    for stage in stages:
+        write_json(paths.marker(stage), {"stage": stage, "state": "done", "ended": "2026-01-01"})
+        storage.keep(stage)
+    shutil.rmtree(paths.root)
+    write_text(tmp_path / "result.json", '{"steps": 1}')  # the trainer's own copy
+    store.put(tmp_path / "result.json", "train/result.json")
+
+    storage.fetch(stages)
+    assert {name: (paths.root / name).read_text() for name in left} == left
+    assert paths.config.read_text() == "config.toml" and (paths.model / "sampling.json").read_text() == "s"
+    write_json(paths.marker("report"), {"stage": "report", "state": "done", "ended": "2027-01-01"})
+    write_text(paths.report, "newer")
+    write_json(paths.marker("prompts"), {"stage": "prompts", "state": "unfinished", "ended": "2025-01-01"})
+    write_text(paths.prompts, "half")
+    storage.fetch(stages)
+    assert paths.report.read_text() == "newer" and paths.prompts.read_text() == "p"
+
+    write_text(paths.root / "prompts/journal/answers-00000.jsonl", "paid for")
+    storage.keep_answers("prompts")
+    assert store.read("prompts/journal/answers-00000.jsonl") == b"paid for"
+
+
+def test_a_mistyped_bucket_is_one_line_before_anything_is_made(
+    bucket: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        assert main(["tiny.toml", "--set", "run.storage=s3://bukcet/run", *more]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and "s3://bukcet/run" in lines[0] and "bucket does not exist" in lines[0]
+    assert main(["tiny.toml", "--set", f"run.output={bucket}/run"]) == 2
+    assert "it must be a local path (run.storage takes an address)" in capsys.readouterr().err
+    assert not (folder / "run").exists()
+    assert not fsspec.filesystem("s3", use_listings_cache=False).exists("bukcet")
+
+
+def test_another_run_at_the_address_is_refused(
+    bucket: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder / "config.toml"
+    assert main(["tiny.toml", "--set", "run.output=out", "--set", "prompts.count=1", "--dry-run"]) == 0
+    config.write_text("[prompts]\ncount = 99\n")
+    Store(f"{bucket}/other").put(config, "config.toml")
+    capsys.readouterr()
+    assert main(["tiny.toml", "--set", f"run.storage={bucket}/other"]) == 2
+    assert "prompts.count: 99 -> 4" in capsys.readouterr().err
