@@ -1,6 +1,7 @@
 """The fitted embedder answers images as the source does, and noise with the source's own noise."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from l2p_arch import ArchError, L2PTransformer, convert
 from l2p_arch.calibration import fit_patches_to_latents, paired_tokens
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.families import FAMILIES
-from l2p_arch.initialisation import new_tensors
+from l2p_arch.initialisation import (
+    STARTS_WITH_IMAGES,
+    STARTS_WITHOUT_IMAGES,
+    check_initialisation,
+    new_tensors,
+    resolve_initialisation,
+)
 from l2p_arch.surgery import open_source
 from torch import Tensor
 
@@ -120,6 +127,39 @@ def test_the_order_in_which_starts_are_joined_does_not_matter(untrained_source: 
     one = {name: value.clone() for name, value in one.items()}  # both are views of the model's own
     other, _ = new_tensors("detail+kaiming", model, source, None, seed=0)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("finest", [None, 1, 6, 11, 12, 64])
+@pytest.mark.parametrize("has_vae", [True, False])
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 64, 64), None])
+def test_auto_is_the_first_measured_start_that_suits(
+    images: Tensor | None, has_vae: bool, finest: int | None
+) -> None:
+    head = () if finest is None else (finest, 16)
+    start = resolve_initialisation("auto", head, images, has_vae=has_vae)
+    measurable = images is not None and has_vae
+    starts = STARTS_WITH_IMAGES if measurable else STARTS_WITHOUT_IMAGES
+    for better in starts[: starts.index(start)]:
+        with pytest.raises(ArchError):
+            check_initialisation(better, images, head)
+    check_initialisation(start, images, head)
+    assert measurable or "fitted" not in start
+
+
+def test_a_conversion_reports_what_auto_stood_for(untrained_source: Path, tmp_path: Path) -> None:
+    images = smooth_images(12, 32)
+    report = convert(
+        untrained_source, tmp_path / "gated", head_channels=(16, 8, 8, 8), calibration_images=images
+    )
+    assert report.initialisation == STARTS_WITH_IMAGES[0]
+    assert {"latent_variance_explained", "velocity_left_by_filters"} <= report.measures.keys()
+    written = json.loads((tmp_path / "gated/surgery_report.json").read_text())
+    assert written["initialisation"] == STARTS_WITH_IMAGES[0]
+
+    without_vae = Path(shutil.copytree(untrained_source, tmp_path / "source"))
+    shutil.rmtree(without_vae / "vae")
+    report = convert(without_vae, tmp_path / "out", head_channels=(8, 8), calibration_images=images)
+    assert report.initialisation == STARTS_WITHOUT_IMAGES[0]
 
 
 def test_paired_tokens_are_in_the_order_of_the_sources_own_patches(untrained_source: Path) -> None:

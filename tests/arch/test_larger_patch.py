@@ -43,7 +43,7 @@ def test_the_larger_patch_sees_the_tokens_of_the_smaller_picture(
     }
 
 
-def test_the_new_levels_may_start_by_passing_detail(untrained_source: Path, tmp_path: Path) -> None:
+def test_the_new_levels_start_by_passing_detail(untrained_source: Path, tmp_path: Path) -> None:
     """Then the first velocity is x_t minus its 3 x 3 mean, as with `convert`; coarse levels are inherited."""
     convert(untrained_source, tmp_path / "small", patch_size=4, head_channels=(8, 16))
     report = upscale(
@@ -51,7 +51,6 @@ def test_the_new_levels_may_start_by_passing_detail(untrained_source: Path, tmp_
         tmp_path / "large",
         patch_size=8,
         head_channels=(8, 8, 16),
-        initialisation="kaiming+detail",
     )
     assert report.initialisation == "upscale+kaiming+detail"
     assert "detailer_head.out_conv.weight" in {record.name for record in report.new}
@@ -61,7 +60,15 @@ def test_the_new_levels_may_start_by_passing_detail(untrained_source: Path, tmp_
         velocity = large(pixels, torch.tensor([0.5]), [{"caption": torch.randn(5, 128)}])
     mean = torch.nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1)
     torch.testing.assert_close(velocity, pixels - mean, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ArchError, match="'gated' is none of upscale's: default, kaiming"):
+    public = upscale(
+        tmp_path / "small",
+        tmp_path / "public",
+        patch_size=8,
+        head_channels=(8, 8, 16),
+        initialisation="default",
+    )
+    assert public.initialisation == "upscale"
+    with pytest.raises(ArchError, match="'gated' is none of upscale's: auto, default, kaiming"):
         upscale(tmp_path / "small", tmp_path / "x", patch_size=8, initialisation="gated")
 
 

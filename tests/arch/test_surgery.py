@@ -1,7 +1,11 @@
 """Surgery accounts for every tensor, inherits bytes unchanged, and leaves nothing behind when it fails."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +113,15 @@ def test_detail_starts_from_the_fine_detail_of_its_input(untrained_source: Path,
     torch.testing.assert_close(velocity, x_t - mean, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("moment", ["write_directory", "copy_components", "write_json"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "l2p_arch.tensor_writing.copy_range",
+        "l2p_arch.surgery.new_tensors",
+        "l2p_arch.surgery.copy_components",
+        "l2p_arch.surgery.write_json",
+    ],
+)
 def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
     untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -117,12 +129,39 @@ def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"l2p_arch.surgery.{moment}", interrupted)
+        patch.setattr(moment, interrupted)
         with pytest.raises(KeyboardInterrupt):
             convert(untrained_source, tmp_path / "out", head_channels=HEAD)
     assert not list(tmp_path.iterdir())
     convert(untrained_source, tmp_path / "out", head_channels=HEAD)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    kill_at_the_end = (
+        "import os, signal, sys, l2p_arch.surgery as surgery\n"
+        "surgery.write_model_card = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "surgery.convert(sys.argv[1], sys.argv[2], head_channels=(8, 8, 16, 16))\n"
+    )
+    out = tmp_path / "out"
+    killed = subprocess.Popen([sys.executable, "-c", kill_at_the_end, str(untrained_source), str(out)])
+    assert killed.wait() == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert left.name.endswith(f"-{killed.pid}")
+    assert (left / "transformer").is_dir()
+    stem = left.name.removesuffix(str(killed.pid))
+    stay = [
+        f"{stem}{os.getppid()}",  # a living process's
+        f".out.partial-another-host-{killed.pid}",
+        f"{stem.replace('.out.', '.outer.')}{killed.pid}",
+        f"{stem}{killed.pid}x",
+    ]
+    for name in stay:
+        (tmp_path / name).mkdir()
+    convert(untrained_source, out, head_channels=HEAD)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
 
 
 def test_an_existing_directory_is_replaced_only_when_asked(

@@ -169,7 +169,7 @@ def _load_vae(source: Source) -> Any:
     import diffusers
 
     directory = source.directory / "vae"
-    if not directory.is_dir() or "vae" not in source.pipeline_index:
+    if not source.has_vae:
         raise ArchError(
             f"{source.directory} has no vae, which a fitted initialisation needs; use the default one"
         )

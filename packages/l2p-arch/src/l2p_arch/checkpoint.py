@@ -17,15 +17,8 @@ from l2p_arch.directories import (
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.model_card import write_model_card
-from l2p_arch.tensor_files import (
-    DTYPE_NAMES,
-    PlannedTensor,
-    StoredTensor,
-    index_directory,
-    read_header,
-    write_directory,
-    write_file,
-)
+from l2p_arch.tensor_files import DTYPE_NAMES, StoredTensor, index_directory, read_header
+from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
 
 _CHUNK = 8 << 20
 _KIND = "l2p-trained-delta"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_arch.errors import ArchError
-from l2p_arch.tensor_files import copy_range
+from l2p_arch.tensor_writing import copy_range
 
 _LICENCES = ("LICENSE", "LICENSE.md")
 
@@ -19,9 +20,10 @@ def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a file name to write; it takes the name `out` on success and vanishes on any failure."""
     if out.exists() and not overwrite:
         raise ArchError(f"{out} already exists; choose another name or allow it to be overwritten")
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial = _staging(out, "partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(out)
         partial.touch()
     except OSError as error:
         raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
@@ -42,7 +44,8 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
         raise ArchError(f"{out} holds the source; choose another directory for the result")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+        _remove_left_behind(out)
+        partial = _staging(out, "partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     except OSError as error:
@@ -50,7 +53,7 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
     try:
         yield partial
         if out.exists():
-            replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
+            replaced = _staging(out, "replaced")
             out.rename(replaced)
             try:
                 partial.rename(out)
@@ -63,6 +66,39 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _staging(out: Path, kind: str) -> Path:
+    """Where this process keeps what will become `out`, or what `out` was."""
+    return out.parent / f".{out.name}.{kind}-{platform.node()}-{os.getpid()}"
+
+
+def _remove_left_behind(out: Path) -> None:
+    """Remove what killed processes of this host left unfinished of `out`.
+
+    What belongs to a living process stays, and so does that of another host, which may share the disk.
+    """
+    start = _staging(out, "partial").name.removesuffix(str(os.getpid()))
+    for path in out.parent.iterdir():
+        owner = path.name.removeprefix(start)
+        if owner == path.name or not owner.isdecimal() or _is_alive(int(owner)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def copy_components(source: Path, names: Sequence[str], out: Path) -> None:

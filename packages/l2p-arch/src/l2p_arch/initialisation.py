@@ -24,6 +24,40 @@ _FINEST_CHANNELS = {"kaiming": 1, "detail": 6, "gated": 12}
 """The starts that write into the Detailer Head, and how many channels they need at its finest level."""
 
 
+AUTO = "auto"
+STARTS_WITH_IMAGES = ("fitted+kaiming+gated", "fitted+kaiming+detail", "fitted+kaiming", "fitted")
+"""What "auto" stands for where there are calibration images and a VAE: the first that suits the head."""
+STARTS_WITHOUT_IMAGES = ("kaiming+detail", "kaiming", "default")
+"""What "auto" stands for elsewhere. Which start comes first in each was measured by training: PAPER.md, "What
+the starts are worth"."""
+
+
+def resolve_initialisation(
+    initialisation: str,
+    head_channels: Sequence[int],
+    calibration_images: Tensor | None = None,
+    *,
+    has_vae: bool = False,
+) -> str:
+    """What "auto" stands for; any other initialisation is returned as it is.
+
+    Args:
+        initialisation: "auto", or keys of `INITIALISATIONS`, joined with "+".
+        head_channels: of the model; empty for a plain linear head.
+        calibration_images: (N, 3, H, W) in [-1, 1]; only whether there are any is looked at.
+        has_vae: whether the source brings the VAE that the fits measure.
+    """
+    if initialisation != AUTO:
+        return initialisation
+    starts = STARTS_WITHOUT_IMAGES if calibration_images is None or not has_vae else STARTS_WITH_IMAGES
+    finest = head_channels[0] if head_channels else 0
+    return next(start for start in starts if _channels_needed(start) <= finest)
+
+
+def _channels_needed(start: str) -> int:
+    return max(_FINEST_CHANNELS.get(name, 0) for name in start.split("+"))
+
+
 def check_initialisation(
     initialisation: str,
     calibration_images: Tensor | None,
@@ -32,14 +66,17 @@ def check_initialisation(
     """Raise unless every joined name is known and has what it needs.
 
     Args:
-        initialisation: keys of `INITIALISATIONS`, joined with "+".
+        initialisation: "auto", which always suits, or keys of `INITIALISATIONS`, joined with "+".
         calibration_images: (N, 3, H, W) in [-1, 1]; only whether there are any is looked at.
         head_channels: of the model; None leaves the question open whether its head suits.
     """
+    if initialisation == AUTO:
+        return
     for name in initialisation.split("+"):
         if name not in INITIALISATIONS:
             raise ArchError(
-                f"unknown initialisation {name!r}; known, joined with '+': {', '.join(INITIALISATIONS)}"
+                f"unknown initialisation {name!r}; known: {AUTO}, or joined with '+': "
+                f"{', '.join(INITIALISATIONS)}"
             )
         if name.startswith(("fitted", "gated")) and calibration_images is None:
             raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")

@@ -25,10 +25,17 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
-from l2p_arch.initialisation import SOURCELESS, check_initialisation, pytorch_values
+from l2p_arch.initialisation import (
+    AUTO,
+    SOURCELESS,
+    check_initialisation,
+    pytorch_values,
+    resolve_initialisation,
+)
 from l2p_arch.model_card import write_model_card
 from l2p_arch.surgery import SurgeryReport, TensorRecord
-from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
+from l2p_arch.tensor_files import StoredTensor, index_directory
+from l2p_arch.tensor_writing import PlannedTensor, write_directory
 
 
 def upscale(
@@ -38,7 +45,7 @@ def upscale(
     patch_size: int = 64,
     head_channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
     head_decoder_floor: int = 0,
-    initialisation: str = "default",
+    initialisation: str = AUTO,
     seed: int = 0,
     overwrite: bool = False,
     max_shard_bytes: int = 5 << 30,
@@ -51,8 +58,9 @@ def upscale(
         patch_size: a multiple of the model's own.
         head_channels: encoder widths, finest first; the defaults are those of the public 4K head.
         head_decoder_floor: least width of a decoder level (16 in the public 8K head).
-        initialisation: of the head's new levels: "default" (PyTorch's), "zero-output", "kaiming", "detail" or
-            several joined with "+". The other starts of `convert` look at a source with its VAE.
+        initialisation: of the head's new levels: "auto" (the start that measurements chose), "default"
+            (PyTorch's), "zero-output", "kaiming", "detail" or several joined with "+". The other starts of
+            `convert` look at a source with its VAE.
         seed: of the tensors that are new.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
@@ -60,17 +68,9 @@ def upscale(
     Returns:
         The report, also written as surgery_report.json.
     """
-    from l2p_arch.model import L2PTransformer
-
     model, out = Path(model), Path(out)
-    old = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
-    if "family" not in old or "patch_size" not in old:
-        raise ArchError(f"{model} is no L2P model directory; make one with convert")
-    factor, rest = divmod(patch_size, old["patch_size"])
-    if rest or factor < 2:
-        raise ArchError(
-            f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
-        )
+    old, factor = _smaller(model, patch_size)
+    initialisation = resolve_initialisation(initialisation, head_channels)
     _check_start(initialisation, head_channels)
     family = find_family(old["family"])
     components = components_to_keep(model, family.text_components, family.name)
@@ -83,13 +83,8 @@ def upscale(
         "head_bottleneck": old.get("head_bottleneck"),
         "head_decoder_floor": head_decoder_floor,
     }
-    with torch.device("meta"):
-        larger = L2PTransformer(**config)
+    larger, made = _started(config, initialisation, seed)
     wanted = {name: tuple(value.shape) for name, value in larger.state_dict().items()}
-    made = pytorch_values(larger, seed)
-    for name, apply in SOURCELESS.items():
-        if name in initialisation.split("+"):
-            apply(made, larger, None, None)
     plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
     start = "upscale" if initialisation == "default" else f"upscale+{initialisation}"
     report = _report(model.name, family.name, patch_size, start, plan, stored, used)
@@ -104,12 +99,38 @@ def upscale(
     return report
 
 
+def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
+    """The config of the model to start from, and by how much the patch grows along a side."""
+    old = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
+    if "family" not in old or "patch_size" not in old:
+        raise ArchError(f"{model} is no L2P model directory; make one with convert")
+    factor, rest = divmod(patch_size, old["patch_size"])
+    if rest or factor < 2:
+        raise ArchError(
+            f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
+        )
+    return old, factor
+
+
+def _started(config: Mapping[str, Any], initialisation: str, seed: int) -> tuple[Any, dict[str, Tensor]]:
+    """The larger model on the meta device, and first values of its embedder and its whole head."""
+    from l2p_arch.model import L2PTransformer
+
+    with torch.device("meta"):
+        larger = L2PTransformer(**config)
+    made = pytorch_values(larger, seed)
+    for name, apply in SOURCELESS.items():
+        if name in initialisation.split("+"):
+            apply(made, larger, None, None)
+    return larger, made
+
+
 def _check_start(initialisation: str, head_channels: Sequence[int]) -> None:
     unknown = [name for name in initialisation.split("+") if name not in ("default", *SOURCELESS)]
     if unknown:
         raise ArchError(
-            f"initialisation {unknown[0]!r} is none of upscale's: default, {', '.join(SOURCELESS)}, joined "
-            "with '+'"
+            f"initialisation {unknown[0]!r} is none of upscale's: {AUTO}, default, {', '.join(SOURCELESS)}, "
+            "joined with '+'"
         )
     check_initialisation(initialisation, None, head_channels)
 

@@ -20,14 +20,8 @@ from l2p_arch.directories import (
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.model_card import single_file_card, write_model_card
-from l2p_arch.tensor_files import (
-    PlannedTensor,
-    StoredTensor,
-    index_directory,
-    read_header,
-    write_directory,
-    write_file,
-)
+from l2p_arch.tensor_files import StoredTensor, index_directory, read_header
+from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
 
 _PARTS = ("enc", "up", "dec")
 

@@ -5,7 +5,7 @@ the pixel embedder and the Detailer Head are new. The VAE stays behind.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Family, find_family_of_class
-from l2p_arch.initialisation import check_initialisation, new_tensors
+from l2p_arch.initialisation import AUTO, check_initialisation, new_tensors, resolve_initialisation
 from l2p_arch.model_card import write_model_card
-from l2p_arch.tensor_files import PlannedTensor, StoredTensor, index_directory, write_directory
+from l2p_arch.tensor_files import StoredTensor, index_directory
+from l2p_arch.tensor_writing import DirectoryWriter, PlannedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ class Source:
     """Text encoders, tokenizers and the scheduler: what a converted model takes along."""
     tensors: Mapping[str, StoredTensor]
 
+    @property
+    def has_vae(self) -> bool:
+        """Whether the autoencoder is there, which some initialisations measure."""
+        return "vae" in self.pipeline_index and (self.directory / "vae").is_dir()
+
 
 def convert(
     source: Path | str,
@@ -84,7 +90,7 @@ def convert(
     head_decoder_floor: int = 0,
     seed: int = 0,
     dtype: str | None = None,
-    initialisation: str = "default",
+    initialisation: str = AUTO,
     calibration_images: Tensor | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 5 << 30,
@@ -99,7 +105,10 @@ def convert(
         head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
-        initialisation: keys of `INITIALISATIONS`, joined with "+".
+        initialisation: "auto", the start that measurements chose for what is given, or keys of
+            `INITIALISATIONS`, joined with "+", such as "default", PyTorch's own values as in the public code.
+            The report says what "auto" stood for: without calibration images a closed form, and with them
+            "fitted+kaiming+gated", which loads the source's transformer once.
         calibration_images: (N, 3, H, W) in [-1, 1], for the initialisations that measure the source.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
@@ -111,11 +120,13 @@ def convert(
         ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
         for.
     """
-    from l2p_arch.model import L2PTransformer
-
     check_initialisation(initialisation, calibration_images, head_channels)
     opened = open_source(Path(source))
+    initialisation = resolve_initialisation(
+        initialisation, head_channels, calibration_images, has_vae=opened.has_vae
+    )
     wanted_dtype = _dtype_name(dtype)
+    inherited = _inherited(opened, wanted_dtype)
     config = {
         "family": opened.family.name,
         "trunk_config": {
@@ -126,16 +137,19 @@ def convert(
         "head_bottleneck": head_bottleneck,
         "head_decoder_floor": head_decoder_floor,
     }
-    with torch.device("meta"):
-        model = L2PTransformer(**config)
-    plan, report = _plan(opened, model, wanted_dtype, patch_size, initialisation)
     with appearing_complete(Path(out), opened.directory, overwrite) as partial:
-        made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
-        plan = [tensor if isinstance(tensor.origin, StoredTensor) else _made(tensor, made) for tensor in plan]
-        report = replace(report, measures=measures)
-        (partial / "transformer").mkdir()
-        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
-        model.save_config(partial / "transformer")
+        weights = partial / "transformer"
+        weights.mkdir()
+        with DirectoryWriter(weights, max_shard_bytes) as writer:
+            # The disk copies the blocks while diffusers, which takes seconds to import, says whether they are
+            # those that its class has, and while the new ends are made.
+            writer.start(inherited)
+            model = _meta_model(config)
+            new = _check_against_model(opened, inherited, model, wanted_dtype)
+            made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+            writer.write([_made(tensor, made) for tensor in new])
+        report = _report(opened, inherited, new, patch_size, initialisation, measures)
+        model.save_config(weights)
         copy_components(opened.directory, opened.components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
         origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
@@ -162,62 +176,86 @@ def open_source(source: Path) -> Source:
     )
 
 
-def _plan(
-    source: Source, model: Any, dtype: str | None, patch_size: int, initialisation: str
-) -> tuple[list[PlannedTensor], SurgeryReport]:
-    """Say for every wanted tensor where it comes from, and for every source tensor what becomes of it."""
+def _meta_model(config: Mapping[str, Any]) -> Any:
+    from l2p_arch.model import L2PTransformer
+
+    with torch.device("meta"):
+        return L2PTransformer(**config)
+
+
+def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
+    """All tensors of the source but its latent ends, told apart by name."""
     family = source.family
-    inherited, new, dropped, plan = [], [], [], []
-    latent = {name: stored for name, stored in source.tensors.items() if family.is_source_end(name)}
-    unclaimed = source.tensors.keys() - latent.keys()
-    if not latent:
+    kept = [stored for name, stored in source.tensors.items() if not family.is_source_end(name)]
+    if len(kept) == len(source.tensors):
         raise ArchError(
             f"{source.directory}: the transformer has no latent ends ({', '.join(family.source_ends)})"
         )
-    new_dtype = dtype or next(iter(latent.values())).dtype
+    return [
+        PlannedTensor(
+            name=f"trunk.{stored.name}", dtype=dtype or stored.dtype, shape=stored.shape, origin=stored
+        )
+        for stored in kept
+    ]
+
+
+def _check_against_model(
+    source: Source, inherited: Sequence[PlannedTensor], model: Any, dtype: str | None
+) -> list[TensorRecord]:
+    """Hold what is inherited against the tensors that the model has, and return the rest: those to make."""
+    family, new = source.family, []
+    unclaimed = {tensor.name: tensor.shape for tensor in inherited}
+    new_dtype = dtype or _latent_ends(source)[0].dtype
     for name, value in model.state_dict().items():
-        shape = tuple(value.shape)
-        source_name = name.removeprefix("trunk.")
+        shape, source_name = tuple(value.shape), name.removeprefix("trunk.")
         if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
-            plan.append(PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=_not_made))
             new.append(TensorRecord(name=name, shape=shape, dtype=new_dtype))
             continue
-        stored = source.tensors.get(source_name)
-        if stored is None:
+        if name not in unclaimed:
             raise ArchError(f"{source.directory}: the transformer lacks {source_name} {shape}")
-        if stored.shape != shape:
+        if unclaimed[name] != shape:
             raise ArchError(
-                f"{source.directory}: {source_name} has the shape {stored.shape}, its config says {shape}"
+                f"{source.directory}: {source_name} has the shape {unclaimed[name]}, its config says {shape}"
             )
-        unclaimed.discard(source_name)
-        plan.append(PlannedTensor(name=name, dtype=dtype or stored.dtype, shape=shape, origin=stored))
-        inherited.append(TensorRecord(name=name, shape=shape, dtype=dtype or stored.dtype))
+        del unclaimed[name]
     if unclaimed:
-        some = ", ".join(sorted(unclaimed)[:3])
+        some = ", ".join(sorted(name.removeprefix("trunk.") for name in unclaimed)[:3])
         raise ArchError(
             f"{source.directory}: {len(unclaimed)} tensors have no place in a {family.name} model: {some}"
         )
-    for name, stored in latent.items():
-        dropped.append(TensorRecord(name=name, shape=stored.shape, dtype=stored.dtype))
-    report = SurgeryReport(
+    return new
+
+
+def _latent_ends(source: Source) -> list[StoredTensor]:
+    return [stored for name, stored in source.tensors.items() if source.family.is_source_end(name)]
+
+
+def _report(
+    source: Source,
+    inherited: Sequence[PlannedTensor],
+    new: Sequence[TensorRecord],
+    patch_size: int,
+    initialisation: str,
+    measures: Mapping[str, float],
+) -> SurgeryReport:
+    def records(tensors: Sequence[PlannedTensor | StoredTensor]) -> tuple[TensorRecord, ...]:
+        return tuple(TensorRecord(name=each.name, shape=each.shape, dtype=each.dtype) for each in tensors)
+
+    return SurgeryReport(
         source=source.directory.name,
-        family=family.name,
+        family=source.family.name,
         patch_size=patch_size,
         initialisation=initialisation,
-        inherited=tuple(inherited),
+        inherited=records(inherited),
         new=tuple(new),
-        dropped=tuple(dropped),
+        dropped=records(_latent_ends(source)),
+        measures=measures,
     )
-    return plan, report
 
 
-def _not_made() -> Tensor:
-    raise AssertionError("a new tensor was planned but not made")
-
-
-def _made(planned: PlannedTensor, made: Mapping[str, Tensor]) -> PlannedTensor:
-    value = made[planned.name]
-    return PlannedTensor(name=planned.name, dtype=planned.dtype, shape=planned.shape, origin=lambda: value)
+def _made(record: TensorRecord, made: Mapping[str, Tensor]) -> PlannedTensor:
+    value = made[record.name]
+    return PlannedTensor(name=record.name, dtype=record.dtype, shape=record.shape, origin=lambda: value)
 
 
 def _dtype_name(dtype: str | None) -> str | None:

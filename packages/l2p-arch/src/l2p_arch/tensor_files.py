@@ -1,15 +1,11 @@
-"""Safetensors files as byte ranges: read headers, copy tensors from file to file, never hold more than one.
-
-Tensors that keep their dtype move inside the kernel (copy_file_range) and never enter this process's memory.
-"""
+"""Safetensors files as byte ranges: read headers, find tensors, load single ones."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +28,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WEIGHTS = "diffusion_pytorch_model"
-_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +53,6 @@ class StoredTensor:
             else torch.empty(0, dtype=DTYPES[self.dtype])
         )
         return flat.reshape(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedTensor:
-    """A tensor to write: copied from a stored one (and cast if the dtype differs), or made on demand."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    origin: StoredTensor | Callable[[], Tensor]
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -143,81 +123,3 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
             f"{directory} holds pickled weights, which are never loaded; save the model as safetensors"
         )
     raise ArchError(f"{directory} holds no {single.name} and no index of shards")
-
-
-def write_file(
-    path: Path, tensors: Iterable[PlannedTensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write one safetensors file, tensor by tensor."""
-    # Widest dtypes first: every tensor then starts at a multiple of its item size.
-    ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    position = 0
-    for tensor in ordered:
-        stop = position + tensor.size
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, stop]}
-        position = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
-            _write_tensor(file, tensor)
-
-
-def write_directory(
-    directory: Path, tensors: Sequence[PlannedTensor], *, max_shard_bytes: int = 5 << 30
-) -> None:
-    """Write the weights of a diffusers model directory: one file, or shards of at most `max_shard_bytes` and
-    an index."""
-    shards: list[list[PlannedTensor]] = [[]]
-    room = max_shard_bytes
-    for tensor in tensors:
-        if tensor.size > room and shards[-1]:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(tensor)
-        room -= tensor.size
-    if len(shards) == 1:
-        write_file(directory / f"{WEIGHTS}.safetensors", shards[0])
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"{WEIGHTS}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(directory / name, shard)
-        weight_map.update({tensor.name: name for tensor in shard})
-    index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
-    path = directory / f"{WEIGHTS}.safetensors.index.json"
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_tensor(file: BinaryIO, tensor: PlannedTensor) -> None:
-    origin = tensor.origin
-    if isinstance(origin, StoredTensor) and origin.dtype == tensor.dtype:
-        with origin.path.open("rb") as source:
-            copy_range(source, origin.start, origin.stop - origin.start, file)
-        return
-    value = origin.read() if isinstance(origin, StoredTensor) else origin()
-    if tuple(value.shape) != tensor.shape:
-        raise AssertionError(f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}")
-    value = value.detach().to("cpu", DTYPES[tensor.dtype]).contiguous()
-    file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def copy_range(source: BinaryIO, start: int, count: int, target: BinaryIO) -> None:
-    """Append `count` bytes of `source`, from `start` on, to `target`; inside the kernel where it can."""
-    target.flush()
-    if hasattr(os, "copy_file_range"):
-        try:
-            while count and (moved := os.copy_file_range(source.fileno(), target.fileno(), count, start)):
-                start, count = start + moved, count - moved
-        except OSError:  # between some file systems: copy the rest through memory
-            pass
-        target.seek(0, os.SEEK_END)
-    source.seek(start)
-    while count:
-        chunk = source.read(min(_CHUNK, count))
-        if not chunk:
-            raise ArchError(f"{source.name} ended {count} bytes early while it was copied")
-        target.write(chunk)
-        count -= len(chunk)
