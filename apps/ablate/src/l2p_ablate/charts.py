@@ -40,7 +40,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"{_TITLES[name]}\n({'higher' if up else 'lower'} is better)", fontsize=9, **bold)
     _curves(panels[-1], summary)
     for axes in panels:
-        axes.tick_params(length=0, labelsize=8)
+        axes.tick_params(which="both", length=0, labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _curves(axes: Any, summary: Mapping[str, Any]) -> None:
         if not curves:
             continue
         length = min(len(curve) for curve in curves)
-        smooth = [running_mean([loss for _, loss in curve[:length]], keep=0.9) for curve in curves]
+        smooth = [running_mean([loss for _, loss in curve[:length]], keep=0.6) for curve in curves]
         steps = [step for step, _ in curves[0][:length]]
         axes.plot(
             steps, [sum(column) / len(column) for column in zip(*smooth, strict=True)], label=arm["label"]
