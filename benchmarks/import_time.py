@@ -15,6 +15,8 @@ STATEMENTS = {
     "import l2p_train": "import l2p_train",
     "import l2p_eval": "import l2p_eval",
     "import l2p_mini": "import l2p_mini",
+    "l2p-data --help": "from l2p_data.cli import main; main(['--help'])",
+    "l2p-transfer --help": "from l2p_transfer.cli import main; main(['--help'])",
     "l2p-generate --help": "from l2p_generate.cli import main; main(['--help'])",
     "from l2p_arch import FAMILIES": "from l2p_arch import FAMILIES",
     "import torch": "import torch",

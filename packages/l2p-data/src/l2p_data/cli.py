@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from l2p_data import commands
 from l2p_data.arguments import build_parser
 from l2p_data.errors import DataError
 
@@ -34,12 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _taxonomy(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     return commands.taxonomy(
         superclass=options.superclass, subclass=options.subclass, text=options.text, extend=options.extend
     )
 
 
 def _expand(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     with _engine(options) as engine:
         return commands.expand(
             engine,
@@ -55,6 +58,8 @@ def _expand(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     with _engine(options) as engine:
         return commands.prompts(
             engine,
@@ -106,6 +111,7 @@ def _journal(options: argparse.Namespace) -> Path:
 
 
 def _filter(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
     from l2p_data.filters import FilterRules
 
     changes = {
@@ -123,6 +129,7 @@ def _filter(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
     from l2p_data.buckets import aspect_buckets, parse_size
     from l2p_data.checks import CheckSettings
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress
@@ -164,12 +171,16 @@ def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     return commands.verify(
         options.corpus, decode=options.decode, dry_run=options.dry_run, on_progress=_counter("shards")
     )
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     return commands.stats(
         options.path,
         contact_sheet=options.contact_sheet,
@@ -180,6 +191,8 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     return commands.export(
         options.corpus,
         options.out,
@@ -191,6 +204,8 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_data import commands
+
     return commands.import_(
         options.folder,
         options.out,
