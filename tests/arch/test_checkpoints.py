@@ -237,7 +237,7 @@ def test_every_export_brings_a_model_card(model: Path, untrained_source: Path, t
         tmp_path / "one.md": "exported in the public 1k layout",
         tmp_path / "imported/README.md": "one.safetensors, imported bit by bit",
         tmp_path / "merged/README.md": "1 trained tensors of delta.safetensors",
-        model / "README.md": "by weight surgery; new ends: default",
+        model / "README.md": "by weight surgery; new ends: kaiming+detail",
     }
     for path, origin in cards.items():
         card = path.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -133,6 +134,26 @@ def test_files_end_where_those_of_the_source_end(tmp_path: Path) -> None:
         write_directory(out, plan, max_shard_bytes=limit)
         assert len(list(out.glob("*.safetensors"))) == files
         assert all(torch.equal(t.read(), tensors[t.name]) for t in index_directory(out).values())
+
+
+def test_what_was_started_goes_on_in_the_background_and_stops_with_its_context(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, go_on, copied = Event(), Event(), []
+
+    def slow(_: object, start: int, count: int, __: object) -> None:
+        copied.append(start)
+        waiting.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr("l2p_arch.tensor_writing.copy_range", slow)
+    monkeypatch.setattr("l2p_arch.tensor_writing._PIECE", 1000)
+    with pytest.raises(KeyboardInterrupt), DirectoryWriter(tmp_path, 1 << 20) as writer:
+        writer.start(planned(source))
+        assert waiting.wait(60)
+        Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+    assert len(copied) == 1  # of hundreds of pieces
 
 
 def test_a_failure_of_the_background_is_raised(source: Path, tmp_path: Path) -> None:
