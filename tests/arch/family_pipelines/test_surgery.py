@@ -1,0 +1,49 @@
+"""A pipeline directory of every family goes through surgery, loading and sampling."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from l2p_arch import L2PPipeline, convert
+
+PROMPTS = [
+    "a small red circle left of a large blue square and a green star on a beige background today",
+    "two blue squares and a large red triangle on a gray background",
+]
+
+
+@pytest.mark.parametrize("initialisation", ["default", "fitted"])
+def test_a_pipeline_directory_becomes_a_pixel_space_pipeline(
+    source: Any, initialisation: str, tmp_path: Path
+) -> None:
+    if source.family == "prx":
+        pytest.importorskip("ftfy", reason="PRX cleans its prompts with it")
+    patch_size = 32 if source.family == "sana" else 16
+    report = convert(
+        source.directory,
+        tmp_path / "out",
+        patch_size=patch_size,
+        head_channels=(8,) * (5 if source.family == "sana" else 4),
+        initialisation=initialisation,
+        calibration_images=torch.rand(4, 3, 64, 64) * 2 - 1,
+    )
+    states = source.pipeline.transformer.state_dict()
+    kept = {record.name.removeprefix("trunk.") for record in report.inherited}
+    assert kept | {record.name for record in report.dropped} == set(states)
+    pipeline = L2PPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    trunk = pipeline.transformer.trunk.state_dict()
+    assert all(torch.equal(trunk[name], states[name]) for name in kept)
+    images = pipeline(
+        PROMPTS,
+        negative_prompt=PROMPTS[1],  # Qwen-Image drops 34 tokens of its template: an empty one would be eaten
+        height=2 * patch_size,
+        width=3 * patch_size,
+        num_inference_steps=2,
+        seeds=[0, 1],
+        max_sequence_length=64,
+        output_type="pt",
+    ).images
+    assert images.shape == (2, 3, 2 * patch_size, 3 * patch_size)
+    assert torch.isfinite(images).all()
