@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from l2p_train import TrainConfig, TrainError, launch, train
 from l2p_train.corpus import Corpus
+from l2p_train.launcher import free_port
 from l2p_train.mirror import Mirror
 from l2p_train.shards import RemoteShards
 from l2p_train.storage import Store
@@ -122,6 +123,9 @@ def test_a_killed_run_goes_on_on_another_machine(
     shutil.rmtree(killed.output)
     third = TrainConfig(**{**vars(elsewhere), "output": tmp_path / "third"})
     assert launch(third).model == str(third.output / "model")
+    assert not (third.output / "checkpoints").exists()
+    with pytest.raises(TrainError, match=r"run with other settings \(learning_rate: 0.001 -> 0.01\)"):
+        launch(TrainConfig(**{**vars(third), "output": tmp_path / "fourth", "learning_rate": 1e-2}))
     assert weights(third.output) == weights(tmp_path / "whole")
     names = Store(mirror).files()
     assert {name.split("/")[0] for name in names} == {
@@ -131,6 +135,38 @@ def test_a_killed_run_goes_on_on_another_machine(
     assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {
         f"step-{step:06d}" for step in (4, 6)
     }
+
+
+def run_on_machines(configs: list[TrainConfig], folder: Path) -> None:
+    """Train with one process for each config: two machines of a cluster, each with its own disk."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    processes = []
+    for rank, config in enumerate(configs):
+        path = folder / f"machine-{rank}.json"
+        path.write_text(json.dumps(config.to_dict()))
+        log = (folder / f"machine-{rank}.log").open("wb")
+        command = [sys.executable, "-m", "l2p_train", str(path)]
+        environment = os.environ | shared | {"RANK": str(rank)}
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    codes = [process.wait(timeout=500) for process in processes]
+    assert codes == [0, 0], [(folder / f"machine-{rank}.log").read_text()[-2000:] for rank in (0, 1)]
+
+
+def test_two_machines_that_share_no_disk_train_one_model_and_may_change_roles(
+    bucket: str, stored: str, tiny_corpus: Path, settings, tmp_path: Path
+) -> None:
+    changes = {"zero_stage": 2, "checkpoint_every": 1}
+    launch(settings(tiny_corpus, "shared", steps=4, **changes), processes=2)
+    mirror = f"{bucket}/runs/two"
+    one = settings(stored, "one", mirror=mirror, **changes)
+    two = TrainConfig(**{**vars(one), "output": tmp_path / "two", "model": tmp_path / "fetched"})
+    run_on_machines([one, two], tmp_path)
+    assert not (two.output / "checkpoints").exists() or not list((two.output / "checkpoints").iterdir())
+    longer = [TrainConfig(**{**vars(config), "steps": 4}) for config in (two, one)]
+    run_on_machines(longer, tmp_path)
+    assert losses(two.output) == losses(tmp_path / "shared")
+    assert weights(two.output) == weights(tmp_path / "shared")
 
 
 def test_a_checkpoint_that_not_all_machines_have_is_not_resumed_from(

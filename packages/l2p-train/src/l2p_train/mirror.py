@@ -54,21 +54,33 @@ class Mirror:
             return
         with one_at_a_time(self.output / ".mirror.lock"):
             remote = set(self.store.files())
+            there = self._steps_of_result(remote=True)
+            if there > self._steps_of_result(remote=False):
+                self.store.pull("model", self.output / "model")
+                self._fetch_reports(self.store, remote)
+                self.store.get("result.json", self.output / "result.json")
             if f"initial/{_MODEL_IS_WHOLE}" in remote and not (self.config.model / _MODEL_IS_WHOLE).is_file():
                 self.store.pull("initial", self.config.model)
-            steps = self._steps(remote)
-            local = {one.path.name for one in self._local() if _whole(one)}
-            for step in steps if self.config.validation_images else steps[-1:]:
-                if step not in local:
-                    self.store.pull(f"checkpoints/{step}", self.output / "checkpoints" / step)
-                    if step == steps[-1] and "metrics.jsonl" in remote:
-                        self.store.get("metrics.jsonl", self.output / "metrics.jsonl")
-            for one in self._local() if drop and steps else ():
-                if one.path.name > steps[-1]:
-                    shutil.rmtree(one.path)
-            if self._steps_of_result(remote=True) > self._steps_of_result(remote=False):
-                self.store.pull("model", self.output / "model")
-                self.store.get("result.json", self.output / "result.json")
+            if there != self.config.steps:
+                self._fetch_checkpoints(self.store, remote, drop)
+
+    def _fetch_checkpoints(self, store: Store, remote: set[str], drop: bool) -> None:
+        """Download the newest one; all, where an older one may be the best."""
+        steps = self._steps(remote)
+        local = {one.path.name for one in self._local() if _whole(one)}
+        for step in steps if self.config.validation_images else steps[-1:]:
+            if step not in local:
+                store.pull(f"checkpoints/{step}", self.output / "checkpoints" / step)
+                if step == steps[-1]:
+                    self._fetch_reports(store, remote)
+        for one in self._local() if drop and steps else ():
+            if one.path.name > steps[-1]:
+                shutil.rmtree(one.path)
+
+    def _fetch_reports(self, store: Store, remote: set[str]) -> None:
+        for name in remote:
+            if name in ("metrics.jsonl", "freeze_table.json") or name.startswith("samples/"):
+                store.get(name, self.output / name)
 
     def catch_up(self) -> None:
         """Upload what the mirror lacks; for one process.
@@ -121,12 +133,7 @@ class Mirror:
         one process."""
         if self.store is None:
             return
-        for name in ("metrics.jsonl", "freeze_table.json"):
-            if (self.output / name).is_file():
-                self.store.put(self.output / name, name)
-        for path in sorted((self.output / "samples").glob("*.png")):
-            if path.name.removesuffix(".png") == folder.name:
-                self.store.put(path, f"samples/{path.name}")
+        self._put_reports(self.store)
         self.store.put(folder / "state.json", f"checkpoints/{folder.name}/state.json")
         kept = {one.path.name for one in self._local()}
         gone = [name for name in self.store.files("checkpoints") if name.split("/")[1] not in kept]
@@ -139,9 +146,17 @@ class Mirror:
         if self.store.read("result.json") is not None:
             self.store.remove(["result.json"])
         self.store.push(self.output / "model", "model")
-        for name in ("metrics.jsonl", "result.json"):
+        self._put_reports(self.store)
+        self.store.put(self.output / "result.json", "result.json")
+
+    def _put_reports(self, store: Store) -> None:
+        for name in ("metrics.jsonl", "freeze_table.json"):
             if (self.output / name).is_file():
-                self.store.put(self.output / name, name)
+                store.put(self.output / name, name)
+        there = set(store.files("samples"))
+        for path in sorted((self.output / "samples").glob("*.png")):
+            if f"samples/{path.name}" not in there:
+                store.put(path, f"samples/{path.name}")
 
     def _local(self) -> list[Checkpoint]:
         return list_checkpoints(self.output / "checkpoints")

@@ -38,8 +38,11 @@ def read_result(config: TrainConfig) -> TrainResult | None:
     values = json.loads(path.read_text(encoding="utf-8"))
     result = TrainResult(**values | {"model": str(config.output / "model")})  # it may have been moved
     found = list_checkpoints(config.output / "checkpoints")
+    note = config.output / "model" / "training.json"
     if found:
         _check_same(config, found[-1].state)
+    elif note.is_file():  # fetched from a mirror, without the checkpoints
+        _check_same(config, json.loads(note.read_text(encoding="utf-8")))
     return result if result.steps == config.steps and Path(result.model).is_dir() else None
 
 
