@@ -123,8 +123,59 @@ def sheet(rows: list[list[Image.Image]], crop: int) -> Image.Image:
     return out
 
 
+def train(tables: dict[str, Any], base: Path, processes: int) -> tuple[Any, Any]:
+    """Write renders and the enlarged model where they are not there yet, and train; (result, its config)."""
+    from l2p_arch import upscale
+    from l2p_train import config_from_mapping, launch
+
+    output = Path(tables["train"]["output"])
+    corpus, initial = output / "renders", output / "initial"
+    if not (corpus / "part-00000.parquet").is_file():
+        write_renders(corpus, tables["data"]["count"], tables["data"]["size"])
+    if not initial.is_dir():
+        upscale(base, initial, **tables["surgery"])
+    places = {"model": str(initial), "corpus": str(corpus), "output": str(output / "train")}
+    config = config_from_mapping(tables["train"] | places)
+
+    def tell(event: dict[str, Any]) -> None:
+        shown = {k: v for k, v in event.items() if k in ("event", "step", "loss", "eta_seconds")}
+        print(shown, file=sys.stderr)
+
+    return launch(config, processes, on_event=tell), config
+
+
+def measure(
+    native: Path, base: Path, tables: dict[str, Any], shift: float, pictures: Path
+) -> dict[str, dict[str, float]]:
+    """Return the native detail of held-out prompts by who painted them; draws the first six of each."""
+    size, settings = tables["data"]["size"], tables["measure"]
+    prompts = held_out_prompts(settings["images"])
+    small = paint(base, prompts, BASE_SIZE, settings, 3.0)
+    rng = random.Random(2)
+    kinds = {
+        "native 256 px": paint(native, prompts, size, settings, shift),
+        "64 px, upsampled": [image.resize((size, size), Image.Resampling.LANCZOS) for image in small],
+        "renderer": [render(draw_scene(parse(prompt), rng), size) for prompt in prompts],
+    }
+    sheet([images[:6] for images in kinds.values()], crop=size // 4).save(pictures)
+    summary = {}
+    for kind, images in kinds.items():
+        shares = [
+            native_detail(image, str(parse(prompt).background))
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        found = [share for share in shares if share is not None]
+        summary[kind] = {
+            "mean": round(float(np.mean(found)), 4),
+            "least": round(min(found), 4),
+            "most": round(max(found), 4),
+            "images": len(found),
+        }
+    return summary
+
+
 def main() -> int:
-    """Render, enlarge the model, train, paint, measure."""
+    """Train, measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,63 +190,17 @@ def main() -> int:
             f"error: no model in {base}; run l2p-transfer configs/mini.toml, or give --base", file=sys.stderr
         )
         return 2
-    from l2p_arch import upscale
-    from l2p_train import config_from_mapping, launch
-
-    train, size = tables["train"], tables["data"]["size"]
-    output = Path(train["output"])
-    corpus, initial = output / "renders", output / "initial"
-    if not (corpus / "part-00000.parquet").is_file():
-        write_renders(corpus, tables["data"]["count"], size)
-    if not initial.is_dir():
-        upscale(base, initial, **tables["surgery"])
-    settings = train | {"model": str(initial), "corpus": str(corpus), "output": str(output / "train")}
-    config = config_from_mapping(settings)
-    result = launch(
-        config,
-        options.processes,
-        on_event=lambda event: print(
-            {k: v for k, v in event.items() if k in ("event", "step", "loss", "eta_seconds")}, file=sys.stderr
-        ),
-    )
-    measure = tables["measure"]
-    prompts = held_out_prompts(measure["images"])
-    native = paint(Path(result.model), prompts, size, measure, config.noise_shift)
-    small = paint(base, prompts, BASE_SIZE, measure, 3.0)
-    upsampled = [image.resize((size, size), Image.Resampling.LANCZOS) for image in small]
-    rng = random.Random(2)
-    renders = [render(draw_scene(parse(prompt), rng), size) for prompt in prompts]
-    kinds = {"native 256 px": native, "64 px, upsampled": upsampled, "renderer": renders}
-    shares: dict[str, list[float | None]] = {
-        kind: [
-            native_detail(image, str(parse(prompt).background))
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
-        for kind, images in kinds.items()
+    result, config = train(tables, base, options.processes)
+    pictures = Path(tables["train"]["output"]) / "detail.png"
+    found = {
+        "native_detail": measure(Path(result.model), base, tables, config.noise_shift, pictures),
+        "steps": result.steps,
+        "loss": round(result.loss, 5),
+        "train_seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "pictures": str(pictures),
     }
-    sheet([images[:6] for images in kinds.values()], crop=size // 4).save(output / "detail.png")
-    summary = {
-        kind: {
-            "mean": round(float(np.mean([v for v in values if v is not None])), 4),
-            "least": round(min(v for v in values if v is not None), 4),
-            "most": round(max(v for v in values if v is not None), 4),
-            "images": sum(v is not None for v in values),
-        }
-        for kind, values in shares.items()
-    }
-    print(
-        json.dumps(
-            {
-                "native_detail": summary,
-                "steps": result.steps,
-                "loss": round(result.loss, 5),
-                "train_seconds": result.seconds,
-                "images_per_second": result.images_per_second,
-                "pictures": str(output / "detail.png"),
-            },
-            indent=1,
-        )
-    )
+    print(json.dumps(found, indent=1))
     return 0
 
 
