@@ -69,7 +69,10 @@ def test_folders_are_compared_beside_the_papers_rows(
     assert read["complete"]
     assert [entry["name"] for entry in read["entries"]] == ["right", "ours"]
     assert [entry["values"]["overall"] for entry in read["entries"]] == [1.0, pytest.approx(2 / 3)]
-    assert read["entries"][1]["definition"]["n"] == "8 images of 4 prompts"
+    definition = read["entries"][1]["definition"]
+    assert definition["n"] == "8 images of 4 prompts"
+    assert definition["detector"] == "l2p-mini-exact-1" and definition["resize"] == "none"
+    assert len(definition["prompts sha256"]) == 64 and definition["metric version"].startswith("l2p-eval ")
     assert "left of" in read["entries"][1]["images"][-1]["reason"]
     assert read["paper"]["rows"]["L2P"] == 0.76
     assert read["provenance"]["command"].startswith("l2p-evaluate geneval")

@@ -1,5 +1,6 @@
 """Tiny random weights of the real classes, in the files in which users bring the trained ones."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,23 @@ def scenes(tmp_path: Path) -> list[Path]:
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(pixels).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def with_nan(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a transformers directory with its floating weights all NaN."""
+
+    def copy(model: Path) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        folder = tmp_path / "nan"
+        shutil.copytree(model, folder)
+        weights = load_file(folder / "model.safetensors")
+        spoiled = {
+            name: torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+        }
+        save_file(spoiled, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return copy

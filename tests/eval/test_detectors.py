@@ -1,5 +1,6 @@
 """The real detector and colour classes with tiny random weights: loading, formats and geometry."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +109,16 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     for kind in (Mask2FormerDetector, ClipColors):
         with pytest.raises(EvalError, match="no transformers model directory"):
             kind(tmp_path)
+
+
+def test_networks_that_answer_nan_are_refused(
+    mask2former: Path, clip: Path, with_nan: Callable[[Path], Path]
+) -> None:
+    image = Image.new("RGB", (64, 64), "red")
+    spoiled = with_nan(mask2former)
+    with pytest.raises(EvalError, match=r"Mask2Former .* answers NaN"):
+        Mask2FormerDetector(spoiled).detect(image)
+    shutil.rmtree(spoiled)
+    seen = MaskedDetection(label="cat", confidence=1.0, box=(0, 0, 64, 64), mask=np.ones((64, 64), bool))
+    with pytest.raises(EvalError, match=r"CLIP .* answers NaN"):
+        ClipColors(with_nan(clip)).classify(image, seen)

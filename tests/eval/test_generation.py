@@ -92,3 +92,9 @@ def test_a_sheet_has_a_row_for_each_model(scenes: list[Path]) -> None:
     one = grid_sheet([("a", scenes[:2])], captions=["x", "y"])
     two = grid_sheet([("a", scenes[:2]), ("b", scenes[2:4])], captions=["x", "y"])
     assert two.width == one.width and two.height - one.height == 128 + 8
+
+
+def test_a_model_that_a_process_cannot_load_says_why(tmp_path: Path) -> None:
+    load = float  # of "cpu": any importable function that refuses its argument
+    with pytest.raises(ValueError, match="could not convert string to float: 'cpu'"):
+        generate_images(load, plan_jobs(["a"], 1, seed=0), tmp_path / "x", settings={}, workers=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_eval.errors import EvalError
 from l2p_eval.geneval import ImageScore, judge, parse_row, read_metadata, relations, summarise
@@ -126,6 +126,7 @@ boxes = st.tuples(*[st.floats(0, 100)] * 2, *[st.floats(1, 50)] * 2).map(
 )
 
 
+@settings(deadline=None)
 @given(boxes, boxes)
 def test_relations_are_antisymmetric(a: tuple[float, ...], b: tuple[float, ...]) -> None:
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

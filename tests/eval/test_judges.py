@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from l2p_eval.errors import EvalError
 from l2p_eval.judges import ServerJudge, VqaJudge, says_yes
 from PIL import Image
@@ -84,7 +86,8 @@ def test_a_model_answers_and_the_answer_is_its_own_generation(blip: Path) -> Non
     judge = VqaJudge(blip)
     image = Image.new("RGB", (40, 40), "red")
     assert judge.answer(image, "is there a dog") is judge.answer(image, "is there a dog")
-    judge.network.generate = lambda **inputs: __import__("torch").tensor([[1, 9, 2]])  # the token "yes"
+    yes = SimpleNamespace(sequences=torch.tensor([[1, 9, 2]]), logits=[torch.zeros(1, 11)])
+    judge.network.generate = lambda **inputs: yes
     assert judge.answer(image, "is there a dog") is True
     assert (judge.name, len(judge.weights_sha256)) == (f"{blip.name} (transformers)", 64)
 

@@ -50,3 +50,16 @@ def test_other_weights_are_refused(squeezenet: Path, tmp_path: Path) -> None:
         Lpips(tmp_path / "none.pth")
     with pytest.raises(EvalError, match="does not hold torchvision's alex weights"):
         Lpips(squeezenet, "alex")
+    with pytest.raises(EvalError, match="LPIPS at 0 px"):
+        Lpips(squeezenet, "squeeze", size=0)
+
+
+def test_a_distance_that_is_no_number_is_refused(
+    squeezenet: Path, scenes: list[Path], tmp_path: Path
+) -> None:
+    stored = torch.load(squeezenet, weights_only=True)
+    torch.save(
+        {name: torch.full_like(value, torch.nan) for name, value in stored.items()}, tmp_path / "nan.pth"
+    )
+    with pytest.raises(EvalError, match="LPIPS is NaN"):
+        diversity_of({"a": scenes[:2]}, Lpips(tmp_path / "nan.pth", "squeeze", size=64))

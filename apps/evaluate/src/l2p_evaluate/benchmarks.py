@@ -3,16 +3,18 @@
 import argparse
 import json
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from l2p_eval.dpg import DpgPrompt, ask, crops, read_dpg, summarise_dpg
 from l2p_eval.errors import EvalError
 from l2p_eval.generation import plan_jobs
-from l2p_eval.geneval import ImageScore, read_metadata, summarise
-from l2p_eval.layout import image_path, open_image, score_folder, write_prompts
+from l2p_eval.geneval import GenEvalPrompt, ImageScore, prompts_sha256, read_metadata, summarise
+from l2p_eval.layout import image_path, open_image, read_folder, score_folder, write_prompts
 from l2p_eval.scorecard import Failure
 
+from l2p_evaluate.arguments import positive
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.hashing import sha256_of
 from l2p_evaluate.pictures import Pictures, Progress
@@ -67,6 +69,7 @@ class GenEval(Scorer):
         scores: list[ImageScore] = []
         problem = ""
         try:
+            prompts = self._prompts(pictures)
             score_folder(
                 pictures.folder,
                 self.detector,
@@ -83,11 +86,13 @@ class GenEval(Scorer):
         failures = [score for score in scores if not score.correct]
         definition = {
             "rules": "GenEval, official thresholds",
-            "detector": self.detector.name,
-            "colours": getattr(self.colors, "name", "the detector's own"),
+            "detector": _described(self.detector),
+            "colours": _described(self.colors) if self.colors else "the detector's own",
+            "resize": getattr(self.detector, "preprocessing", "none"),
             "metadata": f"{self.metadata.name} sha256 {sha256_of(self.metadata)}"
             if self.metadata
             else "the folder's",
+            "prompts sha256": prompts_sha256(prompts),
             "n": f"{summary.image_count} images of {summary.prompt_count} prompts",
         }
         return Score(
@@ -100,6 +105,23 @@ class GenEval(Scorer):
             details={"scores": summary.to_row(), "images": [asdict(score) for score in scores]},
             problem=problem,
         )
+
+    def _prompts(self, pictures: Pictures) -> list[GenEvalPrompt]:
+        """The folder's prompts, which have to be those of --metadata where it is given."""
+        found = list({sample.prompt_index: sample.prompt for sample in read_folder(pictures.folder)}.values())
+        for index, (there, wanted) in enumerate(zip_longest(found, self.rows if self.metadata else found)):
+            if there != wanted:
+                raise EvalError(
+                    f"{pictures.folder}: prompt {index:05d} is {there.prompt if there else 'missing'!r} and"
+                    f" {wanted.prompt if wanted else 'nothing'!r} in --metadata; give the folder's own"
+                )
+        return found
+
+
+def _described(model: Any) -> str:
+    """A scoring model's name and weights."""
+    weights = getattr(model, "weights_sha256", "")
+    return f"{model.name}, weights sha256 {weights}" if weights else model.name
 
 
 class Dpg(Scorer):
@@ -118,7 +140,7 @@ class Dpg(Scorer):
         add("--judge-server", metavar="URL", help="an OpenAI-compatible server, with --judge-name")
         add("--judge-name", metavar="MODEL", help="the server's model")
         add("--mode", choices=("official_compat", "fixed"), default="official_compat", help="how to add up")
-        add("--grid", type=int, metavar="PX", help="--images holds ITEM.png grids of 2 x 2 images of PX")
+        add("--grid", type=positive, metavar="PX", help="--images holds ITEM.png grids of 2 x 2 images of PX")
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.csv, self.mode, self.grid = options.csv, options.mode, options.grid
@@ -157,6 +179,8 @@ class Dpg(Scorer):
                 "mode": self.mode,
                 "judge": self.judge.name,
                 "judge's weights sha256": self.judge.weights_sha256 or "unknown (a server's)",
+                "resize": self.judge.preprocessing,
+                "patches": f"2 x 2 grids of {self.grid} px" if self.grid else "none: whole images",
                 "csv": f"{self.csv.name} sha256 {sha256_of(self.csv)}",
                 "n": f"{scores.image_count} images of {scores.prompt_count} prompts",
             },
@@ -169,6 +193,7 @@ class Dpg(Scorer):
             "judge": self.judge.name,
             "csv": sha256_of(self.csv),
             "folder": str(pictures.folder.resolve()),
+            "grid": str(self.grid),
         }
 
     def _images(self, pictures: Pictures, number: int, prompt: DpgPrompt) -> list[Any]:
@@ -181,7 +206,10 @@ class Dpg(Scorer):
                 f"{pictures.folder} has no {path.name}; DPG-Bench has one image or grid per item_id"
             )
         image = open_image(path)
-        return crops(image, self.grid) if self.grid else [image]
+        try:
+            return crops(image, self.grid) if self.grid else [image]
+        except EvalError as error:
+            raise EvalError(f"{path}: {error}") from None
 
 
 class _Ledger:

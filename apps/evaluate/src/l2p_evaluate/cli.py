@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 USAGE_ERROR = 2
 _INTERVAL = 15.0  # s between lines of progress where there is no terminal
@@ -104,9 +103,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     for name, (_, _, text) in METRICS.items():
         own = metrics.add_parser(name, help=text, description=text)
         if name == chosen:
+            from l2p_evaluate.arguments import add_common
             from l2p_evaluate.runner import scorer_class
 
-            _add_common(own)
+            add_common(own)
             scorer_class(name).add_arguments(own)
     own = metrics.add_parser("efficiency", help="latency and memory of source and L2P (Fig. 4)")
     if chosen == "efficiency":
@@ -114,49 +114,6 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
         add_arguments(own)
     return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--images",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="a folder to score; several are compared",
-    )
-    add(
-        "--model",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="a run of l2p-transfer or a diffusers directory to paint with; several are compared",
-    )
-    add("-o", "--output", type=Path, default=Path("evaluation"), metavar="DIR", help="default: evaluation/")
-    add("--json", action="store_true", help="print results.json instead of the table")
-    painting = parser.add_argument_group("painting (with --model)")
-    add = painting.add_argument
-    add(
-        "--images-per-prompt", type=_positive, default=1, metavar="N", help="default 1; GenEval and DPG use 4"
-    )
-    add("--seed", type=int, default=42, help="of the first image (default 42)")
-    add("--height", type=_positive, metavar="PX", help="default: the model's own, as for the following")
-    add("--width", type=_positive, metavar="PX")
-    add("--steps", type=_positive)
-    add("--guidance", type=float)
-    add("--shift", type=float, help="noise shift, of pixel-space models")
-    add("--max-sequence-length", type=_positive, metavar="TOKENS")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    add("--batch-size", type=_positive, default=8, metavar="N")
-    add("--workers", type=int, metavar="N", help="default one per GPU or core; 0: this process")
-    add("--executor", choices=("processes", "ray"), default="processes", help="ray: also on a cluster")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

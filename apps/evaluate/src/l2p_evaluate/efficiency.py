@@ -10,13 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from l2p_eval.efficiency import Timing, measure
 
+from l2p_evaluate.arguments import positive
 from l2p_evaluate.errors import EvaluateError
-from l2p_evaluate.full_size import FAMILIES, count_size
+from l2p_evaluate.full_size import CAPTION_TOKENS, FAMILIES, HEADS, count_size
 from l2p_evaluate.models import find_model, load_pipeline, resolve_dtype, weights_hash
 from l2p_evaluate.provenance import collect_provenance
 from l2p_evaluate.scorers import device
@@ -33,10 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", type=Path, metavar="DIR", help="its latent source, to measure")
     add("--count", choices=FAMILIES, help="count a family at its full size, without weights")
     add(
-        "--sizes", type=int, nargs="+", metavar="PX", help="sides; default 64 128 256, or 1024 2048 4096 8192"
+        "--sizes",
+        type=positive,
+        nargs="+",
+        metavar="PX",
+        help="sides; default 64 128 256, or 1024 2048 4096 8192",
     )
-    add("--steps", type=int, default=4, help="sampling steps of a measured image (default 4)")
-    add("--repeats", type=int, default=5)
+    add("--steps", type=positive, default=4, help="sampling steps of a measured image (default 4)")
+    add("--repeats", type=positive, default=5)
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add("-o", "--output", type=Path, default=Path("efficiency"), metavar="DIR", help="default: efficiency/")
     add("--json", action="store_true", help="print efficiency.json instead of the table")
@@ -76,6 +82,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     results = {
         "measured": bool(options.model),
         "steps": options.steps,
+        "definition": _definition(options),
         "rows": [vars(row) for row in rows],
         "paper": {"note": "the paper's own, at 4K, not measured here", "less than the source": PAPER},
         "provenance": collect_provenance(command),
@@ -87,6 +94,30 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     _chart(rows, options.output / "efficiency.png")
     print(json.dumps(results, indent=1) if options.json else text)
     return 0
+
+
+def _definition(options: argparse.Namespace) -> dict[str, Any]:
+    """What defines the numbers beside their rows' own details."""
+    common = {
+        "metric version": f"l2p-eval {version('l2p-eval')}",
+        "batch": 1,
+        "images": "square, of `size` px",
+    }
+    if options.model:
+        return common | {
+            "device": device(),
+            "prompt": _PROMPT,
+            "guidance_scale": 0.0,
+            "repeats": options.repeats,
+            "step": f"difference of {options.steps} steps and 1, medians, over {options.steps - 1}",
+        }
+    return common | {
+        "device": "meta",
+        "family": options.count,
+        "dtype": "bfloat16",
+        "caption tokens": CAPTION_TOKENS,
+        "heads": {str(size): HEADS[size] for size in HEADS},
+    }
 
 
 def table(rows: Sequence[Row], steps: int) -> str:
@@ -183,15 +214,18 @@ def _timings(
     import torch
 
     def sample(steps: int) -> Any:
-        return pipeline(
-            prompt=_PROMPT,
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=0.0,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt" if pixel else "latent",
-        ).images
+        try:
+            return pipeline(
+                prompt=_PROMPT,
+                height=size,
+                width=size,
+                num_inference_steps=steps,
+                guidance_scale=0.0,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt" if pixel else "latent",
+            ).images
+        except ValueError as error:  # a size that the model cannot paint
+            raise EvaluateError(f"{size} px: {error}") from error
 
     timings = {
         "1 step": measure(partial(sample, 1), device(), repeats=options.repeats),

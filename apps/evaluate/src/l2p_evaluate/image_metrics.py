@@ -1,6 +1,9 @@
 """FID and FID-patch, Inception Score, the CLIP scores (Table 2), and diversity (Fig. 5)."""
 
 import argparse
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +17,7 @@ from l2p_eval.inception_score import inception_score_of
 from l2p_eval.lpips import Lpips
 from l2p_eval.prompt_sets import find_images
 
+from l2p_evaluate.arguments import positive
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.hashing import sha256_of
 from l2p_evaluate.pictures import Pictures, Progress
@@ -55,6 +59,7 @@ class Fid(Scorer):
         self.patches = _patches(options.patches, options.patch_seed)
         self.paper = "fid-patch" if self.patches else "fid"
         self.reference = find_images(options.reference)
+        self._folder = {"reference": f"{options.reference.resolve().name}, {_hash_of(self.reference)}"}
         if bool(options.weights) == bool(options.features):
             raise EvaluateError(f"give --weights FILE ({_INCEPTION}) or --features efficientnet-lite0")
         made = inception(options.weights) if options.weights else load_extractor(options.features)
@@ -71,7 +76,7 @@ class Fid(Scorer):
         row = result.to_row()
         return Score(
             values={result.name: row.pop("value")},
-            definition=row | _prompts(self.prompt_file),
+            definition=row | self._folder | _prompts(self.prompt_file),
         )
 
 
@@ -84,7 +89,7 @@ class InceptionScore(Scorer):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help=_INCEPTION)
-        parser.add_argument("--splits", type=int, default=10)
+        parser.add_argument("--splits", type=positive, default=10)
         add_prompts(parser)
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -137,7 +142,8 @@ class _Alignment(Scorer):
             on_image=lambda done, total: progress(done, total, f"reading {pictures.name}"),
         )
         row = result.to_row()
-        return Score(values={result.name: row.pop("value")}, definition=row | _prompts(self.prompt_file))
+        texts = _prompts(self.prompt_file) or {"prompts": _hash_of_texts(prompts)}
+        return Score(values={result.name: row.pop("value")}, definition=row | texts)
 
 
 class Clip(_Alignment):
@@ -169,7 +175,9 @@ class Diversity(Scorer):
             "--weights", type=Path, metavar="FILE", help="LPIPS: torchvision's backbone weights"
         )
         parser.add_argument("--backbone", choices=("alex", "vgg", "squeeze"), default="alex", help="of LPIPS")
-        parser.add_argument("--size", type=int, default=256, metavar="PX", help="LPIPS compares at this size")
+        parser.add_argument(
+            "--size", type=positive, default=256, metavar="PX", help="LPIPS compares at this size"
+        )
         parser.add_argument("--features", metavar="NAME", help="instead of LPIPS: efficientnet-lite0")
         add_prompts(parser)
 
@@ -197,7 +205,8 @@ class Diversity(Scorer):
             on_prompt=lambda done, total: progress(done, total, f"comparing {pictures.name}"),
         )
         row = result.to_row()
-        return Score(values={result.name: row.pop("value")}, definition=row | _prompts(self.prompt_file))
+        texts = _prompts(self.prompt_file) if pictures.model else {"prompts": _hash_of_texts([*groups])}
+        return Score(values={result.name: row.pop("value")}, definition=row | texts)
 
 
 def _patches(text: str | None, seed: int) -> Patches | None:
@@ -215,6 +224,20 @@ def _patches(text: str | None, seed: int) -> Patches | None:
 def _to_device(extractor: FeatureExtractor) -> FeatureExtractor:
     extractor.network.to(device())
     return extractor
+
+
+def _hash_of(paths: Sequence[Path]) -> str:
+    """One hash over the contents of image files, in their order."""
+    state = hashlib.sha256()
+    for path in paths:
+        state.update(bytes.fromhex(sha256_of(path)))
+    return f"sha256 of its {len(paths)} files {state.hexdigest()}"
+
+
+def _hash_of_texts(prompts: Sequence[str]) -> str:
+    """Prompts that the folder itself names."""
+    digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+    return f"the folder's {len(prompts)}, sha256 {digest}"
 
 
 def _prompts(path: Path | None) -> dict[str, str]:

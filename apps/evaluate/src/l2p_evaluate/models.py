@@ -1,6 +1,7 @@
 """Models that an evaluation paints with: pixel-space ones, runs of l2p-transfer, any diffusers directory."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,29 +45,46 @@ class Model:
         import torch
 
         pipeline = load_pipeline(self.directory, self.pixel, dtype=self.dtype, device=device)
+        taken = inspect.signature(pipeline.__call__).parameters
+        if unknown := [name for name in self.options if name not in taken]:
+            raise EvaluateError(
+                f"{type(pipeline).__name__} takes no {', '.join(unknown)}; leave the option out"
+            )
 
         @torch.inference_mode()
         def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            return list(pipeline(prompt=list(prompts), generator=generators, **self.options).images)
+            try:
+                return list(pipeline(prompt=list(prompts), generator=generators, **self.options).images)
+            except ValueError as error:  # what pipelines say of sizes and the like
+                raise EvaluateError(f"{self.directory.name} cannot paint this: {error}") from error
 
         return paint
 
 
 def load_pipeline(directory: Path, pixel: bool, *, dtype: str, device: str) -> Any:
-    """A pipeline on a device, loaded without the network and without noise."""
+    """A pipeline on a device, loaded without the network and without noise.
+
+    Raises:
+        EvaluateError: files of the model are missing or damaged.
+    """
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from l2p_arch import L2PPipeline
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-    pipeline = (L2PPipeline if pixel else DiffusionPipeline).from_pretrained(
-        directory, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-    )
+    try:
+        pipeline = (L2PPipeline if pixel else DiffusionPipeline).from_pretrained(
+            directory, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise EvaluateError(f"{directory} cannot be loaded ({reason}); write the model again") from error
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -13,11 +13,15 @@ PACKAGES = (
     "l2p-arch",
     "l2p-train",
     "l2p-eval",
+    "l2p-mini",
     "torch",
+    "torchvision",
     "diffusers",
     "transformers",
     "torchmetrics",
     "torch-fidelity",
+    "efficientnet-lite-pytorch",
+    "pillow",
 )
 
 

@@ -5,9 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.errors import ArchError
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
 from l2p_eval.paper import rows_for
@@ -63,22 +65,22 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
     provenance, problem = collect_provenance(command), ""
     done: list[tuple[Pictures, Score]] = []
     results: dict[str, Any] = {}
-    for name, path, _ in entries:
+    for number, (name, path, _) in enumerate(entries, start=1):
         try:
             pictures = Pictures(name=name, folder=path)
             if name in models:
                 folder = options.output / "images" / name
                 pictures = paint(name, models[name], scorer.prompts, folder, how, progress)
             score = scorer.score(pictures, progress)
-        except EvalError as error:
+        except (ArchError, EvalError, EvaluateError) as error:
             if not done:
                 raise
             problem = f"{name}: {error}"
-            results = _write(options, scorer, done, provenance, problem)
-            break
-        done.append((pictures, score))
-        problem = f"{name}: {score.problem}" if score.problem else ""
-        results = _write(options, scorer, done, provenance, problem)
+        else:
+            done.append((pictures, score))
+            problem = f"{name}: {score.problem}" if score.problem else ""
+        missing = f"{len(done)} of {len(entries)} entries are scored" if number < len(entries) else ""
+        results = _write(options, scorer, done, provenance, problem or missing)
         if problem:
             break
     return Outcome(results=results, problem=problem)
@@ -152,6 +154,7 @@ def _write(
         entries=entries,
         paper=paper,
         provenance=provenance,
+        problem="" if any(entry.problem for entry in entries) else problem,
     )
     partial = options.output / ".results.json.partial"
     partial.write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
@@ -162,7 +165,7 @@ def _write(
 
 def _entry(options: argparse.Namespace, pictures: Pictures, score: Score) -> Entry:
     """What the page shows of one entry."""
-    definition = dict(score.definition)
+    definition = {"metric version": f"l2p-eval {version('l2p-eval')}", **score.definition}
     if pictures.model:
         definition |= {f"sampling: {key}": value for key, value in pictures.model.settings.items()}
         definition["sampling: seeds"] = f"{options.images_per_prompt} a prompt, from {options.seed}"

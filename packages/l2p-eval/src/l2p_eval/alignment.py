@@ -4,7 +4,6 @@ Models come from the user's transformers directories. Long-CLIP is a CLIP whose 
 positions. FG-CLIP's code comes with its weights and runs only where `trust_remote_code` allows it.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,13 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.user_models import (
+    check_directory,
+    describe_processor,
+    first_line,
+    load_network,
+    weights_sha256,
+)
 
 Kind = Literal["clip", "long-clip", "fg-clip"]
 LONG_POSITIONS = 248
@@ -57,9 +63,9 @@ class TextImageModel:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model, **options)
             self.processor = AutoImageProcessor.from_pretrained(model, **options)
-            self.network = _load(model, kind, options).eval().to(device)
         except (OSError, ValueError, KeyError) as error:
-            raise EvalError(f"{model} cannot be loaded as {_NAMES[kind]}: {_first_line(error)}") from None
+            raise EvalError(f"{model} cannot be loaded as {_NAMES[kind]}: {first_line(error)}") from None
+        self.network = _load(model, kind).to(device)
         self.kind, self.device = kind, device
         self.positions: int = LONG_POSITIONS
         if kind != "fg-clip":  # which counts its long texts' positions elsewhere
@@ -123,42 +129,29 @@ def alignment_of(
         count=len(images),
         positions=model.positions,
         cut=cut,
-        preprocessing=f"{type(model.processor).__name__} of the model directory",
+        preprocessing=describe_processor(model.processor),
         weights_sha256=model.weights_sha256,
     )
 
 
-def weights_sha256(model: Path) -> str:
-    """One hash over a model directory's weight files, in order of their names."""
-    state = hashlib.sha256()
-    for path in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
-        with path.open("rb") as file:
-            state.update(hashlib.file_digest(file, "sha256").digest())
-    return state.hexdigest()
-
-
 def _check(model: Path, kind: Kind, trust_remote_code: bool) -> None:
-    if not (model / "config.json").is_file():
-        raise EvalError(f"{model} is no transformers model directory: it has no config.json")
+    check_directory(model)
     if kind == "fg-clip" and not trust_remote_code:
         raise EvalError(
             f"FG-CLIP's code lies in {model} and would run here; read it, then give --trust-remote-code"
         )
 
 
-def _load(model: Path, kind: Kind, options: dict[str, Any]) -> Any:
+def _load(model: Path, kind: Kind) -> Any:
     from transformers import AutoModelForCausalLM, CLIPModel
 
     if kind == "fg-clip":  # its authors register their two towers under this class
-        return AutoModelForCausalLM.from_pretrained(model, **options)
-    return CLIPModel.from_pretrained(model, local_files_only=True)
+        options = {"local_files_only": True, "trust_remote_code": True}
+        return AutoModelForCausalLM.from_pretrained(model, **options).eval()
+    return load_network(CLIPModel, model, _NAMES[kind])
 
 
 def _unit(output: Any) -> Tensor:
     """Normalised features; newer transformers wrap them in an output object."""
     features = output if isinstance(output, Tensor) else output.pooler_output
     return torch.nn.functional.normalize(features.float(), dim=-1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

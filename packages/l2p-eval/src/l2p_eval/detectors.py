@@ -15,8 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from l2p_eval.errors import EvalError
 from l2p_eval.geneval import Detection
+from l2p_eval.user_models import (
+    check_directory,
+    describe_processor,
+    finite,
+    load_network,
+    load_part,
+    weights_sha256,
+)
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999999"  # what surrounds a cut-out object
@@ -42,10 +49,12 @@ class Mask2FormerDetector:
     def __init__(self, model: Path, *, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        _check_directory(model)
-        self.processor = AutoImageProcessor.from_pretrained(model, local_files_only=True)
-        self.network = Mask2FormerForUniversalSegmentation.from_pretrained(model, local_files_only=True)
-        self.network.eval().to(device)
+        check_directory(model)
+        what = "Mask2Former"
+        self.processor = load_part(AutoImageProcessor, model, what)
+        self.network = load_network(Mask2FormerForUniversalSegmentation, model, what).to(device)
+        self.weights_sha256 = weights_sha256(model)
+        self.preprocessing = describe_processor(self.processor)
         self.labels: Mapping[int, str] = self.network.config.id2label
 
     @torch.inference_mode()
@@ -53,8 +62,10 @@ class Mask2FormerDetector:
         """Objects, most confident first."""
         image = image.convert("RGB")
         inputs = self.processor(images=image, return_tensors="pt").to(self.network.device)
+        outputs = self.network(**inputs)
+        finite(outputs.class_queries_logits, self.name)
         result = self.processor.post_process_instance_segmentation(
-            self.network(**inputs),
+            outputs,
             threshold=MINIMUM_CONFIDENCE,
             target_sizes=[(image.height, image.width)],
             return_binary_maps=True,
@@ -78,10 +89,11 @@ class ClipColors:
     def __init__(self, model: Path, *, device: str = "cpu") -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-        _check_directory(model)
-        self.processor = CLIPImageProcessor.from_pretrained(model, local_files_only=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        self.network = CLIPModel.from_pretrained(model, local_files_only=True).eval().to(device)
+        check_directory(model)
+        self.processor = load_part(CLIPImageProcessor, model, "CLIP")
+        self.tokenizer = load_part(AutoTokenizer, model, "CLIP")
+        self.network = load_network(CLIPModel, model, "CLIP").to(device)
+        self.weights_sha256 = weights_sha256(model)
         self._classifiers: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -90,7 +102,7 @@ class ClipColors:
         inputs = self.processor(images=cut_out(image, detection), return_tensors="pt").to(self.network.device)
         features = _features(self.network.get_image_features(**inputs))
         scores = torch.nn.functional.normalize(features, dim=-1) @ self._classifier(detection.label).T
-        return COLORS[int(scores.argmax())]
+        return COLORS[int(finite(scores, self.name).argmax())]
 
     def _classifier(self, label: str) -> torch.Tensor:
         """(10, D): per colour the mean of the normalised embeddings of its phrasings, normalised."""
@@ -138,8 +150,3 @@ def _masks(result: Mapping[str, Any]) -> Sequence[np.ndarray]:
 def _features(output: Any) -> torch.Tensor:
     """CLIP's projected features; newer transformers wrap them in an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
-
-
-def _check_directory(model: Path) -> None:
-    if not (Path(model) / "config.json").is_file():
-        raise EvalError(f"{model} is no transformers model directory: it has no config.json")

@@ -53,7 +53,10 @@ def mean_pairwise_lpips(images: Sequence[Any], lpips: Lpips) -> float:
     """Mean LPIPS over all pairs of 2 or more images."""
     pairs = list(combinations(range(len(images)), 2))
     left, right = ([images[pair[side]] for pair in pairs] for side in (0, 1))
-    return float(lpips.distances(left, right).double().mean())
+    distances = lpips.distances(left, right)
+    if not torch.isfinite(distances).all():
+        raise EvalError("LPIPS is NaN or infinite; look for broken images or weights")
+    return float(distances.double().mean())
 
 
 def diversity_of(

@@ -12,6 +12,7 @@ later. `fixed` does what was meant.
 """
 
 import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,25 +82,39 @@ def read_dpg(path: Path) -> list[DpgPrompt]:
     if not path.is_file():
         raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
     groups: dict[str, tuple[str, list[Question]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise EvalError(f"{path} lacks the columns {', '.join(missing)}; is it dpg_bench.csv?")
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if any(row[name] is None or not row[name].strip() for name in COLUMNS):
-                raise EvalError(
-                    f"{where}: the row is incomplete (a truncated file?); fetch dpg_bench.csv again"
-                )
-            _, questions = groups.setdefault(row["item_id"], (row["text"], []))
-            questions.append(_question(row, where))
+    for where, row in _rows(path):
+        _, questions = groups.setdefault(row["item_id"], (row["text"], []))
+        question = _question(row, where)
+        if any(question.number == other.number for other in questions):
+            raise EvalError(
+                f"{where}: {row['item_id']} has two questions {question.number}; number them apart"
+            )
+        questions.append(question)
     if not groups:
         raise EvalError(f"{path} has no questions")
     prompts = [DpgPrompt(item_id=key, text=text, questions=tuple(q)) for key, (text, q) in groups.items()]
     for prompt in prompts:
         _check_parents(prompt, path)
     return prompts
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """("FILE:LINE", row) of every row, all of whose columns are filled."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise EvalError(f"{path} lacks the columns {', '.join(missing)}; is it dpg_bench.csv?")
+        rows = [(f"{path}:{reader.line_num}", row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvalError(f"{path} is no CSV in UTF-8 ({error}); fetch dpg_bench.csv again") from None
+    cut = not text.endswith(("\n", "\r", "?", '?"', "."))  # in the last column, where nothing is missing
+    for number, (where, row) in enumerate(rows, start=1):
+        empty = any(row[name] is None or not row[name].strip() for name in COLUMNS)
+        if empty or (cut and number == len(rows)):
+            raise EvalError(f"{where}: the row is incomplete (a truncated file?); fetch dpg_bench.csv again")
+    return rows
 
 
 def _question(row: Mapping[str, str], where: str) -> Question:
@@ -137,13 +152,13 @@ def crops(image: Image.Image, resolution: int, count: int = 4) -> list[Image.Ima
     """The first `count` images of an official 2 x 2 grid (left to right, then down).
 
     Raises:
-        EvalError: the grid is smaller than it must be.
+        EvalError: it is no grid of such images.
     """
     if not 1 <= count <= 4:
         raise EvalError(f"a grid holds 1 to 4 images, {count} are wanted")
     corners = [(0, 0), (1, 0), (0, 1), (1, 1)][:count]
     wanted = (resolution * (1 + max(x for x, _ in corners)), resolution * (1 + max(y for _, y in corners)))
-    if image.width < wanted[0] or image.height < wanted[1]:
+    if image.size not in (wanted, (2 * resolution, 2 * resolution)):
         raise EvalError(f"the grid is {image.size}, {count} images of {resolution} px need {wanted}")
     return [
         image.crop((x * resolution, y * resolution, (x + 1) * resolution, (y + 1) * resolution))

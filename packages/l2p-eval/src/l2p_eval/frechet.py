@@ -33,7 +33,7 @@ class Patches:
 
     @property
     def key(self) -> str:
-        """Part of the metric's name."""
+        """Part of the metric's name, and of what defines it."""
         return f"patch-{self.size}x{self.count}-seed{self.seed}"
 
     def cut(self, image: Image.Image, index: int) -> list[Image.Image]:
@@ -61,7 +61,8 @@ class FrechetResult:
     dimensions: int
     preprocessing: str
     weights_sha256: str
-    samples_per_image: int = 1  # patches
+    patches: str = "none: whole images"  # or `Patches.key`
+    samples_per_image: int = 1
 
     @property
     def rank_deficient(self) -> bool:
@@ -113,11 +114,17 @@ def frechet_between(
             f"patches need as many images as references, there are {len(images)} and {len(reference)}"
         )
     total = len(reference) + len(images)
+    sizes: dict[int, tuple[int, int]] = {}
 
     def features(paths: Sequence[Path], before: int) -> Tensor:
         parts = []
         for index, path in enumerate(paths):
             image = open_image(path)
+            if patches and sizes.setdefault(index, image.size) != image.size:
+                raise EvalError(
+                    f"{path} is {image.width}x{image.height}, its reference"
+                    f" {sizes[index][0]}x{sizes[index][1]}; both are cut at the same places: give one size"
+                )
             parts.append(extract_features(extractor, patches.cut(image, index) if patches else [image]))
             if on_image:
                 on_image(before + index + 1, total)
@@ -131,6 +138,7 @@ def frechet_between(
         dimensions=extractor.dimensions,
         preprocessing=extractor.preprocessing,
         weights_sha256=extractor.weights_sha256,
+        patches=patches.key if patches else "none: whole images",
         samples_per_image=patches.count if patches else 1,
     )
 

@@ -199,7 +199,14 @@ def _start(load: Load, order: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
     torch.set_num_threads(1)
-    _PAINT = load(_device(order.get()))
+    try:
+        _PAINT = load(_device(order.get()))
+    except (OSError, ValueError) as error:  # here it would only break the pool: said with the first batch
+        _PAINT = partial(_refuse, error)
+
+
+def _refuse(error: Exception, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
+    raise error
 
 
 def _device(number: int) -> str:

@@ -16,8 +16,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from l2p_eval.alignment import weights_sha256
 from l2p_eval.errors import EvalError
+from l2p_eval.user_models import (
+    check_directory,
+    describe_processor,
+    finite,
+    load_network,
+    load_part,
+    weights_sha256,
+)
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
 
@@ -28,20 +35,15 @@ class VqaJudge:
     def __init__(self, model: Path, *, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModelForVisualQuestionAnswering, AutoTokenizer
 
-        if not (model / "config.json").is_file():
-            raise EvalError(f"{model} is no transformers model directory: it has no config.json")
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(model, local_files_only=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-            self.network = AutoModelForVisualQuestionAnswering.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise EvalError(
-                f"{model} holds no visual-question-answering model: {str(error).splitlines()[0][:160]}"
-            ) from None
-        self.network.eval().to(device)
+        check_directory(model)
+        what = "visual-question-answering model"
+        self.processor = load_part(AutoImageProcessor, model, what)
+        self.tokenizer = load_part(AutoTokenizer, model, what)
+        self.network = load_network(AutoModelForVisualQuestionAnswering, model, what).to(device)
         self.device = device
         self.name = f"{model.name} (transformers)"
         self.weights_sha256 = weights_sha256(model)
+        self.preprocessing = describe_processor(self.processor)
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, question: str) -> bool:
@@ -50,12 +52,19 @@ class VqaJudge:
         text = self.tokenizer(question, return_tensors="pt")
         words = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
         if hasattr(self.network, "generate") and not hasattr(self.network, "classifier"):
-            tokens = self.network.generate(pixel_values=pixels.to(self.device), **words, max_new_tokens=5)
-            return says_yes(self.tokenizer.decode(tokens[0], skip_special_tokens=True))
+            found = self.network.generate(
+                pixel_values=pixels.to(self.device),
+                **words,
+                max_new_tokens=5,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            finite(found.logits[0], self.name)
+            return says_yes(self.tokenizer.decode(found.sequences[0], skip_special_tokens=True))
         logits = self.network(
             pixel_values=pixels.to(self.device), **words
         ).logits  # a classifier over answers
-        return says_yes(self.network.config.id2label[int(logits[0].argmax())])
+        return says_yes(self.network.config.id2label[int(finite(logits[0], self.name).argmax())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,10 @@ class ServerJudge:
     @property
     def weights_sha256(self) -> str:
         return ""  # the server's own; nobody here can see them
+
+    @property
+    def preprocessing(self) -> str:
+        return "the server's own"
 
     def answer(self, image: Image.Image, question: str) -> bool:
         """Whether the server's answer is yes; greedy, one word."""

@@ -65,7 +65,7 @@ def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[S
     """
     if not folder.is_dir():
         raise EvalError(f"no image folder {folder}; {_LAYOUT}")
-    numbered = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+    numbered = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
     if not numbered:
         raise EvalError(f"{folder} has no numbered prompt folders; {_LAYOUT}")
     samples: list[Sample] = []
@@ -82,9 +82,9 @@ def _read_prompt_folder(index: int, directory: Path, images_per_prompt: int | No
         raise EvalError(f"{metadata} is missing; it holds the prompt's metadata row")
     try:
         prompt = parse_row(json.loads(metadata.read_text(encoding="utf-8")), str(metadata))
-    except json.JSONDecodeError as error:
-        raise EvalError(f"{metadata}: not JSON ({error.msg})") from None
-    images = sorted(p for p in (directory / "samples").glob("*.png") if p.stem.isdigit())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EvalError(f"{metadata}: not one JSON object ({error})") from None
+    images = sorted(p for p in (directory / "samples").glob("*.png") if p.stem.isdecimal())
     if not images:
         raise EvalError(f"{directory / 'samples'} has no images; it needs 0000.png, 0001.png, ...")
     for number, path in enumerate(images):
@@ -145,5 +145,5 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise EvalError(f"{path} is not a readable image ({error}); generate it again") from None

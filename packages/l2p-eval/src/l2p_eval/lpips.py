@@ -38,6 +38,8 @@ class Lpips:
     def __init__(
         self, weights: Path, backbone: Backbone = "alex", *, size: int | None = 256, device: str = "cpu"
     ) -> None:
+        if size is not None and size < 1:
+            raise EvalError(f"LPIPS at {size} px: compare at 1 px or more; 256 is usual")
         if not weights.is_file():
             raise EvalError(f"no {backbone} weights {weights}; give torchvision's {_FILES[backbone]}")
         try:

@@ -41,6 +41,7 @@ class Scorecard:
     entries: Sequence[Entry]
     paper: Sequence[tuple[str, float]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""  # why entries are missing; "" when all are there
 
     @property
     def columns(self) -> list[str]:

@@ -11,6 +11,7 @@ from l2p_eval.geneval.metadata import (
     GenEvalPrompt,
     Requirement,
     parse_row,
+    prompts_sha256,
     read_metadata,
 )
 from l2p_eval.geneval.rules import (
@@ -40,6 +41,7 @@ __all__ = [
     "Verdict",
     "judge",
     "parse_row",
+    "prompts_sha256",
     "read_metadata",
     "relations",
     "summarise",

@@ -1,7 +1,8 @@
 """GenEval's prompts and what each asks for: the rows of `evaluation_metadata.jsonl`, typed and checked."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,24 @@ def read_metadata(path: Path) -> list[GenEvalPrompt]:
             f"no metadata file {path}; give GenEval's evaluation_metadata.jsonl or one in its format"
         )
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalError(
+            f"{path} is no text in UTF-8 ({error}); give GenEval's file as it was published"
+        ) from None
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             prompts.append(parse_row(_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not prompts:
         raise EvalError(f"{path} has no prompts; it needs one JSON object a line")
     return prompts
+
+
+def prompts_sha256(prompts: Sequence[GenEvalPrompt]) -> str:
+    """Hash of the rows in order; the same whether they came from a file or from a folder of images."""
+    rows = "\n".join(json.dumps(prompt.to_row(), sort_keys=True) for prompt in prompts)
+    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def parse_row(row: Any, where: str = "metadata") -> GenEvalPrompt:
