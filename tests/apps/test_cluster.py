@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from l2p_mini.paths import EVALUATION_METADATA
 from l2p_transfer.cli import main
 
-CONFIG = f"""
+CONFIG = """
 [run]
 output = "run"
 [source]
@@ -22,7 +22,9 @@ model = "SOURCE"
 num_inference_steps = 1
 max_sequence_length = 32
 [prompts]
-grammar = "{GRAMMAR}"
+engine = "vllm"
+llm = "llm"
+replicas = 1
 count = 24
 [images]
 seeds_per_prompt = 1
@@ -49,19 +51,51 @@ images_per_prompt = 1
 num_inference_steps = 1
 batch_size = 1
 """
-PATIENCE = 300  # s
+PATIENCE = 600  # s
+VLLM = '''
+"""In vLLM's place, which needs an environment of its own (tests/data/vllm loses a node of the real one): a
+language model whose answers follow from the seeds. Everything around it is the real thing.
+"""
+import json, os, time
+from types import SimpleNamespace
+from vllm.sampling_params import StructuredOutputsParams
+
+SamplingParams = SimpleNamespace
+
+class LLM:
+    def __init__(self, model, **settings):
+        assert os.path.isfile(os.path.join(model, "config.json"))
+
+    def chat(self, chats, sampling, use_tqdm):
+        note("begins")
+        answers = [self.answer(chat[0]["content"], how.seed) for chat, how in zip(chats, sampling)]
+        note("ends")
+        return answers
+
+    def answer(self, message, seed):
+        time.sleep(float(os.environ["L2P_TEST_SECONDS"]))
+        subject = message.partition("Subject: ")[2].partition(" (")[0]
+        text = f'A {subject} left of a blue square, and a sign that says "{seed % 10**6}".'
+        answer = SimpleNamespace(finish_reason="stop", text=json.dumps({"prompt": text}))
+        return SimpleNamespace(outputs=[answer])
+
+def note(what):
+    with open(os.environ["L2P_TEST_NOTES"], "a") as file:
+        file.write(f"{what} {os.getpid()}\\n")
+'''
+SAMPLING_PARAMS = "from types import SimpleNamespace as StructuredOutputsParams\n"
 
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Three raylets on this machine: a head without CPUs, which is the driver's, a node that paints and one
-    that trains, each of two CPUs."""
+    """Four raylets on this machine: a head without CPUs, which is the driver's, a node with the language
+    model, one that paints and one that trains, each of two CPUs."""
     from ray.cluster_utils import Cluster
 
     node = {"object_store_memory": 100 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
     try:
-        for role in ("painter", "trainer"):
+        for role in ("writer", "painter", "trainer"):
             _add_node(cluster, role)
         yield cluster
     finally:
@@ -104,12 +138,28 @@ def _when(ready: Callable[[], bool], strike: Callable[[], bool], struck: list[bo
     return thread
 
 
+@pytest.fixture
+def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts `VLLM` where this process and those of the nodes find it; returns the file with what it did."""
+    package = tmp_path / "modules" / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(VLLM)
+    (package / "sampling_params.py").write_text(SAMPLING_PARAMS)
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setenv("L2P_TEST_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("L2P_TEST_SECONDS", "0.25")
+    return tmp_path / "notes"
+
+
 @pytest.mark.skipif(
     not os.environ.get("L2P_CLUSTER_TESTS"),
-    reason="set L2P_CLUSTER_TESTS=1: three raylets need several minutes or a quiet machine",
+    reason="set L2P_CLUSTER_TESTS=1: four raylets need several minutes or a quiet machine",
 )
 def test_a_node_lost_in_each_stage_changes_nothing(
-    tmp_path: Path, untrained_source: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, untrained_source: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))  # of a busy machine
@@ -126,7 +176,13 @@ def test_a_node_lost_in_each_stage_changes_nothing(
     finally:
         os.sched_setaffinity(0, cores)
     run, struck = Path("run"), []
+    language_model.unlink()
     with _cluster() as cluster:
+        _when(
+            language_model.is_file,
+            lambda: _kill_the_node_of(cluster, "_Replica", "writer"),
+            struck,
+        )
         _when(
             lambda: 2 <= len(list((run / "corpus").glob("part-*.parquet"))) < 20,
             lambda: _kill_the_node_of(cluster, "SynthesisWorker", "painter"),
@@ -142,13 +198,18 @@ def test_a_node_lost_in_each_stage_changes_nothing(
             lambda: _kill_the_node_of(cluster, "_RayPainter", "painter"),
             struck,
         )
-        places = {"synthesis": "painter", "training": "trainer", "evaluation": "painter"}
+        places = {"llm": "writer", "synthesis": "painter", "training": "trainer", "evaluation": "painter"}
         overrides = [f"cluster.{stage}_resources={{ {role} = 1 }}" for stage, role in places.items()]
         there = [
             word for text in (f"cluster.address={cluster.address}", *overrides) for word in ("--set", text)
         ]
         assert main(["tiny.toml", *there]) == 0
-    assert struck == [True, True, True], "a node of its role was not lost in every stage"
+    assert struck == [True] * 4, "a node of its role was not lost in every stage"
+    # The answers came from a second replica: the first one was struck down amid its work.
+    begun, lost, done = [line.split() for line in language_model.read_text().splitlines()]
+    assert (begun[0], lost[0], done[0]) == ("begins", "begins", "ends") and begun[1] != lost[1] == done[1]
+    prompts = [Path(name, "prompts/filtered.parquet").read_bytes() for name in ("alone", "run")]
+    assert prompts[0] == prompts[1]
     shards = [
         json.loads(Path(name, "corpus/manifest.json").read_text())["shards"] for name in ("alone", "run")
     ]
