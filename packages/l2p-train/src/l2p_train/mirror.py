@@ -128,6 +128,12 @@ class Mirror:
             return str(error)
         return None
 
+    def complete(self, checkpoint: Checkpoint) -> None:
+        """Download the parts of a checkpoint that other machines wrote; for one process."""
+        for path in checkpoint.files() if self.store else ():
+            if self.store and not path.is_file():
+                self.store.get(f"checkpoints/{checkpoint.path.name}/{path.name}", path)
+
     def finish_checkpoint(self, folder: Path) -> None:
         """Make a checkpoint whose parts are there the newest one, and drop those that are gone here; for
         one process."""

@@ -280,6 +280,7 @@ class Session:
         if self.rank == 0:
             best = checkpoints.best_checkpoint(checkpoints.list_checkpoints(config.output / "checkpoints"))
             chosen = best if best and config.export == "best" else self.saved
+            self.mirror.complete(chosen)
             export_model(config.model, chosen, model)
         result = TrainResult(
             model=str(model),
