@@ -171,15 +171,38 @@ def test_blocks_and_shallow_modules_cover_every_parameter_once() -> None:
         assert sum(f"{name}.".startswith(prefix) for prefix in prefixes) == 1, name
 
 
-def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity() -> None:
+def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity_and_gradients() -> None:
     model = tiny_model()
     inputs = (torch.randn(2, 3, 8, 16), torch.tensor([0.2, 0.7]), captions(3, 40))
+
+    def velocity_and_gradients() -> list[Tensor]:
+        model.zero_grad(set_to_none=True)
+        velocity = model(*inputs)
+        velocity.square().mean().backward()
+        return [velocity.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    eager = velocity_and_gradients()
     torch.compiler.reset()
-    with torch.no_grad():
-        eager = model(*inputs)
-        model.compile_repeated_blocks(backend="eager", fullgraph=True)
-        torch.testing.assert_close(model(*inputs), eager)
-    torch.compiler.reset()
+    try:
+        model.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+        torch._dynamo.utils.counters.clear()
+        compiled = velocity_and_gradients()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    finally:
+        torch.compiler.reset()
+    for value, wanted in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"text": torch.zeros(3, 20), "pooled": torch.zeros(5)}, {}])
+def test_the_conditioning_of_another_family_is_named(given: dict[str, Tensor]) -> None:
+    model = tiny_model()
+    with pytest.raises(ArchError) as raised:
+        model(torch.zeros(2, 3, 8, 8), torch.tensor([0.2, 0.7]), [*captions(3), given])
+    assert f"conditioning 1 has {', '.join(given) or 'nothing'}, but z-image wants 'caption'" in str(
+        raised.value
+    )
+    assert "encode its prompts with this model's own pipeline" in str(raised.value)
 
 
 def test_a_forward_stays_on_the_device_of_its_inputs() -> None:

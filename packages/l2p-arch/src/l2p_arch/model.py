@@ -84,7 +84,11 @@ class L2PTransformer(ModelMixin, ConfigMixin):
         _check_inputs(pixels, sigma, conditioning)
         pixels = pixels.to(next(self.detailer_head.parameters()).dtype)
         patches = pixels_to_patches(pixels, self.patch_size)
-        features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)
+        try:
+            features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)
+        except KeyError as error:
+            _check_keys(error.args[0], conditioning, self.source_family.name)
+            raise
         return self.source_family.velocity_sign * self.detailer_head(pixels, features)
 
     def block_names(self) -> list[str]:
@@ -120,3 +124,13 @@ def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[
         )
     if sigma.dtype not in (torch.float32, torch.float64):
         raise ArchError(f"sigma is {sigma.dtype}, which rounds the time by up to 0.4 %; pass it as float32")
+
+
+def _check_keys(missing: object, conditioning: Sequence[Mapping[str, Tensor]], family: str) -> None:
+    """Raise if some sample lacks what the family asked it for."""
+    for index, sample in enumerate(conditioning):
+        if missing not in sample:
+            raise ArchError(
+                f"conditioning {index} has {', '.join(sample) or 'nothing'}, but {family} wants {missing!r}; "
+                "encode its prompts with this model's own pipeline: L2PPipeline.encode"
+            )
