@@ -108,6 +108,33 @@ def run_group(settings: dict[str, Any], processes: int, folder: Path) -> list[di
     return [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(processes)]
 
 
+def measure_stage(stage: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Return what a process keeps at a ZeRO stage, and what the estimate says, MB."""
+    from l2p_train import config_from_mapping, estimate
+
+    settings = {
+        "model": str(folder / "model"),
+        "corpus": str(folder / "corpus"),
+        "output": str(folder / f"stage-{stage}"),
+        "batch_size": options.processes,
+        "trainable": options.trainable,
+        "zero_stage": stage,
+        "tensorboard": False,
+    }
+    reports = run_group(settings, options.processes, folder)
+    needs = estimate(config_from_mapping(settings), options.processes)
+    kept = needs.weights_gb + needs.optimizer_gb
+    if stage == 1:  # 4 of the 6 bytes: those in bf16 go
+        kept += needs.gradients_gb * 4 / 6
+    if stage == 3:
+        kept += needs.buckets_gb
+    return {
+        "state_mb": round(max(report["state"] for report in reports), 1),
+        "estimate_mb": round(1e3 * kept, 1),
+        "peak_of_loading_mb": round(max(report["loading"] for report in reports), 1),
+    }
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -122,10 +149,8 @@ def main() -> int:
     # Imported once, before the forks: no thread runs yet.
     import deepspeed  # noqa: F401
     import l2p_train.trainer  # noqa: F401
-    from l2p_train import config_from_mapping, estimate
     from train_inputs import write_inputs
 
-    rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pid = os.fork()  # torch's threads start with the first operation: keep them out of this process
@@ -134,28 +159,7 @@ def main() -> int:
             os._exit(0)
         if os.waitpid(pid, 0)[1]:
             return 1
-        for stage in range(4):
-            settings = {
-                "model": str(folder / "model"),
-                "corpus": str(folder / "corpus"),
-                "output": str(folder / f"stage-{stage}"),
-                "batch_size": options.processes,
-                "trainable": options.trainable,
-                "zero_stage": stage,
-                "tensorboard": False,
-            }
-            reports = run_group(settings, options.processes, folder)
-            needs = estimate(config_from_mapping(settings), options.processes)
-            kept = needs.weights_gb + needs.optimizer_gb
-            if stage == 1:  # 4 of the 6 bytes: those in bf16 go
-                kept += needs.gradients_gb * 4 / 6
-            if stage == 3:
-                kept += needs.buckets_gb
-            rows[f"stage {stage}"] = {
-                "state_mb": round(max(report["state"] for report in reports), 1),
-                "estimate_mb": round(1e3 * kept, 1),
-                "peak_of_loading_mb": round(max(report["loading"] for report in reports), 1),
-            }
+        rows = {f"stage {stage}": measure_stage(stage, options, folder) for stage in range(4)}
     for row in rows.values():
         row["of_stage_0"] = round(row["state_mb"] / rows["stage 0"]["state_mb"], 3)
         row["measured_over_estimate"] = round(row["state_mb"] / row["estimate_mb"], 3)
