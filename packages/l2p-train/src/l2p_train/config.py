@@ -130,7 +130,7 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("caption_dropout", "ema_decay"):
+        for name in ("caption_dropout", "ema_decay", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         self._check_places()
