@@ -25,7 +25,7 @@ from l2p_data.images import decode_image
 from l2p_data.schema import CORPUS_SCHEMA, check_columns
 
 FORMAT = "l2p-corpus/1"
-_ROWS_PER_GROUP = 64  # a row group is the smallest unit a reader decodes; images are large
+_ROWS_PER_GROUP, _BYTES_PER_GROUP = 64, 64 << 20  # at most, of the smallest unit that a reader reads at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def write_shard(corpus: Path, index: int, rows: Sequence[Mapping[str, Any]]) -> 
             table,
             temporary,
             compression={name: "none" if name == "image" else "zstd" for name in CORPUS_SCHEMA.names},
-            row_group_size=_ROWS_PER_GROUP,
+            row_group_size=max(1, min(_ROWS_PER_GROUP, _BYTES_PER_GROUP * len(rows) // max(table.nbytes, 1))),
             write_statistics=[name for name in CORPUS_SCHEMA.names if name != "image"],
         )
         shard = Shard(
