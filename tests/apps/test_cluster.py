@@ -6,51 +6,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from l2p_mini.paths import EVALUATION_METADATA
 from l2p_transfer.cli import main
 
-CONFIG = """
-[run]
-output = "run"
-[source]
-model = "SOURCE"
-num_inference_steps = 1
-max_sequence_length = 32
-[prompts]
-engine = "vllm"
-llm = "llm"
-replicas = 1
-count = 24
-[images]
-seeds_per_prompt = 1
-width = 64
-height = 64
-batch_size = 1
-rows_per_shard = 1
-workers = 2
-[surgery]
-head_channels = [8, 8, 16, 16]
-[train]
-steps = 200  # long enough to be struck in their midst
-batch_size = 2
-trainable = 1
-processes = 1
-precision = "fp32"
-zero_stage = 0
-checkpoint_every = 10
-log_every = 1
-sample_every = 0
-[evaluate]
-metadata = "metadata.jsonl"
-images_per_prompt = 1
-num_inference_steps = 1
-batch_size = 1
-"""
+CHANGES: dict[str, dict[str, Any]] = {  # of the shared config; None: the key's default
+    "prompts": {"grammar": None, "engine": "vllm", "llm": "llm", "replicas": 1, "count": 24},
+    "images": {"batch_size": 1, "rows_per_shard": 1, "workers": 2},
+    "train": {
+        "steps": 200,  # long enough to be struck in their midst
+        "zero_stage": 0,
+        "learning_rate": None,
+        "checkpoint_every": 10,
+        "sample_every": 0,
+        "sample_count": None,
+        "sample_steps": None,
+    },
+    "evaluate": {"batch_size": 1, "noise_shift": None, "workers": None},
+}
 PATIENCE = 600  # s
 VLLM = '''
 """In vLLM's place, which needs an environment of its own (tests/data/vllm loses a node of the real one): a
@@ -138,6 +115,31 @@ def _when(ready: Callable[[], bool], strike: Callable[[], bool], struck: list[bo
     return thread
 
 
+def _strike_in_every_stage(cluster: Any, run: Path, notes: Path, struck: list[bool]) -> None:
+    shards = run / "corpus"
+    checkpoints = run / "train" / "checkpoints"
+    painting = run / "evaluation" / "source" / "generation.json"
+    for ready, actor, role in (
+        (notes.is_file, "_Replica", "writer"),
+        (lambda: 2 <= len(list(shards.glob("part-*.parquet"))) < 20, "SynthesisWorker", "painter"),
+        (lambda: any(checkpoints.glob("step-*")), "RayTrainWorker", "trainer"),
+        (painting.is_file, "_RayPainter", "painter"),
+    ):
+        _when(ready, partial(_kill_the_node_of, cluster, actor, role), struck)
+
+
+def _made_by(run: Path) -> dict[str, Any]:
+    """What a run must make again to the byte."""
+    weights = sorted((run / "model" / "transformer").glob("*.safetensors"))
+    images = (run / "evaluation").rglob("*.png")
+    return {
+        "prompts": (run / "prompts" / "filtered.parquet").read_bytes(),
+        "shards": json.loads((run / "corpus" / "manifest.json").read_text())["shards"],
+        "weights": [path.read_bytes() for path in weights],
+        "evaluation": {path.relative_to(run): path.read_bytes() for path in images},
+    }
+
+
 @pytest.fixture
 def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Puts `VLLM` where this process and those of the nodes find it; returns the file with what it did."""
@@ -159,15 +161,16 @@ def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     reason="set L2P_CLUSTER_TESTS=1: four raylets need several minutes or a quiet machine",
 )
 def test_a_node_lost_in_each_stage_changes_nothing(
-    tmp_path: Path, untrained_source: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    write_tiny_run: Callable[..., None],
+    language_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE))  # of a busy machine
     # Nodes join from threads, where no signal handler can be set; `_cluster` ends them all.
     monkeypatch.setattr("ray._private.node.Node._register_shutdown_hooks", lambda node: None)
-    Path("tiny.toml").write_text(CONFIG.replace("SOURCE", str(untrained_source)))
-    rows = EVALUATION_METADATA.read_text().splitlines()
-    Path("metadata.jsonl").write_text("\n".join([rows[0], rows[-1]]) + "\n")
+    write_tiny_run(tmp_path, **CHANGES)
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one thread, as a worker of the cluster has
     try:
@@ -178,26 +181,7 @@ def test_a_node_lost_in_each_stage_changes_nothing(
     run, struck = Path("run"), []
     language_model.unlink()
     with _cluster() as cluster:
-        _when(
-            language_model.is_file,
-            lambda: _kill_the_node_of(cluster, "_Replica", "writer"),
-            struck,
-        )
-        _when(
-            lambda: 2 <= len(list((run / "corpus").glob("part-*.parquet"))) < 20,
-            lambda: _kill_the_node_of(cluster, "SynthesisWorker", "painter"),
-            struck,
-        )
-        _when(
-            lambda: any((run / "train" / "checkpoints").glob("step-*")),
-            lambda: _kill_the_node_of(cluster, "RayTrainWorker", "trainer"),
-            struck,
-        )
-        _when(
-            lambda: (run / "evaluation" / "source" / "generation.json").is_file(),
-            lambda: _kill_the_node_of(cluster, "_RayPainter", "painter"),
-            struck,
-        )
+        _strike_in_every_stage(cluster, run, language_model, struck)
         places = {"llm": "writer", "synthesis": "painter", "training": "trainer", "evaluation": "painter"}
         overrides = [f"cluster.{stage}_resources={{ {role} = 1 }}" for stage, role in places.items()]
         there = [
@@ -208,22 +192,9 @@ def test_a_node_lost_in_each_stage_changes_nothing(
     # The answers came from a second replica: the first one was struck down amid its work.
     begun, lost, done = [line.split() for line in language_model.read_text().splitlines()]
     assert (begun[0], lost[0], done[0]) == ("begins", "begins", "ends") and begun[1] != lost[1] == done[1]
-    prompts = [Path(name, "prompts/filtered.parquet").read_bytes() for name in ("alone", "run")]
-    assert prompts[0] == prompts[1]
-    shards = [
-        json.loads(Path(name, "corpus/manifest.json").read_text())["shards"] for name in ("alone", "run")
-    ]
-    assert shards[0] == shards[1]
     records = [json.loads(line) for line in (run / "train/metrics.jsonl").read_text().splitlines()]
     starts = [record["step"] for record in records if record["event"] == "start"]
     assert starts[0] == 0 and starts[-1] > 0  # the second worker went on from a checkpoint
-    weights = [
-        [path.read_bytes() for path in sorted(Path(name, "model/transformer").glob("*.safetensors"))]
-        for name in ("alone", "run")
-    ]
-    assert weights[0] == weights[1]
-    images = [
-        {path.relative_to(name): path.read_bytes() for path in Path(name, "evaluation").rglob("*.png")}
-        for name in ("alone", "run")
-    ]
-    assert images[0] and images[0] == images[1]
+    made = [_made_by(folder) for folder in (Path("alone"), run)]
+    for what, value in made[0].items():
+        assert value and value == made[1][what], what
