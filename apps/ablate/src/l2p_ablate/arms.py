@@ -116,11 +116,11 @@ def check_arms(config: Config) -> None:
 
 def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
     """The pixel-space initialisation of an arm."""
+    from l2p_arch.initialisation import measures_source
     from l2p_arch.surgery import convert
 
     surgery = config.surgery_of(arm)
-    starts = surgery.initialisation.split("+")
-    calibrated = any(start.startswith(("fitted", "gated")) for start in starts)
+    calibrated = measures_source(surgery.initialisation)
     staging = out.with_name(f".{out.name}.partial")
     convert(
         config.source.model,

@@ -95,7 +95,10 @@ class SurgerySection:
 
     patch_size: int = 16
     head_channels: tuple[int, ...] = (64, 128, 256, 512)
-    initialisation: str = "default"
+    initialisation: str = (
+        "auto"  # a closed form; "fitted+kaiming+gated" measures the source and learns quicker,
+    )
+    # but holds the source's transformer in memory, in float32
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as in the source
 
 

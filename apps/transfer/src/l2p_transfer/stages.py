@@ -136,9 +136,11 @@ def make_images(run: Run, progress: Progress) -> Outcome:
 
 def operate(run: Run, progress: Progress) -> Outcome:
     """The source's transformer becomes the pixel-space initialisation (sec. 3.3)."""
+    from l2p_arch.initialisation import measures_source
     from l2p_arch.surgery import convert
 
     section = run.config.surgery
+    images = _calibration_images(run) if measures_source(section.initialisation) else None
     report = convert(
         run.config.source.model,
         run.paths.initial,
@@ -147,7 +149,7 @@ def operate(run: Run, progress: Progress) -> Outcome:
         seed=run.config.run.seed,
         dtype=section.dtype,
         initialisation=section.initialisation,
-        calibration_images=_calibration_images(run),
+        calibration_images=images,
         overwrite=True,
     )
     counts = {

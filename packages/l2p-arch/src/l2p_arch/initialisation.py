@@ -54,6 +54,11 @@ def resolve_initialisation(
     return next(start for start in starts if _channels_needed(start) <= finest)
 
 
+def measures_source(initialisation: str) -> bool:
+    """Whether a start needs calibration images and the source's own weights. "auto" needs neither."""
+    return any(name.startswith(("fitted", "gated")) for name in initialisation.split("+"))
+
+
 def _channels_needed(start: str) -> int:
     return max(_FINEST_CHANNELS.get(name, 0) for name in start.split("+"))
 
@@ -78,7 +83,7 @@ def check_initialisation(
                 f"unknown initialisation {name!r}; known: {AUTO}, or joined with '+': "
                 f"{', '.join(INITIALISATIONS)}"
             )
-        if name.startswith(("fitted", "gated")) and calibration_images is None:
+        if measures_source(name) and calibration_images is None:
             raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")
         if head_channels is None or name not in _FINEST_CHANNELS:
             continue
