@@ -74,7 +74,8 @@ def test_the_answers_of_a_lost_node_come_from_another_one_and_are_the_same(
         kill_the_node_of(cluster, pids[0])
         add_node(cluster)  # what an operator, or KubeRay, does
         seen |= dict(answers)
-        again = [ray.get(replica.pid.remote()) for replica in engine._replicas]
+        asked = [replica.pid.options(max_task_retries=-1).remote() for replica in engine._replicas]
+        again = ray.get(asked)
         assert again[0] != pids[0] and again[1] == pids[1]
     with VLLMEngine(settings(random_model)) as engine:
         undisturbed = dict(engine.ask(MESSAGES, ANSWER_SCHEMA, 1.0))

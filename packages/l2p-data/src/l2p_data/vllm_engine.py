@@ -2,12 +2,14 @@
 
 A replica takes `tensor_parallel` GPUs of one machine (vLLM splits the model over them) and there are as many
 replicas as the cluster's GPUs hold, or as asked for. The replicas share a queue of batches. A replica that
-dies is started again with its batch; a batch that keeps killing replicas, or a message that vLLM refuses,
-becomes answers that say so.
+dies is started again, and its batches go back to the queue; a batch that keeps killing replicas, or a message
+that vLLM refuses, becomes answers that say so.
 """
 
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,8 @@ from l2p_data.errors import DataError
 from l2p_data.executor import RayShare, ray_session, share_of_cluster
 from l2p_data.files import one_line
 from l2p_data.models import local_directory
+
+_PAUSE = 1.0  # s between two questions whether a lost replica is back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,8 @@ class VLLMSettings:
     max_model_len: int = 4096  # tokens of message and answer together
     dtype: str = "auto"
     messages_per_call: int = 256  # a replica's unit of work
-    attempts: int = 3  # starts of a replica over one batch
+    attempts: int = 3  # of one batch, before its messages are given up
+    patience: float = 1800.0  # s that a lost replica is waited for: a node may have to be found first
     replica_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
     ray_address: str | None = None  # a running cluster; None: this machine
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else that vllm.LLM takes
@@ -88,36 +93,49 @@ class VLLMEngine:
         """Answers as batches of them get done.
 
         Raises:
-            DataError: vLLM cannot load the model, or every replica died.
+            DataError: vLLM cannot load the model, or a lost replica did not come back in time.
         """
         import ray
         from ray.exceptions import RayError
 
         size = self.settings.messages_per_call
         chunks = [range(start, min(start + size, len(messages))) for start in range(0, len(messages), size)]
-        replicas = self._start()
-        waiting: dict[Any, tuple[Any, range]] = {}
+        losses: Counter[range] = Counter()
+        replicas = _Replicas(self._start(), self.settings.patience)
+        asked: dict[Any, tuple[Any, range | None]] = {}  # None: whether the replica is there
 
         def submit(replica: Any) -> None:
             if chunks:
                 chunk = chunks.pop(0)
                 batch = [messages[index] for index in chunk]
-                waiting[replica.answer.remote(batch, json.dumps(schema), temperature)] = (replica, chunk)
+                asked[replica.answer.remote(batch, json.dumps(schema), temperature)] = (replica, chunk)
 
-        for replica in replicas * 2:  # a second batch waits at each replica, so that none idles
+        for replica in replicas.all * 2:  # a second batch waits at each replica, so that none idles
             submit(replica)
-        while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            replica, chunk = waiting.pop(done)
+        while chunks or any(chunk for _, chunk in asked.values()):
+            (done,), _ = ray.wait(list(asked), num_returns=1)
+            replica, chunk = asked.pop(done)
             try:
                 answers = ray.get(done)
             except RayError as error:
-                cause = (
-                    f"replicas died {self.settings.attempts} times over this batch: {one_line(error, 160)}"
-                )
-                answers = [fault(cause, may_pass=True)] * len(chunk)
+                if chunk is not None:
+                    losses[chunk] += 1
+                    if losses[chunk] < self.settings.attempts:
+                        chunks.insert(0, chunk)
+                    else:
+                        cause = f"replicas died {losses[chunk]} times over this batch: {one_line(error, 160)}"
+                        yield from ((index, fault(cause, may_pass=True)) for index in chunk)
+                replicas.lost(replica)
+                asked[replica.fault.remote()] = (replica, None)
+                for other in replicas.present[:1]:  # it need not wait
+                    submit(other)
+                continue
+            if chunk is None and answers:
+                raise DataError(f"vLLM can no longer run {self.settings.model}: {answers}")
+            replicas.there(replica)
             submit(replica)
-            yield from zip(chunk, answers, strict=True)
+            if chunk is not None:
+                yield from zip(chunk, answers, strict=True)
 
     def _start(self) -> list[Any]:
         """The replicas; the first call starts them and waits until each has loaded its model."""
@@ -136,13 +154,12 @@ class VLLMEngine:
         if not gpus and settings.replicas is None:
             resources = {**resources, "CPU": settings.threads_per_replica}
         count, gpus = share_of_cluster(replace(share, gpus_per_worker=gpus), resources)
-        # max_task_retries covers deaths only: what vLLM raises is caught inside the replica
+        # Ray's own retries (max_task_retries) would be spent within a second, on a node that is not back yet
         actor = ray.remote(
             num_cpus=settings.threads_per_replica,
             num_gpus=gpus,
             resources=dict(settings.replica_resources) or None,
             max_restarts=-1,
-            max_task_retries=settings.attempts - 1,
         )(_Replica)
         replicas = [actor.remote(str(self._model), settings, bool(gpus)) for _ in range(count)]
         faults = ray.get([replica.fault.remote() for replica in replicas])
@@ -153,8 +170,39 @@ class VLLMEngine:
         return replicas
 
 
+class _Replicas:
+    """The replicas, and since when each of them has been away."""
+
+    def __init__(self, replicas: Sequence[Any], patience: float) -> None:
+        self.all, self._patience = list(replicas), patience
+        self._since: dict[Any, float] = {}
+
+    def lost(self, replica: Any) -> None:
+        """Waits a little before it is asked again whether it is there.
+
+        Raises:
+            DataError: it has been away for too long.
+        """
+        since = self._since.setdefault(replica, time.monotonic())
+        if time.monotonic() - since > self._patience:
+            raise DataError(
+                f"a replica of the language model has been lost for {self._patience:g} s; give the cluster "
+                "back a node that holds it and run again: the answers so far are kept"
+            )
+        time.sleep(_PAUSE)
+
+    def there(self, replica: Any) -> None:
+        """It has answered."""
+        self._since.pop(replica, None)
+
+    @property
+    def present(self) -> list[Any]:
+        """Those that are not known to be lost."""
+        return [replica for replica in self.all if replica not in self._since]
+
+
 class _Replica:
-    """One vLLM in one Ray actor. It never raises, so that Ray's retries are for deaths alone."""
+    """One vLLM in one Ray actor. It never raises: an error of its tasks is a death."""
 
     def __init__(self, model: str, settings: VLLMSettings, on_gpu: bool) -> None:
         self.settings = settings

@@ -250,8 +250,9 @@ def _on_ray(
         )
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        # Each try while its node is gone counts as a retry, so that only the restarts are bounded.
         actor = ray.remote(
-            num_cpus=1, num_gpus=gpus, resources=dict(resources or {}), max_restarts=2, max_task_retries=2
+            num_cpus=1, num_gpus=gpus, resources=dict(resources or {}), max_restarts=2, max_task_retries=-1
         )(_RayPainter)
         pool = ActorPool([actor.remote(load, folder.absolute()) for _ in range(workers)])
         yield from pool.map_unordered(lambda painter, batch: painter.work.remote(batch), batches)
