@@ -28,8 +28,8 @@ AUTO = "auto"
 STARTS_WITH_IMAGES = ("fitted+kaiming+gated", "fitted+kaiming+detail", "fitted+kaiming", "fitted")
 """What "auto" stands for where there are calibration images and a VAE: the first that suits the head."""
 STARTS_WITHOUT_IMAGES = ("kaiming+detail", "kaiming", "default")
-"""What "auto" stands for elsewhere. Which start comes first in each was measured by training: PAPER.md, "What
-the starts are worth"."""
+"""What "auto" stands for elsewhere. Which start comes first in each was measured by training: PAPER.md,
+"Ablations"."""
 
 
 def resolve_initialisation(
