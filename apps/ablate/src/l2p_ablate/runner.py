@@ -119,7 +119,9 @@ def _write(
     summary = summarise(config, results) | {
         "seconds": round(spent, 1),
         "provenance": provenance,
-        "config": config.model_dump(mode="json", exclude={"source": {"model"}, "data": True}),
+        "config": config.model_dump(
+            mode="json", exclude={"source": {"model"}, "evaluate": {"metadata"}, "data": True}
+        ),
     }
     with held(root, wait=True):
         if results:
