@@ -2,12 +2,14 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 SIZE = 32  # px
 PROMPTS = [
@@ -29,6 +31,15 @@ Z_IMAGE = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The same sums as in the processes that tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model directory: three blocks, so that with n = 1 the middle one is frozen."""
@@ -37,7 +48,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     source = write_untrained_source(folder / "source", seed=0, dim=64, n_heads=2, n_kv_heads=2, n_layers=3)
-    convert(source, folder / "model", patch_size=16, head_channels=(4, 8, 8, 8), seed=0)
+    convert(
+        source,
+        folder / "model",
+        patch_size=16,
+        head_channels=(4, 8, 8, 8),
+        seed=0,
+        initialisation="default",
+    )
     return folder / "model"
 
 

@@ -45,10 +45,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_other_numbers_of_processes_agree(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ):
     """One test for several claims: each process costs seconds to start."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train(config(tiny_model, tiny_corpus, tmp_path / "whole", steps=6))
-    torch.set_num_threads(threads)
 
     killed = config(tiny_model, tiny_corpus, tmp_path / "killed", steps=6)
     (tmp_path / "killed.json").write_text(json.dumps(killed.to_dict()))

@@ -14,15 +14,6 @@ from safetensors.torch import load_file, save_file
 STEPS = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Same sums in every process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def settings(tiny_model: Path, tiny_corpus: Path, tmp_path: Path):
     """Return the function changes -> TrainConfig of a tiny run."""
