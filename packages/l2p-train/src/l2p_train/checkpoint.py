@@ -97,20 +97,8 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
     temporary.mkdir(parents=True, exist_ok=True)  # with a mirror, other machines have disks of their own
-    kinds: dict[str, list[Tensor]] = {
-        "master": masters.shards,
-        "exp_avg": masters.moments("exp_avg"),
-        "exp_avg_sq": masters.moments("exp_avg_sq"),
-    }
-    if ema is not None:
-        kinds["ema"] = ema
-    mine: dict[str, Tensor] = {}
-    for kind, values in kinds.items():
-        for index, (name, tensor) in enumerate(masters.gather(values)):
-            if index % world_size == rank:
-                mine[f"{kind}/{name}"] = tensor.to("cpu", copy=True).contiguous()
     path = temporary / f"rank-{rank:03d}.safetensors"
-    save_file(mine, path)
+    save_file(_share(masters, ema, rank, world_size), path)
     _sync(path)
     problem = mirror.put_part(path, step) if mirror else None
     written: list[Any] = [None] * world_size
@@ -142,6 +130,23 @@ def save_checkpoint(
     if problems:
         raise TrainError(f"{problems[0]}; the checkpoint is whole in {final}")
     return Checkpoint(final, step, state)
+
+
+def _share(masters: Masters, ema: list[Tensor] | None, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Return the tensors that this process writes, whole and on the CPU; collective."""
+    kinds: dict[str, list[Tensor]] = {
+        "master": masters.shards,
+        "exp_avg": masters.moments("exp_avg"),
+        "exp_avg_sq": masters.moments("exp_avg_sq"),
+    }
+    if ema is not None:
+        kinds["ema"] = ema
+    mine: dict[str, Tensor] = {}
+    for kind, values in kinds.items():
+        for index, (name, tensor) in enumerate(masters.gather(values)):
+            if index % world_size == rank:
+                mine[f"{kind}/{name}"] = tensor.to("cpu", copy=True).contiguous()
+    return mine
 
 
 def load_checkpoint(checkpoint: Checkpoint, masters: Masters, ema: list[Tensor] | None) -> None:
