@@ -50,7 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--plot", type=Path, metavar="PNG", help="also draw the counts")
     sub.add_argument("--near-duplicates", action="store_true", help="also the share of near-duplicates")
 
-    sub = command("export", "corpus -> image folder with metadata")
+    _export(command("export", "corpus -> image folder with metadata"))
+
+    sub = command("import", "image folder with captions -> corpus")
+    sub.add_argument("folder", help="directory or address")
+    sub.add_argument("--caption", metavar="COLUMN", help="column of the text, where there are several")
+    sub.add_argument("--out", required=True, help="directory or address")
+    return parser
+
+
+def _export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("corpus", help="directory or address")
     sub.add_argument("--out", required=True, help="directory or address")
     sub.add_argument(
@@ -60,12 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="hub: file_name, text; pairs: image, prompt; sidecar: a .txt beside each image",
     )
     sub.add_argument("--metadata", choices=["jsonl", "csv", "parquet"], default="jsonl")
-
-    sub = command("import", "image folder with captions -> corpus")
-    sub.add_argument("folder", help="directory or address")
-    sub.add_argument("--caption", metavar="COLUMN", help="column of the text, where there are several")
-    sub.add_argument("--out", required=True, help="directory or address")
-    return parser
 
 
 def _tree(sub: argparse.ArgumentParser) -> None:
