@@ -26,6 +26,9 @@ def flow_schedule(
         noise_shift: shift of the sigmas; None keeps the scheduler's own.
         image_tokens: of one image, for schedulers that shift by its size.
         changes: to the config of a scheduler that samples by something else than flow matching.
+
+    Raises:
+        ArchError: no step, a shift that is not positive, or a scheduler that cannot sample by flow matching.
     """
     if steps < 1:
         raise ArchError(f"num_inference_steps {steps} must be at least 1")
