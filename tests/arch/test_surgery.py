@@ -47,6 +47,20 @@ def test_the_report_accounts_for_every_tensor_of_source_and_result(
         assert torch.equal(result[name], source[name.removeprefix("trunk.")])
 
 
+def test_a_copy_is_planned_without_torch(untrained_source: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from l2p_arch.surgery import open_source\n"
+        "source = open_source(Path(sys.argv[1]))\n"
+        "print(len(source.tensors), source.format.family, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(untrained_source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    count = len(load_file(untrained_source / WEIGHTS))
+    assert result.stdout.split() == [str(count), "z-image", "False"]
+
+
 def test_the_result_loads_and_samples_and_holds_no_vae(converted: Path) -> None:
     assert not (converted / "vae").exists()
     pipeline = L2PPipeline.from_pretrained(converted)
@@ -162,6 +176,38 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
         (tmp_path / name).mkdir()
     convert(untrained_source, out, head_channels=HEAD)
     assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_killed_surgery_was_replacing_is_there_again(
+    untrained_source: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    kill_between_the_renames = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from l2p_arch import convert\n"
+        "rename = Path.rename\n"
+        "def renamed(path, target):\n"
+        "    if '.partial-' in path.name and path.is_dir():\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return rename(path, target)\n"
+        "Path.rename = renamed\n"
+        "convert(sys.argv[1], sys.argv[2], head_channels=(8, 8, 16, 16), overwrite=True)\n"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep")
+    command = [sys.executable, "-c", kill_between_the_renames, str(untrained_source), str(out)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    if overwrite:
+        convert(untrained_source, out, head_channels=HEAD, overwrite=True)
+        assert (out / "transformer").is_dir()
+    else:
+        with pytest.raises(ArchError, match="already exists"):
+            convert(untrained_source, out, head_channels=HEAD)
+        assert (out / "precious.txt").read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_existing_directory_is_replaced_only_when_asked(

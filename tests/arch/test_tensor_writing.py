@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from l2p_arch.tensor_files import DTYPE_NAMES, index_directory, read_header
+from l2p_arch.tensor_files import dtype_name, index_directory, read_header
 from l2p_arch.tensor_writing import DirectoryWriter, PlannedTensor, copy_range, write_directory, write_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +20,7 @@ def many_tensors() -> dict[str, Tensor]:
     sizes = [(3,), (40, 300), (1,), (0, 5), (7, 11, 13), (2, 60_000)]
     dtypes = [torch.float32, torch.bfloat16, torch.int8]
     return {
-        f"{DTYPE_NAMES[dtype]}.{index}": torch.randint(-100, 100, size, generator=generator).to(dtype)
+        f"{dtype_name(dtype)}.{index}": torch.randint(-100, 100, size, generator=generator).to(dtype)
         for index, size in enumerate(sizes)
         for dtype in dtypes
     }
@@ -36,7 +36,7 @@ def planned(path: Path, names: Sequence[str] | None = None) -> list[PlannedTenso
 
 def made(tensors: dict[str, Tensor]) -> list[PlannedTensor]:
     def plan(name: str, value: Tensor) -> PlannedTensor:
-        dtype = DTYPE_NAMES[value.dtype]
+        dtype = dtype_name(value.dtype)
         return PlannedTensor(name=name, dtype=dtype, shape=tuple(value.shape), origin=lambda: value)
 
     return [plan(name, value) for name, value in tensors.items()]

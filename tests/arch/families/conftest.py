@@ -44,7 +44,8 @@ class Tiny:
         """Our trunk, on latent patches: blocks as surgery takes them over, and the source's own embedder."""
         layout = self.family.latent_embedder(source.config)
         tensors = source.state_dict()
-        state = {key: value for key, value in tensors.items() if not self.family.is_source_end(key)}
+        is_end = self.family.source_format.is_end
+        state = {key: value for key, value in tensors.items() if not is_end(key)}
         weight = tensors[f"{layout.name}.weight"].flatten(1)
         trunk = self.family.build_trunk(source.config, weight.shape[1]).eval()
         wanted = trunk.state_dict()[f"{self.family.embedder}.weight"].shape

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from l2p_arch import FAMILIES, ArchError
-from l2p_arch.families import find_family_of_class
+from l2p_arch.families import find_family
 from l2p_arch.families.ddpm import ddpm_step, to_ddpm
+from l2p_arch.source_formats import SOURCE_FORMATS, find_source_format
 from torch import Tensor
 
 TIMES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,12 +99,17 @@ PUBLISHED_PIXART: dict[str, Any] = {  # PixArt-Sigma-XL-2-1024-MS, whose class i
 }
 
 
+def test_every_family_has_a_format_and_every_format_a_family() -> None:
+    assert list(FAMILIES) == list(SOURCE_FORMATS)
+    assert all(name == family.name == SOURCE_FORMATS[name].family for name, family in FAMILIES.items())
+
+
 def test_the_published_pixart_sigma_is_the_family_in_full() -> None:
-    family = find_family_of_class("Transformer2DModel")
+    family = find_family(find_source_format("Transformer2DModel").family)
     assert family.name == "pixart-sigma"
     with torch.device("meta"):
         trunk = family.build_trunk(PUBLISHED_PIXART, 768)
-    kept = sum(p.numel() for name, p in trunk.named_parameters() if not family.is_source_end(name))
+    kept = sum(p.numel() for name, p in trunk.named_parameters() if not family.source_format.is_end(name))
     latent_ends = 1152 * (16 + 1) + 2 * 1152 + 32 * (1152 + 1)
     file = 2_443_492_488  # bytes of its diffusion_pytorch_model.safetensors, in float32
     header = file - 4 * (kept + latent_ends)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from l2p_arch import ArchError, L2PPipeline, convert
+from l2p_arch import FAMILIES, ArchError, L2PPipeline, convert
 
 PROMPTS = ["a small red circle left of a large blue square", "two blue squares and a large red triangle"]
 LENGTH = 96  # FLUX.2's and SANA's instructions come before the prompt
@@ -59,6 +59,14 @@ def test_text_is_encoded_as_the_familys_own_pipeline_does(source: Any, tmp_path:
         assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
     first, second = (sample["text"] for sample in expected)
     assert first.shape != second.shape or not torch.equal(first, second)  # the prompts are within LENGTH
+
+
+def test_a_prompt_may_be_as_long_as_in_the_familys_own_pipeline(source: Any) -> None:
+    taken = inspect.signature(type(source.pipeline).__call__).parameters.get("max_sequence_length")
+    if taken is None:
+        assert source.family == "prx"  # whose tokenizer says it, in the file that is published
+        return
+    assert FAMILIES[source.family].text_tokens == taken.default
 
 
 @pytest.mark.parametrize("source", ["prx"], indirect=True)

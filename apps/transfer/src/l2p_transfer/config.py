@@ -37,7 +37,7 @@ class SourceSection:
     model: Path  # a diffusers text-to-image directory
     num_inference_steps: int = 9
     guidance_scale: float = 0.0
-    max_sequence_length: int = 512  # tokens of a prompt
+    max_sequence_length: int | None = None  # tokens of a prompt; None: its pipeline's default
     dtype: Dtype = "auto"  # auto: bfloat16 where the machine computes in it, else float32
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else its pipeline takes
     family: str = ""  # only for --dry-run without the weights: a family at its full size
@@ -46,10 +46,11 @@ class SourceSection:
     @property
     def sampling(self) -> dict[str, Any]:
         """Arguments of the source's pipeline."""
+        length = {} if self.max_sequence_length is None else {"max_sequence_length": self.max_sequence_length}
         return {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
-            "max_sequence_length": self.max_sequence_length,
+            **length,
             **self.pipeline_kwargs,
         }
 

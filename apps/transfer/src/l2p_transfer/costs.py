@@ -238,7 +238,7 @@ def _conditioning(config: Config, family: str, trunk: Mapping[str, Any]) -> dict
     import torch
 
     width = next((trunk[key] for key in TEXT_WIDTHS if trunk.get(key)), 0)
-    tokens = min(CAPTION_TOKENS, config.source.max_sequence_length)
+    tokens = min(CAPTION_TOKENS, config.source.max_sequence_length or CAPTION_TOKENS)
     conditioning = {"caption" if family == "z-image" else "text": torch.empty(tokens, width, device="meta")}
     if trunk.get("pooled_projection_dim"):
         conditioning["pooled"] = torch.empty(trunk["pooled_projection_dim"], device="meta")

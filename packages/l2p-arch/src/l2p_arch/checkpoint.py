@@ -17,7 +17,7 @@ from l2p_arch.directories import (
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.model_card import write_model_card
-from l2p_arch.tensor_files import DTYPE_NAMES, StoredTensor, index_directory, read_header
+from l2p_arch.tensor_files import StoredTensor, dtype_name, index_directory, read_header
 from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
 
 _CHUNK = 8 << 20
@@ -86,7 +86,7 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
 
 def _in_memory(name: str, value: Tensor) -> PlannedTensor:
     return PlannedTensor(
-        name=name, dtype=DTYPE_NAMES[value.dtype], shape=tuple(value.shape), origin=lambda: value
+        name=name, dtype=dtype_name(value.dtype), shape=tuple(value.shape), origin=lambda: value
     )
 
 

@@ -38,13 +38,13 @@ def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
     """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
-    if out.exists() and not overwrite:
-        raise ArchError(f"{out} already exists; choose another directory or allow it to be overwritten")
     if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
         raise ArchError(f"{out} holds the source; choose another directory for the result")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(out)
+        if out.exists() and not overwrite:
+            raise ArchError(f"{out} already exists; choose another directory or allow it to be overwritten")
         partial = _staging(out, "partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -74,19 +74,32 @@ def _staging(out: Path, kind: str) -> Path:
 
 
 def _remove_left_behind(out: Path) -> None:
-    """Remove what killed processes of this host left unfinished of `out`.
+    """Remove what killed processes of this host left unfinished of `out`; what they were replacing, and had
+    not yet replaced, becomes `out` again.
 
     What belongs to a living process stays, and so does that of another host, which may share the disk.
     """
-    start = _staging(out, "partial").name.removesuffix(str(os.getpid()))
-    for path in out.parent.iterdir():
-        owner = path.name.removeprefix(start)
-        if owner == path.name or not owner.isdecimal() or _is_alive(int(owner)):
-            continue
+    for path in _left_behind(out, "replaced"):
+        if not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in _left_behind(out, "partial"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _left_behind(out: Path, kind: str) -> list[Path]:
+    """What dead processes of this host staged for `out`."""
+    start = _staging(out, kind).name.removesuffix(str(os.getpid()))
+    owners = {path: path.name.removeprefix(start) for path in out.parent.iterdir()}
+    return [
+        path
+        for path, owner in owners.items()
+        if owner != path.name and owner.isdecimal() and not _is_alive(int(owner))
+    ]
 
 
 def _is_alive(process: int) -> bool:

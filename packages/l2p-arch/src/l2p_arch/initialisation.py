@@ -1,6 +1,7 @@
 """First values of the new ends: the pixel embedder and the head.
 
 The choices can be joined with "+", for example "fitted+zero-output"; their order in the name does not matter.
+Surgery checks a choice before torch is imported, so no function here imports it before it needs it.
 """
 
 from __future__ import annotations
@@ -8,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from l2p_arch.errors import ArchError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from l2p_arch.model import L2PTransformer
     from l2p_arch.surgery import Source
 
-NewTensors = dict[str, Tensor]
-Initialisation = Callable[["NewTensors", "L2PTransformer", "Source", Tensor | None], dict[str, float]]
+NewTensors = dict[str, "Tensor"]
+Initialisation = Callable[[NewTensors, "L2PTransformer", "Source", "Tensor | None"], dict[str, float]]
 
 _FINEST_CHANNELS = {"kaiming": 1, "detail": 6, "gated": 12}
 """The starts that write into the Detailer Head, and how many channels they need at its finest level."""
@@ -121,6 +121,9 @@ def new_tensors(
 
 def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
     """The pixel embedder and the head in PyTorch's own initialisation, as the public conversion has it."""
+    import torch
+    from torch import nn
+
     made = {}
     embedder = f"trunk.{model.source_family.embedder}"
     with torch.random.fork_rng(devices=[]):
@@ -175,6 +178,8 @@ def _detail(
     Smooth images have next to no such fine detail, so in x_t it is noise, which the velocity contains whole:
     the head need not learn first of all to let it pass.
     """
+    import torch
+
     sign = model.source_family.velocity_sign
     encoder, decoder, out = (f"detailer_head.{name}" for name in ("enc1.0", "dec1.0", "out_conv"))
     # Where the skip's channels begin.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_arch.directories import read_json
-from l2p_arch.families import find_family
+from l2p_arch.source_formats import source_format
 from l2p_arch.tensor_files import StoredTensor, index_directory
 
 _CARD = """---
@@ -82,14 +82,14 @@ def single_file_card(file: Path, config: Mapping[str, Any], tensors: Mapping[str
 def _filled(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], title: str, origin: str, usage: str
 ) -> str:
-    family = find_family(config["family"])
+    source = source_format(config["family"])
     counts: dict[str, int] = {}
     for tensor in tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + prod(tensor.shape)
     return _CARD.format(
         title=title,
-        family=family.name,
-        transformer_class=family.transformer_class,
+        family=source.family,
+        transformer_class=source.transformer_class,
         patch_size=config["patch_size"],
         head="a small U-Net, the Detailer Head," if config["head_channels"] else "a plain linear head",
         head_channels=", ".join(map(str, config["head_channels"])) or "none",

@@ -68,8 +68,11 @@ class L2PPipeline(DiffusionPipeline):
         return config
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, max_sequence_length: int = 512) -> list[Conditioning]:
-        """The conditioning of each prompt, as the source family encodes text."""
+    def encode(self, prompts: Sequence[str], *, max_sequence_length: int | None = None) -> list[Conditioning]:
+        """The conditioning of each prompt, as the source family encodes text.
+
+        What exceeds `max_sequence_length` tokens is cut off; None stands for the family's own limit.
+        """
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
         if all(component is None for component in components.values()):
@@ -81,7 +84,7 @@ class L2PPipeline(DiffusionPipeline):
             {**components, "trunk": self.transformer.trunk},
             prompts,
             device=self._execution_device,
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=max_sequence_length or family.text_tokens,
         )
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class L2PPipeline(DiffusionPipeline):
         strength: float = 0.6,
         prompt_conditioning: Sequence[Conditioning] | None = None,
         negative_conditioning: Sequence[Conditioning] | None = None,
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = None,
         output_type: str = "pil",
         on_step: Callable[[int, float, Tensor], None] | None = None,
     ) -> ImagePipelineOutput:
@@ -125,7 +128,7 @@ class L2PPipeline(DiffusionPipeline):
                 1] or PIL images, which are resized.
             strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
-            max_sequence_length: longest text, in tokens.
+            max_sequence_length: longest text, in tokens; None: as the source's own pipeline has it.
             output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W in [-1, 1]).
             on_step: called after each step with its number, its sigma and the float32 state (N, 3, H, W).
 
@@ -166,7 +169,7 @@ class L2PPipeline(DiffusionPipeline):
         self,
         prompt: str | Sequence[str] | None,
         given: Sequence[Conditioning] | None,
-        max_sequence_length: int,
+        max_sequence_length: int | None,
         prompts_against: int | None = None,
     ) -> list[Conditioning]:
         """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""

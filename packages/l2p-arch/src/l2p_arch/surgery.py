@@ -1,16 +1,17 @@
 """Weight surgery (sec. 3.3): a source checkpoint becomes the initialisation of a pixel-space model.
 
 The blocks are inherited byte for byte and streamed from file to file; the latent ends are dropped by name;
-the pixel embedder and the Detailer Head are new. The VAE stays behind.
+the pixel embedder and the Detailer Head are new. The VAE stays behind. The copy begins before torch and
+diffusers, which take seconds, are imported.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from l2p_arch.directories import (
     appearing_complete,
@@ -20,11 +21,16 @@ from l2p_arch.directories import (
     write_json,
 )
 from l2p_arch.errors import ArchError
-from l2p_arch.families import Family, find_family_of_class
 from l2p_arch.initialisation import AUTO, check_initialisation, new_tensors, resolve_initialisation
 from l2p_arch.model_card import write_model_card
+from l2p_arch.source_formats import SourceFormat, find_source_format
 from l2p_arch.tensor_files import StoredTensor, index_directory
 from l2p_arch.tensor_writing import DirectoryWriter, PlannedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from l2p_arch.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class SurgeryReport:
         parts = []
         for label in ("inherited", "new", "dropped"):
             records: tuple[TensorRecord, ...] = getattr(self, label)
-            count = sum(torch.Size(record.shape).numel() for record in records)
+            count = sum(prod(record.shape) for record in records)
             parts.append(f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)")
         return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
 
@@ -67,12 +73,19 @@ class Source:
     """A diffusers pipeline directory that has been looked at but not loaded."""
 
     directory: Path
-    family: Family
+    format: SourceFormat
     pipeline_index: Mapping[str, Any]
     transformer_config: Mapping[str, Any]
     components: Sequence[str]
     """Text encoders, tokenizers and the scheduler: what a converted model takes along."""
     tensors: Mapping[str, StoredTensor]
+
+    @property
+    def family(self) -> Family:
+        """The family with all its functions."""
+        from l2p_arch.families import find_family
+
+        return find_family(self.format.family)
 
     @property
     def has_vae(self) -> bool:
@@ -128,7 +141,7 @@ def convert(
     wanted_dtype = _dtype_name(dtype)
     inherited = _inherited(opened, wanted_dtype)
     config = {
-        "family": opened.family.name,
+        "family": opened.format.family,
         "trunk_config": {
             key: value for key, value in opened.transformer_config.items() if not key.startswith("_")
         },
@@ -165,18 +178,20 @@ def open_source(source: Path) -> Source:
     if str((index.get("transformer") or [None])[0]).startswith("l2p_arch"):
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
     config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
-    family = find_family_of_class(config.get("_class_name", ""))
+    known = find_source_format(config.get("_class_name", ""))
     return Source(
         directory=source,
-        family=family,
+        format=known,
         pipeline_index=index,
         transformer_config=config,
-        components=components_to_keep(source, family.text_components, family.name),
+        components=components_to_keep(source, known.text_components, known.family),
         tensors=index_directory(source / "transformer"),
     )
 
 
 def _meta_model(config: Mapping[str, Any]) -> Any:
+    import torch
+
     from l2p_arch.model import L2PTransformer
 
     with torch.device("meta"):
@@ -185,12 +200,10 @@ def _meta_model(config: Mapping[str, Any]) -> Any:
 
 def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
     """All tensors of the source but its latent ends, told apart by name."""
-    family = source.family
-    kept = [stored for name, stored in source.tensors.items() if not family.is_source_end(name)]
+    ends = source.format.ends
+    kept = [stored for name, stored in source.tensors.items() if not source.format.is_end(name)]
     if len(kept) == len(source.tensors):
-        raise ArchError(
-            f"{source.directory}: the transformer has no latent ends ({', '.join(family.source_ends)})"
-        )
+        raise ArchError(f"{source.directory}: the transformer has no latent ends ({', '.join(ends)})")
     return [
         PlannedTensor(
             name=f"trunk.{stored.name}", dtype=dtype or stored.dtype, shape=stored.shape, origin=stored
@@ -227,7 +240,7 @@ def _check_against_model(
 
 
 def _latent_ends(source: Source) -> list[StoredTensor]:
-    return [stored for name, stored in source.tensors.items() if source.family.is_source_end(name)]
+    return [stored for name, stored in source.tensors.items() if source.format.is_end(name)]
 
 
 def _report(
@@ -243,7 +256,7 @@ def _report(
 
     return SurgeryReport(
         source=source.directory.name,
-        family=source.family.name,
+        family=source.format.family,
         patch_size=patch_size,
         initialisation=initialisation,
         inherited=records(inherited),

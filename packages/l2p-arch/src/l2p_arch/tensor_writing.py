@@ -7,6 +7,8 @@ time on ext4, and XFS and Btrfs can share the blocks instead. A header is writte
 left for it, so that a file can be filled before all of its tensors are known.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +17,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from l2p_arch.errors import ArchError
-from l2p_arch.tensor_files import DTYPES, WEIGHTS, StoredTensor
+from l2p_arch.tensor_files import ITEM_BYTES, WEIGHTS, StoredTensor, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PAGE = 4096
 _PIECE = 256 << 20  # bytes per call to the kernel, between which a copy can be stopped
@@ -41,7 +43,7 @@ class PlannedTensor:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def same_bytes(self) -> StoredTensor | None:
@@ -175,7 +177,7 @@ class _OpenFile:
         before = dict(self.entries), self.size
         self._enter(tensors)
         starts = ((self.entries[tensor.name]["data_offsets"][0], tensor) for tensor in tensors)
-        aligned = all(start % DTYPES[tensor.dtype].itemsize == 0 for start, tensor in starts)
+        aligned = all(start % ITEM_BYTES[tensor.dtype] == 0 for start, tensor in starts)
         if aligned and len(self._header()) <= self._room:
             return True
         (self.entries, self.size), self._waiting = before, []
@@ -197,7 +199,7 @@ class _OpenFile:
 
     def _enter(self, tensors: Sequence[PlannedTensor]) -> None:
         # Widest dtypes first: every tensor then starts at a multiple of its item size.
-        self._waiting = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, *_place(tensor)))
+        self._waiting = sorted(tensors, key=lambda tensor: (-ITEM_BYTES[tensor.dtype], *_place(tensor)))
         for tensor in self._waiting:
             stop = self.size + tensor.size
             entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [self.size, stop]}
@@ -261,11 +263,13 @@ def _shift(tensors: Sequence[PlannedTensor], entries: Mapping[str, Any]) -> int:
 
 def _bytes_of(tensor: PlannedTensor) -> memoryview:
     """The tensor's value as it is stored."""
+    import torch
+
     origin = tensor.origin
     value = origin.read() if isinstance(origin, StoredTensor) else origin()
     if tuple(value.shape) != tensor.shape:
         raise AssertionError(f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}")
-    value = value.detach().to("cpu", DTYPES[tensor.dtype]).contiguous()
+    value = value.detach().to("cpu", torch_dtype(tensor.dtype)).contiguous()
     return value.reshape(-1).view(torch.uint8).numpy().data
 
 

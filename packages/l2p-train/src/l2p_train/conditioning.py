@@ -158,8 +158,9 @@ def embed_prompts(
     Args:
         on_part: called with (done, of how many) after each part; what it raises ends the run.
     """
-    components = source_family(config.model).text_components
-    name = encoder_hash(config.model, components, config.max_sequence_length)
+    family = source_family(config.model)
+    longest = config.max_sequence_length or family.text_tokens
+    name = encoder_hash(config.model, family.text_components, longest)
     directory = config.output / "conditioning" / name
     mirror = mirror or Mirror(config)
     mirror.share(directory)
@@ -169,9 +170,7 @@ def embed_prompts(
     torch.distributed.barrier()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     share = wanted[rank::processes]
-    for done in encode_missing(
-        config.model, share, directory, max_sequence_length=config.max_sequence_length, device=device
-    ):
+    for done in encode_missing(config.model, share, directory, max_sequence_length=longest, device=device):
         on_part(done, len(share))
     torch.distributed.barrier()
     mirror.share(directory)

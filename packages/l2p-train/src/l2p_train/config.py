@@ -88,7 +88,7 @@ class TrainConfig:
     )
 
     # Data
-    max_sequence_length: int = 512  # longest text, in tokens
+    max_sequence_length: int | None = None  # longest text, in tokens; None: as the family's own
     resolution: int | None = None  # None: images as they are; r: about r x r pixels, aspect kept, no crop
     loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
     image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process

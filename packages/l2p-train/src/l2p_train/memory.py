@@ -97,7 +97,7 @@ def estimate(
     )
     height, width = (height, width) if height and width else _image_size(config)
     image_tokens = (height // model.patch_size) * (width // model.patch_size)
-    tokens = image_tokens + min(config.max_sequence_length, 256)
+    tokens = image_tokens + min(config.max_sequence_length or 256, 256)
     activations = micro * (
         _trunk_values(config, model, plan, tokens, channels)
         + head_values(config, model, height, width, channels)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
+from l2p_arch.source_formats import SourceFormat, source_format
 
 Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
@@ -40,16 +41,9 @@ class Family:
     """
 
     name: str
-    """Name in configs, for example "z-image"."""
-    transformer_class: str
-    """Name of the diffusers class of the trunk."""
-    older_classes: tuple[str, ...] = ()
-    """Names that published configs still have for it."""
+    """Name in configs, for example "z-image", and key of `SOURCE_FORMATS`."""
     embedder: str
     """Module of the trunk that maps patch channels to tokens (new in pixel space)."""
-    source_ends: tuple[str, ...]
-    """Prefixes of the source's tensors that belong to the latent space and are dropped, by name and never by
-    shape."""
     block_lists: tuple[str, ...]
     """Module lists of the main blocks, in the order in which data flows; the freezing of sec. 3.3 counts
     along them."""
@@ -60,8 +54,6 @@ class Family:
     idle: tuple[str, ...] = ()
     """Modules without any influence on the features, hence without gradients; "-1" names the last of a
     list."""
-    text_components: tuple[str, ...]
-    """Pipeline components that encode text, and that a converted model takes along."""
     feature_channels: Callable[[Mapping[str, Any]], int]
     """Source config -> width D of the image tokens."""
     pixel_config: Callable[[Mapping[str, Any], int], dict[str, Any]]
@@ -73,6 +65,8 @@ class Family:
     run: Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
     """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h,
     w)."""
+    text_tokens: int = 512
+    """Most tokens of a prompt, where nothing else is asked for: the default of the family's own pipeline."""
     encode_text: Callable[..., list[Conditioning]]
     """(text components by name, and the "trunk", prompts, *, device, max_sequence_length) -> one Conditioning
     per prompt."""
@@ -84,6 +78,21 @@ class Family:
     flow_scheduler: Mapping[str, Any] = field(default_factory=dict)
     """What to change in the config of the source's scheduler where it samples by something else than flow
     matching."""
+
+    @property
+    def source_format(self) -> SourceFormat:
+        """How its directories look on disk."""
+        return source_format(self.name)
+
+    @property
+    def transformer_class(self) -> str:
+        """Name of the diffusers class of the trunk."""
+        return self.source_format.transformer_class
+
+    @property
+    def text_components(self) -> tuple[str, ...]:
+        """Pipeline components that encode text, and that a converted model takes along."""
+        return self.source_format.text_components
 
     def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> Any:
         """Build the trunk for a source config (weights as PyTorch initialises them)."""
@@ -101,10 +110,6 @@ class Family:
             ) from error
         self.strip_output(trunk)
         return trunk
-
-    def is_source_end(self, tensor_name: str) -> bool:
-        """True for a source tensor that is dropped."""
-        return any(tensor_name == end or tensor_name.startswith(f"{end}.") for end in self.source_ends)
 
 
 class FeaturesOnly(nn.Module):

@@ -62,7 +62,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 512,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("FluxPipeline", components)
     text, pooled, _ = pipeline.encode_prompt(
@@ -73,13 +73,10 @@ def _encode_text(
 
 FLUX = Family(
     name="flux",
-    transformer_class="FluxTransformer2DModel",
     embedder="x_embedder",
-    source_ends=("x_embedder", "norm_out", "proj_out"),
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     shallow=("x_embedder", "context_embedder", "time_text_embed"),
     velocity_sign=1,
-    text_components=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
     strip_output=_strip_output,

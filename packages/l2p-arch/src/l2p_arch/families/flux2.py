@@ -57,7 +57,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 512,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     small = type(components["text_encoder"]).__name__.startswith("Qwen")  # FLUX.2 [klein]
     pipeline = source_pipeline("Flux2KleinPipeline" if small else "Flux2Pipeline", components)
@@ -76,9 +76,7 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
 
 FLUX2 = Family(
     name="flux2",
-    transformer_class="Flux2Transformer2DModel",
     embedder="x_embedder",
-    source_ends=("x_embedder", "norm_out", "proj_out"),
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     shallow=(
         "x_embedder",
@@ -89,7 +87,6 @@ FLUX2 = Family(
         "single_stream_modulation",
     ),
     velocity_sign=1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
     strip_output=_strip_output,

@@ -53,7 +53,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 256,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("Lumina2Pipeline", components)
     text, mask, _, _ = pipeline.encode_prompt(
@@ -67,17 +67,15 @@ def _encode_text(
 
 LUMINA2 = Family(
     name="lumina2",
-    transformer_class="Lumina2Transformer2DModel",
     embedder="x_embedder",
-    source_ends=("x_embedder", "norm_out"),
     block_lists=("layers",),
     shallow=("x_embedder", "noise_refiner", "context_refiner", "time_caption_embed"),
     velocity_sign=-1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["hidden_size"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,
+    text_tokens=256,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(
         name="x_embedder", patch_size=config["patch_size"], fold="b c (h py) (w px) -> b h w (py px c)"

@@ -68,7 +68,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 300,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("PixArtSigmaPipeline", components)
     text, mask, _, _ = pipeline.encode_prompt(
@@ -82,18 +82,15 @@ def _encode_text(
 
 PIXART_SIGMA = Family(
     name="pixart-sigma",
-    transformer_class="PixArtTransformer2DModel",
-    older_classes=("Transformer2DModel",),
     embedder="pos_embed.proj",
-    source_ends=("pos_embed.proj", "scale_shift_table", "proj_out"),
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "adaln_single", "caption_projection"),
     velocity_sign=1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,
+    text_tokens=300,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
     flow_scheduler={"use_flow_sigmas": True, "prediction_type": "flow_prediction"},

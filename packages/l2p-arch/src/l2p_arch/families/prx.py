@@ -42,7 +42,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 256,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     from diffusers.utils import is_ftfy_available
 
@@ -60,17 +60,15 @@ def _encode_text(
 
 PRX = Family(
     name="prx",
-    transformer_class="PRXTransformer2DModel",
     embedder="img_in",
-    source_ends=("img_in", "final_layer"),
     block_lists=("blocks",),
     shallow=("img_in", "txt_in", "time_in"),
     velocity_sign=1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["hidden_size"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,
+    text_tokens=256,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="img_in", patch_size=config["patch_size"]),
 )

@@ -39,7 +39,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 512,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("QwenImagePipeline", components)
     text, mask = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
@@ -59,14 +59,11 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
 
 QWEN_IMAGE = Family(
     name="qwen-image",
-    transformer_class="QwenImageTransformer2DModel",
     embedder="img_in",
-    source_ends=("img_in", "norm_out", "proj_out"),
     block_lists=("transformer_blocks",),
     shallow=("img_in", "txt_norm", "txt_in", "time_text_embed"),
     velocity_sign=1,
     idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "patch_size": 1},
     strip_output=_strip_output,

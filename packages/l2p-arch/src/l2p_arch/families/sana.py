@@ -55,7 +55,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 300,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("SanaPipeline", components)
     instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
@@ -71,17 +71,15 @@ def _encode_text(
 
 SANA = Family(
     name="sana",
-    transformer_class="SanaTransformer2DModel",
     embedder="patch_embed.proj",
-    source_ends=("patch_embed.proj", "scale_shift_table", "proj_out"),
     block_lists=("transformer_blocks",),
     shallow=("patch_embed", "time_embed", "caption_projection", "caption_norm"),
     velocity_sign=1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,
+    text_tokens=300,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),
 )

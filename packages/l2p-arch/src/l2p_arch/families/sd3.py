@@ -48,7 +48,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 256,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     pipeline = source_pipeline("StableDiffusion3Pipeline", components)
     text, _, pooled, _ = pipeline.encode_prompt(
@@ -64,24 +64,15 @@ def _encode_text(
 
 SD3 = Family(
     name="sd3",
-    transformer_class="SD3Transformer2DModel",
     embedder="pos_embed.proj",
-    source_ends=("pos_embed.proj", "norm_out", "proj_out"),
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "context_embedder", "time_text_embed"),
     velocity_sign=1,
-    text_components=(
-        "text_encoder",
-        "tokenizer",
-        "text_encoder_2",
-        "tokenizer_2",
-        "text_encoder_3",
-        "tokenizer_3",
-    ),
     feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
+    text_tokens=256,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
 )

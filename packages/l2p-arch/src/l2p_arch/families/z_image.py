@@ -48,7 +48,7 @@ def _encode_text(
     prompts: Sequence[str],
     *,
     device: torch.device,
-    max_sequence_length: int = 512,
+    max_sequence_length: int,
 ) -> list[Conditioning]:
     """One user message per prompt through the chat template; hidden_states[-2] of the text encoder.
 
@@ -77,9 +77,7 @@ def _encode_text(
 
 Z_IMAGE = Family(
     name="z-image",
-    transformer_class="ZImageTransformer2DModel",
     embedder="all_x_embedder.1-1",
-    source_ends=("all_x_embedder", "all_final_layer"),
     block_lists=("layers",),
     shallow=(
         "all_x_embedder",
@@ -91,7 +89,6 @@ Z_IMAGE = Family(
         "cap_pad_token",
     ),
     velocity_sign=-1,
-    text_components=("text_encoder", "tokenizer"),
     feature_channels=lambda config: config["dim"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
