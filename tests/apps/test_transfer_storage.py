@@ -99,10 +99,6 @@ def test_what_a_stage_left_comes_back_to_an_empty_disk_and_the_newer_side_wins(
     storage.fetch(stages)
     assert paths.report.read_text() == "newer" and paths.prompts.read_text() == "p"
 
-    write_text(paths.root / "prompts/journal/answers-00000.jsonl", "paid for")
-    storage.keep_answers("prompts")
-    assert store.read("prompts/journal/answers-00000.jsonl") == b"paid for"
-
 
 def test_a_mistyped_bucket_is_one_line_before_anything_is_made(
     bucket: str, folder: Path, capsys: pytest.CaptureFixture[str]

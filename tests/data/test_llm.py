@@ -22,6 +22,7 @@ from l2p_data import (
 from l2p_data.audit import audit_prompts, parse_verdict
 from l2p_data.chat import ChatGenerator
 from l2p_data.cli import main
+from l2p_data.files import location
 from l2p_data.openai import OpenAIEngine, OpenAIServer
 from l2p_data.taxonomy import load_taxonomy
 from l2p_data.template import audit_message, generation_message
@@ -202,9 +203,11 @@ def test_an_llm_extends_the_tree_with_what_is_new_and_the_result_loads(
     assert causes["锁"] == "not in the language of Objects" and "without commas" in causes["a, b"]
 
 
+@pytest.mark.parametrize("place", ["a folder", "s3"])
 def test_what_was_answered_is_never_asked_again_and_a_resumed_run_gives_the_same_records(
-    url: str, tmp_path: Path
+    url: str, tmp_path: Path, place: str, request: pytest.FixtureRequest
 ) -> None:
+    journal = f"{request.getfixturevalue('bucket')}/run/journal" if place == "s3" else str(tmp_path)
     whole = generate_prompts(generator_of(url), 100, categories=[SIGN])
     Handler.bodies.clear()
 
@@ -216,17 +219,19 @@ def test_what_was_answered_is_never_asked_again_and_a_resumed_run_gives_the_same
             raise Killed
 
     with pytest.raises(Killed):
-        generate_prompts(generator_of(url, journal=tmp_path, on_progress=kill), 100, categories=[SIGN])
+        generate_prompts(generator_of(url, journal=journal, on_progress=kill), 100, categories=[SIGN])
     asked = {body["seed"] for body in Handler.bodies}
-    kept = {json.loads(line)["key"] for path in tmp_path.iterdir() for line in path.open()}
-    assert len(kept) == 64 and not list(tmp_path.glob(".*"))  # what was in flight is lost, not more
+    parts = list(location(journal).iterdir())
+    kept = {json.loads(line)["key"] for path in parts for line in path.read_text().splitlines()}
+    assert len(kept) == 64  # what was in flight is lost, not more
+    assert all(path.name.startswith("answers-") for path in parts)
     Handler.bodies.clear()
-    again = generate_prompts(generator_of(url, journal=tmp_path), 100, categories=[SIGN])
+    again = generate_prompts(generator_of(url, journal=journal), 100, categories=[SIGN])
     assert again.equals(whole)
     repeated = [body["seed"] for body in Handler.bodies if body["seed"] in asked]
     assert len(repeated) <= len(asked) - 64
     Handler.bodies.clear()
-    assert generate_prompts(generator_of(url, journal=tmp_path), 100, categories=[SIGN]).equals(whole)
+    assert generate_prompts(generator_of(url, journal=journal), 100, categories=[SIGN]).equals(whole)
     assert not Handler.bodies
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from l2p_transfer.config import Config
@@ -17,7 +18,8 @@ def open_generator(
 ) -> Iterator[Any]:
     """What writes prompts and, if it is an LLM, judges them. It is stopped at the end.
 
-    Answers of an LLM are kept in the run directory as they come in: a killed run asks for none twice.
+    Answers of an LLM are kept as they come in, in the run directory or at the run's address: a killed run
+    asks for none twice.
     """
     section = config.prompts
     if section.engine == "grammar":
@@ -43,6 +45,11 @@ def open_generator(
         yield ChatGenerator(
             engine,
             subjects_per_message=section.subjects_per_message,
-            journal=paths.prompts.parent / "journal",
+            journal=_journal(config, paths),
             on_progress=lambda done, total: progress(done, total, "answers"),
         )
+
+
+def _journal(config: Config, paths: RunPaths) -> Path | str:
+    """Where answers are kept: where another machine would look for them."""
+    return f"{config.run.storage}/prompts/journal" if config.run.storage else paths.prompts.parent / "journal"

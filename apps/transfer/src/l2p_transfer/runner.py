@@ -95,11 +95,7 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
                 display.skip(number, len(STAGES), stage.title, marker["note"])
                 continue
             display.start(number, len(STAGES), stage.title)
-            try:
-                marker = _execute_stage(stage, identity, run, display, marker)
-            except BaseException:
-                storage.keep_answers(stage.name)
-                raise
+            marker = _execute_stage(stage, identity, run, display, marker)
             storage.keep(stage.name)
             display.finish(marker["note"], marker["seconds"])
             executed.append(stage.name)

@@ -1,15 +1,13 @@
 """A run at an address (`run.storage`): another machine, or this one with an empty disk, goes on with it.
 
-The corpus is written there and read from there. Of everything else a stage leaves a copy when it is done, its
-marker last; the training does so at every checkpoint. What is missing here is fetched before the first stage.
-Without an address everything here does nothing.
+The corpus and an LLM's answers are written there and read from there. Of everything else a stage leaves a
+copy when it is done, its marker last; the training does so at every checkpoint. What is missing here is
+fetched before the first stage. Without an address everything here does nothing.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
-from l2p_train.errors import TrainError
 from l2p_train.storage import Store
 
 from l2p_transfer.config import Config
@@ -72,12 +70,6 @@ class RunStorage:
             self.store.put(self.paths.root / name, name)
         marker = self.paths.marker(stage)
         self.store.put(marker, marker.relative_to(self.paths.root).as_posix())
-
-    def keep_answers(self, stage: str) -> None:
-        """Uploads what a stage that failed has paid for: answers of an LLM."""
-        if self.store is not None and stage in ("prompts", "filter"):
-            with suppress(TrainError):  # the stage's own error is the one to tell
-                self._put(stage)
 
     def _put(self, stage: str) -> None:
         assert self.store is not None

@@ -92,7 +92,7 @@ def _engine(sub: argparse.ArgumentParser, required: bool = True) -> argparse._Mu
         "--vllm-set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of vLLM"
     )
     sub.add_argument(
-        "--journal", type=Path, help="folder that keeps every answer; default: OUT.journal, beside OUT"
+        "--journal", help="folder or address that keeps every answer; default: OUT.journal, beside OUT"
     )
     return engine
 

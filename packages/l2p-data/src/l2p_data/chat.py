@@ -68,8 +68,9 @@ class ChatGenerator:
         temperature: of prompts and categories; verdicts are asked for at 0.
         subjects_per_message: how many subjects of one sub-class go into one message (the paper hands the LLM
             lists); 1 suits small models.
-        journal: a folder for the answers. Whatever is asked again, in this run or after a crash, is read
-            from there, bad answers too, so that a run that was killed loses at most what was in flight.
+        journal: a folder or address for the answers. Whatever is asked again, in this run or after a crash,
+            is read from there, bad answers too, so that a run that was killed loses at most what was in
+            flight.
         on_progress: called with answers that are there and messages in all.
     """
 

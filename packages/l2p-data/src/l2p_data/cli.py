@@ -104,7 +104,7 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
         )
 
 
-def _journal(options: argparse.Namespace) -> Path:
+def _journal(options: argparse.Namespace) -> str | Path:
     """Where answers are kept until the result is whole, and after."""
     out = Path(options.out)
     return options.journal or out.with_name(f"{out.name}.journal")

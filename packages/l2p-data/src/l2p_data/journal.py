@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2p_data.errors import DataError
-from l2p_data.files import one_line, write_bytes
+from l2p_data.files import folder_exists, location, one_line, write_bytes
 from l2p_data.identity import stable_id
 
 _ANSWERS_PER_PART = 64  # written as one file; what a crash can cost at most
@@ -16,15 +16,17 @@ Key = tuple[str, str, int, float]
 class Journal:
     """A folder of immutable JSON-lines files with one answer a line, under a hash of what was asked.
 
-    Several runs may share a folder one after the other, not at once.
+    The folder may be an address ("s3://..."), where another machine finds what this one was answered. Several
+    runs may share a folder one after the other, not at once.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = location(folder)
         self._answers: dict[str, str] = {}
         self._pending: dict[str, str] = {}
         self._parts = 0
-        for path in sorted(self.folder.glob("answers-*.jsonl")):
+        parts = self.folder.glob("answers-*.jsonl") if folder_exists(self.folder) else ()
+        for path in sorted(parts, key=str):
             try:
                 for line in path.read_text(encoding="utf-8").splitlines():
                     row = json.loads(line)
