@@ -4,15 +4,22 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import fsspec
 import psutil
 import pytest
+import tomli_w
+from l2p_data import PromptRequest
+from l2p_data.taxonomy import load_taxonomy
 from l2p_train.storage import Store
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
+from l2p_transfer.language import open_generator
 from l2p_transfer.paths import RunPaths, write_json, write_text
 from l2p_transfer.storage import RunStorage
 
@@ -98,6 +105,43 @@ def test_what_a_stage_left_comes_back_to_an_empty_disk_and_the_newer_side_wins(
     write_text(paths.prompts, "half")
     storage.fetch(stages)
     assert paths.report.read_text() == "newer" and paths.prompts.read_text() == "p"
+
+
+def test_another_machine_finds_what_a_language_model_answered_to_the_one_that_died(
+    bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Engine:
+        """Stands for a server of a language model (tests/data has one)."""
+
+        name = "stand-in"
+
+        def ask(self, messages: Sequence[tuple[str, int]], *_: Any) -> Iterator[tuple[int, str]]:
+            for index, (_, seed) in enumerate(messages):
+                if len(asked) == 70:
+                    asked.clear()
+                    raise MemoryError
+                asked.append(seed)
+                yield index, json.dumps({"prompt": f"circle number {seed}"})
+
+    monkeypatch.setattr("l2p_data.engines.open_engine", lambda **_: nullcontext(Engine()))
+    overrides = {"prompts": {"engine": "openai", "server": "http://localhost/v1", "model": "m"}}
+    tables = tomllib.loads(Path("tiny.toml").read_text()) | overrides
+    tables["run"] |= {"storage": f"{bucket}/run"}
+    Path("tiny.toml").write_text(tomli_w.dumps(tables))
+    config = load_config(Path("tiny.toml"))
+    requests = [PromptRequest(category=load_taxonomy().categories[0], seed=seed) for seed in range(100)]
+
+    def prompts(machine: str) -> list[str]:
+        with open_generator(config, RunPaths(Path(machine)), lambda *_: None) as generator:
+            return cast(list[str], generator.generate(requests))
+
+    with pytest.raises(MemoryError):
+        prompts("one")
+    assert len(prompts("another")) == 100
+    assert asked == list(range(64, 100)), "64 answers were at the address"
+    assert not list(Path().glob("*/prompts"))
 
 
 def test_a_mistyped_bucket_is_one_line_before_anything_is_made(

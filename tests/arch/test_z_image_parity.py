@@ -1,5 +1,6 @@
 """Our trunk is diffusers' own transformer: put its latent ends back, and the outputs are equal bit by bit."""
 
+import shutil
 from typing import Any
 
 import pytest
@@ -171,7 +172,10 @@ def test_blocks_and_shallow_modules_cover_every_parameter_once() -> None:
         assert sum(f"{name}.".startswith(prefix) for prefix in prefixes) == 1, name
 
 
-def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity_and_gradients() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity_and_gradients(backend: str) -> None:
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor wants a C++ compiler")
     model = tiny_model()
     inputs = (torch.randn(2, 3, 8, 16), torch.tensor([0.2, 0.7]), captions(3, 40))
 
@@ -184,7 +188,7 @@ def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity_and_gradi
     eager = velocity_and_gradients()
     torch.compiler.reset()
     try:
-        model.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+        model.compile_repeated_blocks(backend=backend, fullgraph=True)
         torch._dynamo.utils.counters.clear()
         compiled = velocity_and_gradients()
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
