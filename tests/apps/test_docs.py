@@ -58,6 +58,7 @@ def test_commands_have_the_flags_that_the_guides_give_them(page: str, words: lis
         "l2p-generate": ("l2p_generate.cli", "_parser"),
         "l2p-transfer": ("l2p_transfer.cli", "_parser"),
         "l2p-data": ("l2p_data.arguments", "build_parser"),
+        "l2p-arch": ("l2p_arch.cli", "parser"),
     }
     if words[:2] == ["l2p-generate", "serve"]:
         importlib.import_module("l2p_generate.serve.cli").parse(words[2:])

@@ -3,10 +3,10 @@
     python packages/l2p-arch/benchmarks/surgery.py --layers 30      # full size: 12.3 GB of random weights
 
 Writes a Z-Image pipeline directory of full width to a temporary folder, then copies its transformer with `cp`
-and converts it by turns, each followed by `sync` and removed again (twice the size is the most on the disk at
-once), and prints one line of JSON with all times and the ratio of the medians. The conversion's times include
-the start of Python and all imports, most of which pass while the disk copies; `import_seconds` is what they
-take alone.
+and converts it with `l2p-arch convert` by turns, each followed by `sync` and removed again (twice the size is
+the most on the disk at once), and prints one line of JSON with all times and the ratio of the medians. The
+conversion's times include the start and end of Python and all imports, most of which pass while the disk
+copies; `import_seconds` is what they take alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONVERT = "import sys; from l2p_arch import convert; print(convert(sys.argv[1], sys.argv[2]).summary())"
+COMMAND = str(Path(sys.executable).with_name("l2p-arch"))
 CONFIG: dict[str, Any] = {
     "_class_name": "ZImageTransformer2DModel",
     "all_patch_size": [2],
@@ -91,7 +91,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             copied.append(timed(["cp", "-r", str(source / "transformer"), str(copy)]))
             shutil.rmtree(copy)
-            converted.append(timed([sys.executable, "-c", CONVERT, str(source), str(out)]))
+            converted.append(timed([COMMAND, "convert", str(source), str(out)]))
             size_out = sum(path.stat().st_size for path in (out / "transformer").iterdir())
             shutil.rmtree(out)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -1,10 +1,11 @@
 """Trained-delta files: only what training changed, tied by a hash to the base that it changes."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from l2p_arch.directories import (
     appearing_complete,
@@ -15,10 +16,13 @@ from l2p_arch.directories import (
     read_json,
 )
 from l2p_arch.errors import ArchError
-from l2p_arch.families import find_family
 from l2p_arch.model_card import write_model_card
+from l2p_arch.source_formats import source_format
 from l2p_arch.tensor_files import StoredTensor, dtype_name, index_directory, read_header
 from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK = 8 << 20
 _KIND = "l2p-trained-delta"
@@ -70,7 +74,7 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"
         )
     config = read_json(base / "transformer" / "config.json", f"{base} is no L2P model directory")
-    components = components_to_keep(base, find_family(config["family"]).text_components, config["family"])
+    components = components_to_keep(base, source_format(config["family"]).text_components, config["family"])
     plan = []
     for name, tensor in stored.items():
         origin = changed.get(name, tensor)

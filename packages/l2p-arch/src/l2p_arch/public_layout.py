@@ -1,14 +1,15 @@
 """The single-file layouts in which L2P models of the Z-Image family are published (1K, 4K, 8K, 10K)."""
 
+from __future__ import annotations
+
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
-from torch import Tensor
 
 from l2p_arch.directories import (
     appearing_complete,
@@ -18,10 +19,13 @@ from l2p_arch.directories import (
     read_json,
 )
 from l2p_arch.errors import ArchError
-from l2p_arch.families import find_family
 from l2p_arch.model_card import single_file_card, write_model_card
+from l2p_arch.source_formats import SOURCE_FORMATS, source_format
 from l2p_arch.tensor_files import StoredTensor, index_directory, read_header
 from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PARTS = ("enc", "up", "dec")
 
@@ -70,7 +74,7 @@ def identify(path: Path | str) -> str:
     """Say in a few words what a file is, by its content and never by its name."""
     path = Path(path)
     if not path.is_file():
-        return "a directory" if path.is_dir() else "missing"
+        return _identify_directory(path) if path.is_dir() else "missing"
     try:
         tensors, metadata = _read_header(path)
     except ArchError as error:
@@ -85,11 +89,27 @@ def identify(path: Path | str) -> str:
         return "a LoRA; load it on top of a model"
     if any(name.startswith("local_decoder.") for name in names):
         return "an L2P model in a single-file layout"
+    if any(name.startswith("detailer_head.") for name in names):
+        return "the weights of an L2P model directory; give that directory"
     if any(name.startswith("dec_net.") for name in names):
         return "a pixel-space Z-Image of another kind (dec_net), not an L2P model"
     if any(name.startswith("all_final_layer.") for name in names):
         return "a latent Z-Image transformer; surgery starts from its diffusers directory"
     return f"a safetensors file of another model ({len(names)} tensors, such as {min(names, default='none')})"
+
+
+def _identify_directory(path: Path) -> str:
+    try:
+        index = read_json(path / "model_index.json", "no diffusers pipeline directory")
+        config = read_json(path / "transformer" / "config.json", "a pipeline directory without a transformer")
+    except ArchError as error:
+        return f"a directory, but {error}"
+    if config.get("_class_name") == "L2PTransformer":
+        return f"an L2P model directory ({config.get('family')}, patch {config.get('patch_size')})"
+    for known in SOURCE_FORMATS.values():
+        if config.get("_class_name") in (known.transformer_class, *known.older_classes):
+            return f"a latent pipeline of the family {known.family}; convert makes a pixel-space one of it"
+    return f"a {index.get('_class_name')} directory, which is of no known family"
 
 
 def import_public(
@@ -129,7 +149,7 @@ def import_public(
         target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     _check_against_model(plan, config, file)
-    components = components_to_keep(pipeline, find_family("z-image").text_components, "z-image")
+    components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
     with appearing_complete(out, pipeline, overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)

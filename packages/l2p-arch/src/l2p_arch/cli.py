@@ -1,0 +1,196 @@
+"""`l2p-arch`: checkpoints on the command line. Results go to stdout, the rest to stderr."""
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from l2p_arch.errors import ArchError
+
+_HEAD = (64, 128, 256, 512)
+_LARGER_HEAD = (16, 32, *_HEAD)
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 ok, 2 usage or input, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        result = _RUN[options.command](options)
+    except ArchError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(json.dumps(result, ensure_ascii=False) if options.json else result["summary"])
+    return 0
+
+
+def command_line() -> int:
+    """`main`, as the whole of a process: Python's last act would be to look for garbage among all that torch
+    and diffusers consist of, for 1.5 s."""
+    code = main()
+    gc.freeze()
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `l2p-arch`; `command` in its result names the command."""
+    whole = argparse.ArgumentParser(
+        prog="l2p-arch", description="Checkpoints of pixel-space diffusion transformers (L2P, sec. 3.3, 3.4)."
+    )
+    commands = whole.add_subparsers(required=True, metavar="command", dest="command")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        return sub
+
+    def writes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--overwrite", action="store_true", help="replace what is there")
+        return sub
+
+    sub = writes(command("convert", "a latent diffusers pipeline -> the start of a pixel-space model"))
+    sub.add_argument("source", type=Path, help="diffusers directory")
+    sub.add_argument("out", type=Path, help="directory to create")
+    _new_ends(sub, patch_size=16, head=_HEAD)
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's")
+    sub.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="pictures that the start of the new ends is fitted to"
+    )
+    sub.add_argument("--image-count", type=int, default=32, help="how many of them, at most")
+    sub.add_argument("--image-size", type=int, default=512, help="px; their middle square is scaled to it")
+
+    sub = writes(command("upscale", "a pixel-space model -> the start of one with a larger patch"))
+    sub.add_argument("model", type=Path, help="model directory")
+    sub.add_argument("out", type=Path, help="directory to create")
+    _new_ends(sub, patch_size=64, head=_LARGER_HEAD)
+
+    sub = command("identify", "say what a file or directory is, by its content")
+    sub.add_argument("path", type=Path)
+
+    sub = writes(command("import", "a published single file -> a model directory, bit by bit"))
+    sub.add_argument("file", type=Path, help="safetensors file")
+    sub.add_argument("pipeline", type=Path, help="Z-Image directory: text encoder, tokenizer and scheduler")
+    sub.add_argument("out", type=Path, help="directory to create")
+
+    sub = writes(command("export", "a model directory -> a single file in the published layout, bit by bit"))
+    sub.add_argument("model", type=Path, help="model directory")
+    sub.add_argument("file", type=Path, help="safetensors file to create")
+
+    sub = writes(command("merge", "a base and a trained-delta file -> a model directory"))
+    sub.add_argument("base", type=Path, help="the model directory that training started from")
+    sub.add_argument("delta", type=Path, help="safetensors file")
+    sub.add_argument("out", type=Path, help="directory to create")
+    return whole
+
+
+def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int, head: Sequence[int]) -> None:
+    sub.add_argument("--patch-size", type=int, default=patch_size, help=f"px (default {patch_size})")
+    sub.add_argument(
+        "--head-channels",
+        type=int,
+        nargs="*",
+        default=head,
+        metavar="WIDTH",
+        help=f"of the Detailer Head, finest first (default {' '.join(map(str, head))}); none: a linear head",
+    )
+    sub.add_argument("--initialisation", default="auto", help='of what is new; names joined with "+"')
+    sub.add_argument("--seed", type=int, default=0, help="of what is new")
+
+
+def _convert(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.surgery import convert
+
+    images = options.images and _pictures(options.images, options.image_count, options.image_size)
+    report = convert(
+        options.source,
+        options.out,
+        patch_size=options.patch_size,
+        head_channels=options.head_channels,
+        seed=options.seed,
+        dtype=options.dtype,
+        initialisation=options.initialisation,
+        calibration_images=images,
+        overwrite=options.overwrite,
+    )
+    return {"summary": report.summary(), **asdict(report)}
+
+
+def _upscale(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.larger_patch import upscale
+
+    report = upscale(
+        options.model,
+        options.out,
+        patch_size=options.patch_size,
+        head_channels=options.head_channels,
+        initialisation=options.initialisation,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    return {"summary": report.summary(), **asdict(report)}
+
+
+def _identify(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.public_layout import identify
+
+    return {"summary": identify(options.path)}
+
+
+def _import(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.public_layout import import_public
+
+    layout = import_public(options.file, options.pipeline, options.out, overwrite=options.overwrite)
+    return {"summary": f"{options.out}: from the published {layout} layout", "layout": layout}
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.public_layout import export_public
+
+    layout = export_public(options.model, options.file, overwrite=options.overwrite)
+    return {"summary": f"{options.file}: in the published {layout} layout", "layout": layout}
+
+
+def _merge(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.checkpoint import merge_delta
+
+    merge_delta(options.base, options.delta, options.out, overwrite=options.overwrite)
+    return {"summary": f"{options.out}: {options.base.name} with {options.delta.name}"}
+
+
+def _pictures(folder: Path, count: int, size: int) -> Any:
+    """The middle squares of a folder's first pictures by name, (N, 3, size, size) in [-1, 1]."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if count < 1 or size < 1:
+        raise ArchError(f"--image-count {count} and --image-size {size} must be at least 1")
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    paths = [path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES][:count]
+    if not paths:
+        raise ArchError(f"{folder} holds no pictures ({', '.join(_IMAGE_SUFFIXES)}) to fit the new ends to")
+    squares = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                squares.append(np.asarray(ImageOps.fit(picture.convert("RGB"), (size, size))))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ArchError(f"{path} cannot be read as a picture; remove or replace it") from error
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+_RUN = {
+    "convert": _convert,
+    "upscale": _upscale,
+    "identify": _identify,
+    "import": _import,
+    "export": _export,
+    "merge": _merge,
+}
