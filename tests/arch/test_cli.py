@@ -92,6 +92,7 @@ def test_the_new_ends_are_fitted_to_a_folder_of_pictures(
         ("convert SOURCE out --images nowhere", "nowhere holds no pictures"),
         ("convert SOURCE out --images SOURCE --image-count 0", "--image-count 0 and --image-size 512"),
         ("convert SOURCE out --initialisation fitted", "needs calibration_images"),
+        ("identify nowhere", "there is no nowhere"),
         ("upscale SOURCE out", "no L2P model directory"),
         ("upscale MODEL out --patch-size 24", "no larger multiple"),
         ("import nowhere SOURCE out", "is not a file"),

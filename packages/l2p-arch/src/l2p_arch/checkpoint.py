@@ -17,6 +17,7 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.model_card import write_model_card
+from l2p_arch.recognition import identify
 from l2p_arch.source_formats import source_format
 from l2p_arch.tensor_files import StoredTensor, dtype_name, index_directory, read_header
 from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
@@ -65,8 +66,6 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
     base, delta, out = Path(base), Path(delta), Path(out)
     changed, metadata = read_header(delta)
     if metadata.get("kind") != _KIND:
-        from l2p_arch.public_layout import identify
-
         raise ArchError(f"{delta} is no trained-delta file: {identify(delta)}")
     stored = index_directory(base / "transformer")
     if _hash(stored.values()) != metadata["base_sha256"]:

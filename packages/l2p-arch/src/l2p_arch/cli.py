@@ -138,8 +138,10 @@ def _upscale(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _identify(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.public_layout import identify
+    from l2p_arch.recognition import identify
 
+    if not options.path.exists():
+        raise ArchError(f"there is no {options.path}; give a file or a directory")
     return {"summary": identify(options.path)}
 
 
