@@ -1,9 +1,7 @@
 """Surgery accounts for every tensor, inherits bytes unchanged, and leaves nothing behind when it fails."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,116 +123,6 @@ def test_detail_starts_from_the_fine_detail_of_its_input(untrained_source: Path,
         x_t, 3, stride=1, padding=1
     )  # zeros beyond the border, as a convolution
     torch.testing.assert_close(velocity, x_t - mean, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "l2p_arch.tensor_writing.copy_range",
-        "l2p_arch.surgery.new_tensors",
-        "l2p_arch.surgery.copy_components",
-        "l2p_arch.surgery.write_json",
-    ],
-)
-def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
-    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(moment, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            convert(untrained_source, tmp_path / "out", head_channels=HEAD)
-    assert not list(tmp_path.iterdir())
-    convert(untrained_source, tmp_path / "out", head_channels=HEAD)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
-    untrained_source: Path, tmp_path: Path
-) -> None:
-    kill_at_the_end = (
-        "import os, signal, sys, l2p_arch.surgery as surgery\n"
-        "surgery.write_model_card = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "surgery.convert(sys.argv[1], sys.argv[2], head_channels=(8, 8, 16, 16))\n"
-    )
-    out = tmp_path / "out"
-    killed = subprocess.Popen([sys.executable, "-c", kill_at_the_end, str(untrained_source), str(out)])
-    assert killed.wait() == -signal.SIGKILL
-    [left] = tmp_path.iterdir()
-    assert left.name.endswith(f"-{killed.pid}")
-    assert (left / "transformer").is_dir()
-    stem = left.name.removesuffix(str(killed.pid))
-    stay = [
-        f"{stem}{os.getppid()}",  # a living process's
-        f".out.partial-another-host-{killed.pid}",
-        f"{stem.replace('.out.', '.outer.')}{killed.pid}",
-        f"{stem}{killed.pid}x",
-    ]
-    for name in stay:
-        (tmp_path / name).mkdir()
-    convert(untrained_source, out, head_channels=HEAD)
-    assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_a_killed_surgery_was_replacing_is_there_again(
-    untrained_source: Path, tmp_path: Path, overwrite: bool
-) -> None:
-    kill_between_the_renames = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from l2p_arch import convert\n"
-        "rename = Path.rename\n"
-        "def renamed(path, target):\n"
-        "    if '.partial-' in path.name and path.is_dir():\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return rename(path, target)\n"
-        "Path.rename = renamed\n"
-        "convert(sys.argv[1], sys.argv[2], head_channels=(8, 8, 16, 16), overwrite=True)\n"
-    )
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious.txt").write_text("keep")
-    command = [sys.executable, "-c", kill_between_the_renames, str(untrained_source), str(out)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert not out.exists()
-    if overwrite:
-        convert(untrained_source, out, head_channels=HEAD, overwrite=True)
-        assert (out / "transformer").is_dir()
-    else:
-        with pytest.raises(ArchError, match="already exists"):
-            convert(untrained_source, out, head_channels=HEAD)
-        assert (out / "precious.txt").read_text() == "keep"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_existing_directory_is_replaced_only_when_asked(
-    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/precious.txt").write_text("keep")
-    with pytest.raises(ArchError, match="already exists"):
-        convert(untrained_source, tmp_path / "out", head_channels=HEAD)
-    assert (tmp_path / "out/precious.txt").read_text() == "keep"
-    convert(untrained_source, tmp_path / "out", head_channels=HEAD, overwrite=True)
-    assert not (tmp_path / "out/precious.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
-        rename = Path.rename
-
-        def failing(path: Path, target: Path) -> Path:
-            if ".partial-" in path.name:
-                raise OSError("no room")
-            return rename(path, target)
-
-        patch.setattr(Path, "rename", failing)
-        convert(untrained_source, tmp_path / "out", head_channels=HEAD, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out/transformer").is_dir()
-    with pytest.raises(ArchError, match="holds the source"):
-        convert(untrained_source, untrained_source, overwrite=True)
 
 
 def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
