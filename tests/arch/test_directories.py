@@ -1,5 +1,6 @@
 """A conversion appears complete or not at all; what a killed one leaves, the next one mends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -62,6 +63,19 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
         (tmp_path / name).mkdir()
     convert(untrained_source, out, head_channels=HEAD)
     assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
+
+
+@pytest.mark.parametrize("moment", ["l2p_arch.tensor_writing.copy_range", "l2p_arch.directories.copy_file"])
+def test_a_full_disk_is_one_line(
+    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(moment, full)
+    with pytest.raises(ArchError, match="out: No space left on device; free some"):
+        convert(untrained_source, tmp_path / "out", head_channels=HEAD)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

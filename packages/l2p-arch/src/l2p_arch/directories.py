@@ -1,5 +1,6 @@
 """Model directories on disk: they appear complete or not at all, and share no file with their source."""
 
+import errno
 import json
 import os
 import platform
@@ -28,7 +29,8 @@ def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
-        yield partial
+        with _full_disk_named(out):
+            yield partial
         partial.replace(out)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -51,7 +53,8 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
     except OSError as error:
         raise ArchError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
-        yield partial
+        with _full_disk_named(out):
+            yield partial
         if out.exists():
             replaced = _staging(out, "replaced")
             out.rename(replaced)
@@ -66,6 +69,18 @@ def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _full_disk_named(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ArchError(
+            f"cannot write {out}: {error.strerror}; free some, or choose another place. Nothing is left of it"
+        ) from error
 
 
 def _staging(out: Path, kind: str) -> Path:
@@ -119,7 +134,11 @@ def copy_components(source: Path, names: Sequence[str], out: Path) -> None:
     L2PPipeline."""
     source_index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
     for name in names:
-        shutil.copytree(source / name, out / name, copy_function=copy_file)
+        for folder, _, files in os.walk(source / name, followlinks=True):
+            copied = out / Path(folder).relative_to(source)
+            copied.mkdir(parents=True)
+            for file in files:  # not shutil.copytree, whose error does not say that the disk is full
+                copy_file(Path(folder) / file, copied / file)
     for name in _LICENCES:
         if (source / name).is_file():
             copy_file(source / name, out / name)
