@@ -4,6 +4,7 @@ The README's quickstart, which CI runs, takes the same path with Ray actors and 
 """
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -125,6 +126,25 @@ def test_a_changed_config_is_refused_with_the_difference(
     assert "train.steps: 2 -> 3" in err
     assert "--update" in err
     assert (finished[0] / "run" / "config.toml").read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path,
+    write_tiny_run: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("l2p_data.prompts.generate_prompts", full)
+    assert main(["tiny.toml"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: [Errno 28] No space left on device; free some and run the same command again"
+    )
 
 
 def test_a_run_that_another_process_holds_is_refused(

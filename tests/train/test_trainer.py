@@ -1,5 +1,6 @@
 """The whole run at tiny size: exactness at every ZeRO stage, resuming, stopping, and what is left on disk."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, train
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 STEPS = 4
@@ -218,6 +220,28 @@ def test_a_non_finite_loss_stops_with_its_batch_saved(settings, tiny_model, tmp_
     saved = load_file(next((tmp_path / "run" / "non-finite").iterdir()))
     assert saved["0/x_0"].shape == (4, 3, 32, 32)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(settings, tmp_path, monkeypatch, error):
+    def save(tensors, path):
+        if "000004" in str(path):
+            raise error
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", save)
+        with pytest.raises(TrainError, match=r"a disk is full .* it goes on from the newest checkpoint"):
+            train(settings())
+    _, interrupted = run(settings())
+    _, whole = run(settings(output=tmp_path / "whole"))
+    assert equal(interrupted, whole)
 
 
 def test_another_run_in_the_same_directory_is_refused_with_the_difference(settings, tmp_path):

@@ -5,6 +5,7 @@ interrupted. Running the same command again goes on where it stopped.
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"error: {' '.join(str(error).split())}" if code <= 3 else str(error), file=sys.stderr)
+        remedy = "; free some and run the same command again" if isinstance(error, OSError) else ""
+        print(f"error: {' '.join(str(error).split())}{remedy}" if code <= 3 else str(error), file=sys.stderr)
         return code
 
 
@@ -98,6 +100,8 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, TrainError | Interrupted):
         return int(error.exit_code)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return USAGE_ERROR
     return USAGE_ERROR if isinstance(error, ArchError | DataError | EvalError | TransferError) else None
 
 

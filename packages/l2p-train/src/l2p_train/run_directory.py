@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -105,6 +107,22 @@ def only_run(output: Path, rank: int) -> Iterator[None]:
         except OSError as error:
             raise TrainError(f"another run is training in {output}; wait for it or stop it") from error
         yield
+
+
+@contextmanager
+def explain_full_disk(output: Path) -> Iterator[None]:
+    """Turn the error of a full disk into what to do. Checkpoints appear whole: the newest one is intact."""
+    try:
+        yield
+    except Exception as error:
+        # That of safetensors is no OSError.
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in codes and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise TrainError(
+            f"a disk is full ({error}); free some space for {output} and run again: it goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
 from l2p_train.quantised import quantise_frozen
 from l2p_train.run_directory import (
     TrainResult,
+    explain_full_disk,
     latest_checkpoint,
     only_run,
     read_result,
@@ -84,6 +85,7 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         only_run(config.output, rank),
         attention_for_device(),
         explain_out_of_memory(),
+        explain_full_disk(config.output),
     ):
         return Session(config, rank, processes, stop, on_event).run()
 
