@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from l2p_train.errors import TrainError
 from l2p_transfer.cli import main
 from PIL import Image
 from safetensors.torch import load_file
@@ -145,6 +146,40 @@ def test_a_full_disk_is_one_line(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: [Errno 28] No space left on device; free some and run the same command again"
     )
+
+
+def test_what_a_stage_failed_by_can_be_changed_while_it_has_left_nothing(
+    tmp_path: Path,
+    write_tiny_run: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_run(tmp_path, train={"micro_batch_size": 2})
+    monkeypatch.chdir(tmp_path)
+
+    def fails(*_: object, **__: object) -> None:
+        raise TrainError("out of memory")
+
+    for stage in ("l2p_arch.surgery.convert", "l2p_train.launcher.launch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, fails)
+            assert main(["tiny.toml"]) == 2
+            assert capsys.readouterr().err.splitlines()[-1] == "error: out of memory"
+    other = ["--set", "train.micro_batch_size=1", "--set", "train.gradient_checkpointing=true"]
+    assert main(["tiny.toml", *other]) == 2
+    assert "add --update" in capsys.readouterr().err
+    assert main(["tiny.toml", "--set", "surgery.dtype=float16", "--update"]) == 2  # that one is done
+    capsys.readouterr()
+    assert main(["tiny.toml", *other, "--update"]) == 0
+    done = capsys.readouterr().err
+    assert done.count("done before") == 4
+    before = Path("run/config.toml").read_bytes()
+    for again in (["train.micro_batch_size=2"], ["train.micro_batch_size=1", "--set", "train.steps=1"]):
+        same = ["--set", "train.gradient_checkpointing=true", "--set", *again, "--update"]
+        for dry in ([], ["--dry-run"]):
+            assert main(["tiny.toml", *same, *dry]) == 2
+            assert "choose another run.output" in capsys.readouterr().err
+    assert Path("run/config.toml").read_bytes() == before
 
 
 def test_a_run_that_another_process_holds_is_refused(

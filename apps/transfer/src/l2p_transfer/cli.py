@@ -49,6 +49,9 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
         print(json.dumps(plan.to_row(), indent=1) if options.json else plan.text())
         for problem in plan.problems:
             print(f"error: {problem}", file=sys.stderr)
+        from l2p_transfer.runner import check_unchanged
+
+        check_unchanged(config, options.update)
         return USAGE_ERROR if plan.problems else 0
     check_inputs(config)
     from l2p_transfer.display import choose_display
@@ -110,6 +113,13 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share above 0 and up to 1, such as 0.4")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="l2p-transfer",
@@ -123,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu", default="H100", metavar="NAME", help="of the plan's hours: H100, H200, B200, A100, ..."
     )
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="SHARE", help="of that GPU's peak (default 0.4)"
+        "--utilisation", type=_share, default=0.4, metavar="SHARE", help="of that GPU's peak (default 0.4)"
     )
     parser.add_argument(
         "--set",
@@ -135,7 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--update",
         action="store_true",
-        help="accept a changed [evaluate], [report] or train.steps in a run, and redo what it touches",
+        help="accept a changed [evaluate], [report] or train.steps in a run, or a changed [surgery] or"
+        " [train] before it has left anything, and redo what they touch",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the result (or the plan) as JSON on stdout"

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from l2p_train.config import changeable
+
 from l2p_transfer.config import Config, default_tables
 from l2p_transfer.display import Display
 from l2p_transfer.errors import TransferError
@@ -26,14 +28,6 @@ from l2p_transfer.stages import STAGES, Run, Stage
 from l2p_transfer.storage import RunStorage
 
 MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
-MAY_CHANGE_IN_TRAIN = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",
-    "loader_workers",
-)
 IRRELEVANT = (
     ("run", "output"),
     ("source", "repository"),
@@ -75,7 +69,7 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
 
     Args:
         command: the command line, for provenance.json.
-        update: allow changes in `MAY_CHANGE`; the stages they touch run again.
+        update: allow changes of what nothing that is done depends on; the stages they touch run again.
 
     Raises:
         TransferError: the directory belongs to another config or another running process, or cannot be
@@ -122,7 +116,8 @@ def _execute_stage(
     attempt.
     """
     _rearm_signals()
-    resumed = before if before.get("identity") == identity else {}
+    goes_on = before.get("identity") == identity or (stage.name == "training" and _steps_done(run.paths))
+    resumed = before if goes_on else {}
     started = time.perf_counter()
     marker: dict[str, Any] = {"stage": stage.name, "identity": identity, "state": "unfinished"}
     meter = MemoryMeter()
@@ -185,11 +180,7 @@ def _claim(config: Config, paths: RunPaths, update: bool) -> None:
 
     tables = config.to_tables()
     if paths.config.is_file():
-        try:
-            known = tomllib.loads(paths.config.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise TransferError(f"{paths.config} is damaged ({error}); choose another run.output") from None
-        _refuse_changes(known, tables, paths, update)
+        _refuse_changes(_known(paths), tables, paths, update)
     elif foreign := sorted(path.name for path in paths.root.iterdir() if path.name != paths.lock.name):
         raise TransferError(
             f"{paths.root} is not empty ({foreign[0]}) and holds no run; choose another run.output"
@@ -197,9 +188,24 @@ def _claim(config: Config, paths: RunPaths, update: bool) -> None:
     write_text(paths.config, tomli_w.dumps(tables))
 
 
+def _known(paths: RunPaths) -> dict[str, Any]:
+    """The config that made the run directory."""
+    try:
+        return tomllib.loads(paths.config.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TransferError(f"{paths.config} is damaged ({error}); choose another run.output") from None
+
+
+def check_unchanged(config: Config, update: bool) -> None:
+    """Raises what `execute` would raise for a run directory that another config made; writes nothing."""
+    paths = RunPaths(config.run.output)
+    if paths.config.is_file():
+        _refuse_changes(_known(paths), config.to_tables(), paths, update)
+
+
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], paths: RunPaths, update: bool) -> None:
     changes = list(differences(old, new))
-    fixed = [text for table, key, text in changes if not _may_change(table, key)]
+    fixed = [text for table, key, text in changes if not _may_change(table, key, paths)]
     if fixed:
         raise TransferError(
             f"{paths.root} was made with another config: {'; '.join(fixed)}."
@@ -210,6 +216,10 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], paths: RunPa
         raise TransferError(
             f"{paths.root} was made with another config: {shown}. Restore it, choose another run.output,"
             " or add --update to redo what depends on it"
+        )
+    if (steps := new["train"].get("steps", 0)) < (done := _steps_done(paths)):
+        raise TransferError(
+            f"train.steps is {steps}, and {paths.root} has {done} steps already; choose another run.output"
         )
 
 
@@ -229,7 +239,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
                 yield table, key, f"{table}.{key}: {shown[0]} -> {shown[1]}"
 
 
-def _may_change(table: str, key: str) -> bool:
-    return table in MAY_CHANGE or (
-        table == "train" and (key in MAY_CHANGE_IN_TRAIN or key.startswith("sample_"))
-    )
+def _may_change(table: str, key: str, paths: RunPaths) -> bool:
+    """Whether --update takes a change: nothing that is there may depend on it.
+
+    Surgery leaves all or nothing, and the training nothing before its first checkpoint, so that what it ran
+    out of memory with can be changed.
+    """
+    if table == "surgery":
+        return (read_json(paths.marker("surgery")) or {}).get("state") != "done"
+    if table == "train":
+        return key in changeable() or not _steps_done(paths)
+    return table in MAY_CHANGE
+
+
+def _steps_done(paths: RunPaths) -> int:
+    """Steps of the newest checkpoint, 0 where there is none."""
+    folders = (paths.root / "train" / "checkpoints").glob("step-*")
+    return max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)

@@ -1,7 +1,9 @@
 """What a table of the config cannot know alone."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from l2p_arch.errors import ArchError
+from l2p_arch.initialisation import check_initialisation
 from l2p_data.errors import DataError
 
 from l2p_transfer.errors import TransferError
@@ -31,6 +33,7 @@ def check_config(config: "Config") -> None:
     _check_counts(config)
     _check_sizes(config)
     _check_prompts(config)
+    _check_start(config)
     _check_resources(config.cluster)
     if config.processes:  # auto always divides
         config.train.batch_layout(config.processes)
@@ -106,6 +109,15 @@ def _check_prompts(config: "Config") -> None:
             raise TransferError(f'prompts.engine = "{prompts.engine}" needs prompts.{name}')
     if prompts.audit and prompts.engine not in ("openai", "vllm"):
         raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{prompts.engine}"')
+
+
+def _check_start(config: "Config") -> None:
+    """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
+    surgery = config.surgery
+    try:
+        check_initialisation(surgery.initialisation, cast(Any, "the corpus"), surgery.head_channels)
+    except ArchError as error:
+        raise TransferError(f"surgery.initialisation: {error}") from None
 
 
 def _check_resources(cluster: "ClusterSection") -> None:

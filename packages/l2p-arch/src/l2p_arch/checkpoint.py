@@ -68,17 +68,21 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
     if metadata.get("kind") != _KIND:
         raise ArchError(f"{delta} is no trained-delta file: {identify(delta)}")
     stored = index_directory(base / "transformer")
-    if _hash(stored.values()) != metadata["base_sha256"]:
+    if _hash(stored.values()) != metadata.get("base_sha256"):
         raise ArchError(
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"
         )
+    for name, tensor in changed.items():
+        if name not in stored or stored[name].shape != tensor.shape:
+            there = stored[name].shape if name in stored else "no such tensor"
+            raise ArchError(f"{delta} holds {name} {tensor.shape}, and {base} {there}; it is damaged")
     config = read_json(base / "transformer" / "config.json", f"{base} is no L2P model directory")
     components = components_to_keep(base, source_format(config["family"]).text_components, config["family"])
     plan = []
     for name, tensor in stored.items():
         origin = changed.get(name, tensor)
         plan.append(PlannedTensor(name=name, dtype=origin.dtype, shape=origin.shape, origin=origin))
-    with appearing_complete(out, base, overwrite) as partial:
+    with appearing_complete(out, [base, delta], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan)
         copy_file(base / "transformer" / "config.json", partial / "transformer" / "config.json")

@@ -19,6 +19,8 @@ _LICENCES = ("LICENSE", "LICENSE.md")
 @contextmanager
 def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a file name to write; it takes the name `out` on success and vanishes on any failure."""
+    if out.is_dir():
+        raise ArchError(f"{out} is a directory; give the name of a file")
     if out.exists() and not overwrite:
         raise ArchError(f"{out} already exists; choose another name or allow it to be overwritten")
     partial = _staging(out, "partial")
@@ -38,10 +40,13 @@ def appearing_file(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def appearing_complete(out: Path, source: Path, overwrite: bool) -> Iterator[Path]:
+def appearing_complete(out: Path, sources: Sequence[Path], overwrite: bool) -> Iterator[Path]:
     """Give a directory to fill; it takes the name `out` on success and vanishes on any failure."""
-    if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
-        raise ArchError(f"{out} holds the source; choose another directory for the result")
+    for source in sources:
+        if source.resolve() == out.resolve() or out.resolve() in source.resolve().parents:
+            raise ArchError(f"{out} holds the source {source}; choose another directory for the result")
+    if out.is_symlink() or out.is_file():
+        raise ArchError(f"{out} is no directory of its own; choose another name for the result")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(out)
@@ -175,6 +180,8 @@ def read_json(path: Path, complaint: str) -> dict[str, Any]:
         raise ArchError(f"{complaint}: there is no {path}") from error
     except ValueError as error:
         raise ArchError(f"{complaint}: {path} is not valid JSON") from error
+    except OSError as error:
+        raise ArchError(f"{complaint}: {path}: {error.strerror}") from error
     if not isinstance(value, dict):
         raise ArchError(f"{complaint}: {path} is not a JSON object")
     return value

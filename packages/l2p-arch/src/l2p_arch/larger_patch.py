@@ -88,7 +88,7 @@ def upscale(
     plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
     start = "upscale" if initialisation == "default" else f"upscale+{initialisation}"
     report = _report(model.name, family.name, patch_size, start, plan, stored, used)
-    with appearing_complete(out, model, overwrite) as partial:
+    with appearing_complete(out, [model], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         larger.save_config(partial / "transformer")

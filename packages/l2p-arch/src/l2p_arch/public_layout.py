@@ -93,8 +93,11 @@ def import_public(
         target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     _check_against_model(plan, config, file)
+    known = identify(pipeline)
+    if "z-image" not in known:
+        raise ArchError(f"{pipeline} is {known}; give a Z-Image directory, whose text encoder goes along")
     components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
-    with appearing_complete(out, pipeline, overwrite) as partial:
+    with appearing_complete(out, [pipeline, file], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         _meta_model(config).save_config(partial / "transformer")
@@ -114,6 +117,8 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     if config.get("family") != "z-image":
         raise ArchError(f"{model} is of the family {config.get('family')!r}; only z-image has public layouts")
     layout = _layout_for(config)
+    if file.suffix == ".md":
+        raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
     patch_size = config["patch_size"]
     plan = []
     tensors = index_directory(model / "transformer")

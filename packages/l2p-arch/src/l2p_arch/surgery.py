@@ -150,7 +150,7 @@ def convert(
         "head_bottleneck": head_bottleneck,
         "head_decoder_floor": head_decoder_floor,
     }
-    with appearing_complete(Path(out), opened.directory, overwrite) as partial:
+    with appearing_complete(Path(out), [opened.directory], overwrite) as partial:
         weights = partial / "transformer"
         weights.mkdir()
         with DirectoryWriter(weights, max_shard_bytes) as writer:

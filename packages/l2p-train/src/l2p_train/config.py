@@ -185,12 +185,17 @@ class TrainConfig:
         }
 
 
+def changeable() -> set[str]:
+    """Names of the settings that may differ between a run and its resumption."""
+    return {each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("may_change")}
+
+
 def differences(old: Mapping[str, Any], new: TrainConfig) -> list[str]:
     """Return lines 'key: old -> new' for settings that differ and may not change when a run resumes."""
     now = new.to_dict()
-    fixed = [f.name for f in dataclasses.fields(new) if not f.metadata.get("may_change")]
     # Paths may be moved or spelled otherwise; the model and corpus are checked by content, not by name.
-    fixed = [name for name in fixed if name not in ("model", "corpus", "output")]
+    free = changeable() | {"model", "corpus", "output"}
+    fixed = [each.name for each in dataclasses.fields(new) if each.name not in free]
     return [
         f"{name}: {old.get(name)} -> {now[name]}" for name in fixed if name in old and old[name] != now[name]
     ]
@@ -206,9 +211,10 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "train") -> Tra
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
-            raise TrainError(
-                f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            remedy = f"; did you mean {near[0]!r}?" if near else ""
+            if key == "processes":
+                remedy = ", which is l2p-transfer's; leave it out and start the processes with torchrun"
+            raise TrainError(f"{source}: unknown key {key!r}{remedy}")
     missing = [name for name in ("model", "corpus", "output") if name not in values]
     if missing:
         raise TrainError(f"{source}: missing key {missing[0]!r}")

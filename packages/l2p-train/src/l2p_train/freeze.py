@@ -133,6 +133,10 @@ def _ends(blocks: Sequence[str], trainable: str | int) -> list[str]:
     if isinstance(trainable, str) and trainable not in PRESETS:
         raise TrainError(f"trainable is {trainable!r}; use a number of blocks or one of {', '.join(PRESETS)}")
     n = PRESETS[trainable] if isinstance(trainable, str) else trainable
+    if not isinstance(trainable, str) and trainable > len(blocks):
+        raise TrainError(
+            f'trainable is {trainable}, and the model has {len(blocks)} blocks; "full" trains all of them'
+        )
     if n is None or 2 * n >= len(blocks):
         return list(blocks)
     if not isinstance(trainable, str) and n < 0:
