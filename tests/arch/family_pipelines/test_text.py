@@ -69,6 +69,27 @@ def test_a_prompt_may_be_as_long_as_in_the_familys_own_pipeline(source: Any) -> 
     assert FAMILIES[source.family].text_tokens == taken.default
 
 
+@pytest.mark.parametrize("source", ["sana", "lumina2", "pixart-sigma"], indirect=True)
+def test_negative_prompts_are_encoded_as_the_familys_own_pipeline_does(source: Any, tmp_path: Path) -> None:
+    convert(source.directory, tmp_path / "out", head_channels=(8, 8))
+    options: dict[str, Any] = {"device": torch.device("cpu"), "max_sequence_length": LENGTH}
+    if source.family == "sana":
+        default = (
+            inspect.signature(type(source.pipeline).__call__).parameters["complex_human_instruction"].default
+        )
+        options["complex_human_instruction"] = default
+    for component in source.pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    with torch.no_grad():
+        *_, text, mask = source.pipeline.encode_prompt(PROMPTS, True, negative_prompt=PROMPTS, **options)
+    ours = L2PPipeline.from_pretrained(tmp_path / "out").encode(
+        PROMPTS, max_sequence_length=LENGTH, negative=True
+    )
+    for actual, wanted, keep in zip(ours, text, mask, strict=True):
+        assert torch.equal(actual["text"], wanted[keep.bool()])
+
+
 @pytest.mark.parametrize("source", ["prx"], indirect=True)
 def test_what_prx_needs_besides_is_named(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.patchify import check_size
-from l2p_arch.schedule import flow_schedule
+from l2p_arch.schedule import draws_noise, flow_schedule
 
 _TEXT_COMPONENTS = (
     "text_encoder",
@@ -68,11 +68,19 @@ class L2PPipeline(DiffusionPipeline):
         return config
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, max_sequence_length: int | None = None) -> list[Conditioning]:
+    def encode(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_sequence_length: int | None = None,
+        negative: bool = False,
+    ) -> list[Conditioning]:
         """The conditioning of each prompt, as the source family encodes text.
 
-        What exceeds `max_sequence_length` tokens is cut off; None stands for the family's own limit.
+        What exceeds `max_sequence_length` tokens is cut off; None stands for the family's own limit. With
+        `negative` as it encodes negative prompts, before which some families put no instruction.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
         if all(component is None for component in components.values()):
@@ -80,7 +88,8 @@ class L2PPipeline(DiffusionPipeline):
                 "this pipeline was loaded without its text encoders; pass prompt_conditioning, and "
                 "negative_conditioning where guidance_scale is above 1"
             )
-        return family.encode_text(
+        encode = (negative and family.encode_negative_text) or family.encode_text
+        return encode(
             {**components, "trunk": self.transformer.trunk},
             prompts,
             device=self._execution_device,
@@ -97,7 +106,7 @@ class L2PPipeline(DiffusionPipeline):
         num_inference_steps: int = 30,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -119,7 +128,7 @@ class L2PPipeline(DiffusionPipeline):
             guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
             guidance_rescale: 0 to 1, how far the guided velocity's spread is pulled back to the unguided
                 one's, against the burnt look of strong guidance.
-            negative_prompt: one for all, or one per prompt.
+            negative_prompt: one for all, or one per prompt; None is the empty one.
             num_images_per_prompt: images per prompt, neighbours in the result.
             seeds: one per image; an image depends on its own seed and never on its batch.
             generator: instead of seeds, one CPU generator per image or one that is drawn from in turn.
@@ -143,7 +152,8 @@ class L2PPipeline(DiffusionPipeline):
         positive = self._conditioning(prompt, prompt_conditioning, max_sequence_length)
         negative: list[Conditioning] = []
         if guidance_scale > 1:
-            words = [negative_prompt] * len(positive) if isinstance(negative_prompt, str) else negative_prompt
+            words = negative_prompt or ""
+            words = [words] * len(positive) if isinstance(words, str) else words
             negative = self._conditioning(words, negative_conditioning, max_sequence_length, len(positive))
         positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
         negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
@@ -156,7 +166,13 @@ class L2PPipeline(DiffusionPipeline):
             image_tokens=height * width // self.transformer.patch_size**2,
             device=noise.device,
             changes=self.transformer.source_family.flow_scheduler,
+            dynamic_shift=self.transformer.source_family.dynamic_shift,
         )
+        if seeds is not None and draws_noise(scheduler):
+            raise ArchError(
+                f"{type(scheduler).__name__} draws noise in every step, which seeds do not decide; leave "
+                "them out, or use a scheduler without noise"
+            )
         x_t, first = _start_from(image, noise, scheduler, strength)
 
         def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -173,15 +189,16 @@ class L2PPipeline(DiffusionPipeline):
         prompts_against: int | None = None,
     ) -> list[Conditioning]:
         """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""
-        if given is None and not prompt:
+        if given is None and (prompt is None or (not len(prompt) and not isinstance(prompt, str))):
             raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
         if given is None:
             assert prompt is not None
             texts = [prompt] if isinstance(prompt, str) else prompt
-            given = self.encode(texts, max_sequence_length=max_sequence_length)
+            negative = prompts_against is not None
+            given = self.encode(texts, max_sequence_length=max_sequence_length, negative=negative)
         if prompts_against not in (None, len(given)):
             raise ArchError(
-                f"{len(given)} negative prompts for {prompts_against} prompts; give one or as many"
+                f"{len(given)} negative prompts for {prompts_against} prompts; give one text, or as many"
             )
         return list(given)
 

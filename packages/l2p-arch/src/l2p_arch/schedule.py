@@ -1,7 +1,7 @@
 """The sigmas of one sampling call, with any of diffusers' schedulers that can sample by flow matching."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ def flow_schedule(
     image_tokens: int,
     device: torch.device,
     changes: Mapping[str, Any],
+    dynamic_shift: Callable[[int, int], float] | None = None,
 ) -> Any:
     """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
 
@@ -25,10 +26,12 @@ def flow_schedule(
         scheduler: the pipeline's; it stays as it is.
         noise_shift: shift of the sigmas; None keeps the scheduler's own.
         image_tokens: of one image, for schedulers that shift by its size.
+        dynamic_shift: (image tokens, steps) -> mu of such schedulers; None: linear in the tokens.
         changes: to the config of a scheduler that samples by something else than flow matching.
 
     Raises:
-        ArchError: no step, a shift that is not positive, or a scheduler that cannot sample by flow matching.
+        ArchError: no step, a shift that is not positive, or a scheduler that cannot sample by flow matching,
+            or whose sigmas do not lead to 0.
     """
     if steps < 1:
         raise ArchError(f"num_inference_steps {steps} must be at least 1")
@@ -53,9 +56,26 @@ def flow_schedule(
     else:
         options["num_inference_steps"] = steps
     if scheduler.config.get("use_dynamic_shifting"):
-        options["mu"] = _dynamic_shift(scheduler.config, image_tokens)
+        own_shift = dynamic_shift and dynamic_shift(image_tokens, steps)
+        options["mu"] = own_shift or _dynamic_shift(scheduler.config, image_tokens)
     scheduler.set_timesteps(**options)
+    sigmas = scheduler.sigmas
+    if not (
+        bool(torch.isfinite(sigmas).all()) and sigmas.max() <= 1 and sigmas.min() >= 0 and sigmas[-1] == 0
+    ):
+        raise ArchError(
+            f"{type(scheduler).__name__}, as it is configured, goes from sigma {float(sigmas.max()):.3g} to "
+            f"{float(sigmas[-1]):.3g}, where flow matching goes from 1 to 0; leave out use_karras_sigmas "
+            "and the like, and set final_sigmas_type='zero'"
+        )
     return scheduler
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Whether the scheduler's steps are random."""
+    sde = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
+    named = type(scheduler).__name__ in ("FlowMatchLCMScheduler", "SASolverScheduler")
+    return bool(scheduler.config.get("stochastic_sampling")) or sde or named
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:

@@ -140,6 +140,10 @@ def encode_missing(
                 encoded = family.encode_text(
                     components, some, device=torch.device(device), max_sequence_length=max_sequence_length
                 )
+                if "" in some and family.encode_negative_text is not None:  # only guidance asks for it
+                    encoded[some.index("")] = family.encode_negative_text(
+                        components, [""], device=torch.device(device), max_sequence_length=max_sequence_length
+                    )[0]
             part |= dict(zip(some, encoded, strict=True))
         write_embeddings(directory, part)
         yield start + len(chosen)

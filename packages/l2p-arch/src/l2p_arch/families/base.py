@@ -70,6 +70,12 @@ class Family:
     encode_text: Callable[..., list[Conditioning]]
     """(text components by name, and the "trunk", prompts, *, device, max_sequence_length) -> one Conditioning
     per prompt."""
+    encode_negative_text: Callable[..., list[Conditioning]] | None = None
+    """As `encode_text`, for what guidance leads away from, where the family's own pipeline encodes that
+    otherwise."""
+    dynamic_shift: Callable[[int, int], float] | None = None
+    """(image tokens, steps) -> mu of a scheduler with dynamic shifting, where it is not linear in the
+    tokens."""
     encode_latents: Callable[[Any, Tensor], Tensor] = latents_as_scaled
     """(the source's VAE, pixels (B, 3, H, W) in [-1, 1]) -> the latents that the source's transformer
     sees."""

@@ -74,6 +74,12 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
     return rearrange((folded - mean) / std, "b (c py px) h w -> b c (h py) (w px)", py=2, px=2)
 
 
+def _dynamic_shift(image_tokens: int, steps: int) -> float:
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    return compute_empirical_mu(image_tokens, steps)
+
+
 FLUX2 = Family(
     name="flux2",
     embedder="x_embedder",
@@ -92,6 +98,7 @@ FLUX2 = Family(
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
     encode_text=_encode_text,
+    dynamic_shift=_dynamic_shift,
     encode_latents=_encode_latents,
     latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
 )

@@ -6,6 +6,7 @@ Conventions: the time passed is 1 - sigma, unscaled, and the raw output is x_0 -
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,14 +55,18 @@ def _encode_text(
     *,
     device: torch.device,
     max_sequence_length: int,
+    negative: bool = False,
 ) -> list[Conditioning]:
+    """The system prompt goes before prompts, and not before negative ones."""
     pipeline = source_pipeline("Lumina2Pipeline", components)
-    text, mask, _, _ = pipeline.encode_prompt(
+    encoded = pipeline.encode_prompt(
         list(prompts),
-        do_classifier_free_guidance=False,
+        do_classifier_free_guidance=negative,
+        negative_prompt=list(prompts),
         device=device,
         max_sequence_length=max_sequence_length,
     )
+    text, mask = encoded[2:] if negative else encoded[:2]
     return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
 
 
@@ -77,6 +82,7 @@ LUMINA2 = Family(
     run=_run,
     text_tokens=256,
     encode_text=_encode_text,
+    encode_negative_text=partial(_encode_text, negative=True),
     latent_embedder=lambda config: LatentEmbedder(
         name="x_embedder", patch_size=config["patch_size"], fold="b c (h py) (w px) -> b h w (py px c)"
     ),

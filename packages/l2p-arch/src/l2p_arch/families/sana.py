@@ -7,6 +7,7 @@ velocity. Conditioning: {"text": (L, D)}. The VAE shrinks 32-fold: patch 32 keep
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,16 +57,20 @@ def _encode_text(
     *,
     device: torch.device,
     max_sequence_length: int,
+    negative: bool = False,
 ) -> list[Conditioning]:
+    """The instruction goes before prompts, and not before negative ones."""
     pipeline = source_pipeline("SanaPipeline", components)
     instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
-    text, mask, _, _ = pipeline.encode_prompt(
+    encoded = pipeline.encode_prompt(
         list(prompts),
-        do_classifier_free_guidance=False,
+        do_classifier_free_guidance=negative,
+        negative_prompt=list(prompts),
         device=device,
         max_sequence_length=max_sequence_length,
         complex_human_instruction=instruction,
     )
+    text, mask = encoded[2:] if negative else encoded[:2]
     return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
 
 
@@ -81,5 +86,6 @@ SANA = Family(
     run=_run,
     text_tokens=300,
     encode_text=_encode_text,
+    encode_negative_text=partial(_encode_text, negative=True),
     latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),
 )
