@@ -82,6 +82,22 @@ def test_the_new_ends_are_fitted_to_a_folder_of_pictures(
     assert "0.png cannot be read as a picture" in capsys.readouterr().err
 
 
+def test_what_is_read_is_never_overwritten(
+    model: Path, untrained_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "run"
+    inside.mkdir()
+    file, delta = inside / "one.safetensors", inside / "delta.safetensors"
+    assert main(["export", str(model), str(file)]) == 0
+    assert main(["import", str(file), str(untrained_source), str(inside), "--overwrite"]) == 2
+    save_delta({"detailer_head.out_conv.bias": torch.ones(3)}, model, delta)
+    assert main(["merge", str(model), str(delta), str(inside), "--overwrite"]) == 2
+    assert capsys.readouterr().err.count("holds the source") == 2
+    assert {path.name for path in inside.iterdir()} == {"one.safetensors", "one.md", "delta.safetensors"}
+    assert main(["export", str(model), str(inside / "weights.md")]) == 2
+    assert "is the name of a model card" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
@@ -98,6 +114,9 @@ def test_the_new_ends_are_fitted_to_a_folder_of_pictures(
         ("import nowhere SOURCE out", "is not a file"),
         ("export SOURCE out.safetensors", "of the family None"),
         ("merge MODEL nowhere out", "is not a file"),
+        ("export SOURCE/model_index.json out.safetensors", "Not a directory"),
+        ("export MODEL MODEL", "is a directory; give the name of a file"),
+        ("convert SOURCE SOURCE/model_index.json --overwrite", "is no directory of its own"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

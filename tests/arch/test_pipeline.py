@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
     ZImagePipeline,
 )
-from l2p_arch import ArchError, L2PPipeline, convert
+from diffusers.pipelines.flux2 import pipeline_flux2
+from l2p_arch import FAMILIES, ArchError, L2PPipeline, convert
+from l2p_arch.schedule import flow_schedule
 from l2p_mini.architecture import write_untrained_source
 from PIL import Image
 
@@ -84,6 +88,18 @@ def test_the_noise_shift_bends_the_schedule_and_only_for_this_call(pipeline: L2P
     )  # the source's scheduler has shift 3
     np.testing.assert_allclose(sigmas(num_inference_steps=4, noise_shift=1), even, rtol=1e-6)
     np.testing.assert_allclose(sigmas(num_inference_steps=4), own)
+
+
+def test_prompts_may_be_empty_and_negative_ones_none(pipeline: L2PPipeline) -> None:
+    options = SMALL | {"seeds": [3], "num_inference_steps": 1}
+    wanted = pipeline([""], negative_prompt=[""], **options).images
+    assert torch.equal(pipeline("", negative_prompt=None, **options).images, wanted)
+    assert len(pipeline.encode("abc")) == 1
+    with pytest.raises(ArchError, match="1 negative prompts for 2 prompts; give one text, or as many"):
+        pipeline(["a", "b"], negative_prompt=["c"], **SMALL)
+    for nothing in (None, []):
+        with pytest.raises(ArchError, match="nothing to draw"):
+            pipeline(nothing, **SMALL)
 
 
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -214,3 +230,55 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
 def test_wrong_calls_are_named(pipeline: L2PPipeline, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ArchError, match=complaint):
         pipeline(**({"prompt": "a"} | SMALL | options))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchLCMScheduler(),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
+    ],
+    ids=["lcm", "stochastic euler", "sde"],
+)
+def test_seeds_are_refused_where_the_scheduler_draws_noise_itself(
+    pipeline: L2PPipeline, monkeypatch: pytest.MonkeyPatch, scheduler: Any
+) -> None:
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
+    with pytest.raises(ArchError, match="draws noise in every step, which seeds do not decide"):
+        pipeline("a", seeds=[7], **SMALL)
+    assert torch.isfinite(pipeline("a", generator=torch.Generator().manual_seed(7), **SMALL).images).all()
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler(use_karras_sigmas=True, **FLOW),
+        DPMSolverMultistepScheduler(final_sigmas_type="sigma_min", **FLOW),
+        DEISMultistepScheduler(**FLOW),
+    ],
+    ids=["karras", "short", "deis"],
+)
+def test_a_schedule_that_does_not_lead_to_the_image_is_refused(
+    pipeline: L2PPipeline, monkeypatch: pytest.MonkeyPatch, scheduler: Any
+) -> None:
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
+    with pytest.raises(ArchError, match="where flow matching goes from 1 to 0"):
+        pipeline("a", **SMALL)
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(4096, 4), (4096, 50), (16384, 50), (256, 28)])
+def test_flux2_shifts_by_tokens_and_steps_as_its_own_pipeline(tokens: int, steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    ours = flow_schedule(
+        scheduler,
+        steps,
+        noise_shift=None,
+        image_tokens=tokens,
+        device=torch.device("cpu"),
+        changes={},
+        dynamic_shift=FAMILIES["flux2"].dynamic_shift,
+    )
+    mu = pipeline_flux2.compute_empirical_mu(tokens, steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    assert torch.equal(ours.sigmas, scheduler.sigmas)
