@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, cast
 
 from l2p_arch.errors import ArchError
+from l2p_arch.head_widths import check_head_channels
 from l2p_arch.initialisation import check_initialisation
 from l2p_data.errors import DataError
 
@@ -114,6 +115,10 @@ def _check_prompts(config: "Config") -> None:
 def _check_start(config: "Config") -> None:
     """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
     surgery = config.surgery
+    try:
+        check_head_channels(surgery.patch_size, surgery.head_channels)
+    except ArchError as error:
+        raise TransferError(f"surgery.head_channels: {error}") from None
     try:
         check_initialisation(surgery.initialisation, cast(Any, "the corpus"), surgery.head_channels)
     except ArchError as error:

@@ -11,8 +11,6 @@ from typing import Any
 
 from l2p_arch.errors import ArchError
 
-_HEAD = (64, 128, 256, 512)
-_LARGER_HEAD = (16, 32, *_HEAD)
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -58,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sub = writes(command("convert", "a latent diffusers pipeline -> the start of a pixel-space model"))
     sub.add_argument("source", type=Path, help="diffusers directory")
     sub.add_argument("out", type=Path, help="directory to create")
-    _new_ends(sub, patch_size=16, head=_HEAD)
+    _new_ends(sub, patch_size=16)
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's")
     sub.add_argument(
         "--images", type=Path, metavar="FOLDER", help="pictures that the start of the new ends is fitted to"
@@ -69,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     sub = writes(command("upscale", "a pixel-space model -> the start of one with a larger patch"))
     sub.add_argument("model", type=Path, help="model directory")
     sub.add_argument("out", type=Path, help="directory to create")
-    _new_ends(sub, patch_size=64, head=_LARGER_HEAD)
+    _new_ends(sub, patch_size=64)
 
     sub = command("identify", "say what a file or directory is, by its content")
     sub.add_argument("path", type=Path)
@@ -90,15 +88,14 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int, head: Sequence[int]) -> None:
+def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int) -> None:
     sub.add_argument("--patch-size", type=int, default=patch_size, help=f"px (default {patch_size})")
     sub.add_argument(
         "--head-channels",
         type=int,
         nargs="*",
-        default=head,
         metavar="WIDTH",
-        help=f"of the Detailer Head, finest first (default {' '.join(map(str, head))}); none: a linear head",
+        help="of the Detailer Head, finest first (default: what goes with the patch); none: a linear head",
     )
     sub.add_argument("--initialisation", default="auto", help='of what is new; names joined with "+"')
     sub.add_argument("--seed", type=int, default=0, help="of what is new")

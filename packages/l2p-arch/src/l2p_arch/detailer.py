@@ -75,7 +75,8 @@ class DetailerHead(nn.Module):
         """Run in square tiles of about `tile` px, or whole again with None; the result is the same.
 
         Peak memory then depends on the tile and no longer on the image. With gradient checkpointing each tile
-        is computed again in the backward pass, so that training is bounded too.
+        is computed again in the backward pass, so that training is bounded too. Images whose sides are no
+        multiples of 2 ** levels run whole: their levels' grids do not meet at tiles' borders.
         """
         if tile is not None and tile < 1:
             raise ArchError(f"a tile of {tile} px is too small; 512 to 2048 are usual")

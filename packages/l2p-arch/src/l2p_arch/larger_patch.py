@@ -25,6 +25,7 @@ from l2p_arch.directories import (
 )
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
+from l2p_arch.head_widths import check_head_channels, default_head_channels
 from l2p_arch.initialisation import (
     AUTO,
     SOURCELESS,
@@ -43,7 +44,7 @@ def upscale(
     out: Path | str,
     *,
     patch_size: int = 64,
-    head_channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
+    head_channels: Sequence[int] | None = None,
     head_decoder_floor: int = 0,
     initialisation: str = AUTO,
     seed: int = 0,
@@ -56,7 +57,8 @@ def upscale(
         model: L2P model directory, such as `convert` and training write.
         out: directory to create; it appears complete or not at all.
         patch_size: a multiple of the model's own.
-        head_channels: encoder widths, finest first; the defaults are those of the public 4K head.
+        head_channels: encoder widths, finest first; None is the public 4K head's for patch 64, and as many
+            levels as the patch has halvings for others.
         head_decoder_floor: least width of a decoder level (16 in the public 8K head).
         initialisation: of the head's new levels: "auto" (the start that measurements chose), "default"
             (PyTorch's), "zero-output", "kaiming", "detail" or several joined with "+". The other starts of
@@ -70,6 +72,8 @@ def upscale(
     """
     model, out = Path(model), Path(out)
     old, factor = _smaller(model, patch_size)
+    head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
+    check_head_channels(patch_size, head_channels)
     initialisation = resolve_initialisation(initialisation, head_channels)
     _check_start(initialisation, head_channels)
     family = find_family(old["family"])

@@ -21,6 +21,7 @@ from l2p_arch.directories import (
     write_json,
 )
 from l2p_arch.errors import ArchError
+from l2p_arch.head_widths import check_head_channels, default_head_channels
 from l2p_arch.initialisation import AUTO, check_initialisation, new_tensors, resolve_initialisation
 from l2p_arch.model_card import write_model_card
 from l2p_arch.source_formats import SourceFormat, find_source_format
@@ -98,7 +99,7 @@ def convert(
     out: Path | str,
     *,
     patch_size: int = 16,
-    head_channels: Sequence[int] = (64, 128, 256, 512),
+    head_channels: Sequence[int] | None = None,
     head_bottleneck: int | None = None,
     head_decoder_floor: int = 0,
     seed: int = 0,
@@ -114,7 +115,8 @@ def convert(
         source: a diffusers text-to-image directory (model_index.json, transformer/, text encoder, ...).
         out: directory to create; it appears complete or not at all.
         patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
-        head_channels: encoder widths of the Detailer Head, finest first; empty for a plain linear head.
+        head_channels: encoder widths of the Detailer Head, finest first; empty for a plain linear head. None
+            is Table 3's for patch 16, and as many levels as the patch has halvings for others.
         head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
@@ -133,6 +135,8 @@ def convert(
         ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
         for.
     """
+    head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
+    check_head_channels(patch_size, head_channels)
     check_initialisation(initialisation, calibration_images, head_channels)
     opened = open_source(Path(source))
     initialisation = resolve_initialisation(

@@ -139,6 +139,9 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
     single = directory / f"{WEIGHTS}.safetensors"
     if single.is_file():
         return read_header(single)[0]
+    variants = sorted(path.name for path in directory.glob(f"{WEIGHTS}.*.safetensors"))
+    if variants:
+        raise ArchError(f"{directory} holds a variant only ({variants[0]}); save the model without variant=")
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
         raise ArchError(
             f"{directory} holds pickled weights, which are never loaded; save the model as safetensors"
