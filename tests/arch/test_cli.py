@@ -115,6 +115,7 @@ def test_what_is_read_is_never_overwritten(
         ("export SOURCE out.safetensors", "of the family None"),
         ("merge MODEL nowhere out", "is not a file"),
         ("export SOURCE/model_index.json out.safetensors", "Not a directory"),
+        ("export MODEL MODEL/README.safetensors", "where the model card goes, already exists"),
         ("export MODEL MODEL", "is a directory; give the name of a file"),
         ("convert SOURCE SOURCE/model_index.json --overwrite", "is no directory of its own"),
     ],

@@ -60,6 +60,17 @@ def test_compiled_blocks_are_captured_whole_and_give_the_same_velocity(tiny: Any
     torch.compiler.reset()
 
 
+def test_weights_may_be_stored_in_a_smaller_dtype_than_they_compute_in(tiny: Any) -> None:
+    model = tiny.model()
+    inputs = (torch.randn(2, 3, 16, 8), torch.tensor([0.2, 0.7]), tiny.samples(3, 9))
+    with torch.no_grad():
+        wanted = model(*inputs)
+        model.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+        velocity = model(*inputs)
+    assert velocity.dtype == torch.float32
+    assert 0 < (velocity - wanted).abs().max() < 2e-3 * wanted.abs().max()
+
+
 def test_a_forward_stays_on_the_device_of_its_inputs(tiny: Any) -> None:
     if tiny.name == "lumina2":
         pytest.skip("Lumina2's own forward fetches lengths from the mask, which meta tensors do not have")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
 from l2p_arch.detailer import DetailerHead
@@ -82,7 +82,9 @@ class L2PTransformer(ModelMixin, ConfigMixin):
             The velocity, (B, 3, H, W), in the dtype of the weights.
         """
         _check_inputs(pixels, sigma, conditioning)
-        pixels = pixels.to(next(self.detailer_head.parameters()).dtype)
+        pixels = pixels.to(
+            get_parameter_dtype(self.detailer_head)
+        )  # with layerwise casting not the stored one
         patches = pixels_to_patches(pixels, self.patch_size)
         try:
             features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)

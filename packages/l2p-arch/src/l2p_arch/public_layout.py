@@ -117,8 +117,11 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     if config.get("family") != "z-image":
         raise ArchError(f"{model} is of the family {config.get('family')!r}; only z-image has public layouts")
     layout = _layout_for(config)
-    if file.suffix == ".md":
+    card_file = file.with_suffix(".md")
+    if file == card_file:
         raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
+    if card_file.exists() and not overwrite:
+        raise ArchError(f"{card_file}, where the model card goes, already exists; choose another name")
     patch_size = config["patch_size"]
     plan = []
     tensors = index_directory(model / "transformer")
@@ -139,7 +142,7 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     card = single_file_card(
         file, config, tensors, f"{model.name}, exported in the public {layout.name} layout"
     )
-    with appearing_file(file.with_suffix(".md"), overwrite=True) as partial:
+    with appearing_file(card_file, overwrite=True) as partial:
         partial.write_text(card, encoding="utf-8")
     return layout.name
 

@@ -36,6 +36,8 @@ def taxonomy(
     leaves = [
         " > ".join([leaf.superclass, leaf.subclass, leaf.group, leaf.category]) for leaf in found.categories
     ]
+    if not leaves:
+        raise DataError("no category of the tree is there; look for its name in `l2p-data taxonomy`")
     return {"categories": len(leaves), "leaves": leaves}
 
 
