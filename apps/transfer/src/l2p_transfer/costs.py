@@ -236,9 +236,10 @@ def _source_as_counted(folder: Path, family: str, trunk: Mapping[str, Any]) -> P
 def _conditioning(config: Config, family: str, trunk: Mapping[str, Any]) -> dict[str, Any]:
     """A caption of the assumed length, by shape."""
     import torch
+    from l2p_arch.families import find_family
 
     width = next((trunk[key] for key in TEXT_WIDTHS if trunk.get(key)), 0)
-    tokens = min(CAPTION_TOKENS, config.source.max_sequence_length or CAPTION_TOKENS)
+    tokens = find_family(family).caption_tokens(config.source.max_sequence_length, CAPTION_TOKENS)
     conditioning = {"caption" if family == "z-image" else "text": torch.empty(tokens, width, device="meta")}
     if trunk.get("pooled_projection_dim"):
         conditioning["pooled"] = torch.empty(trunk["pooled_projection_dim"], device="meta")

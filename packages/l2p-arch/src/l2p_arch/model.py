@@ -82,9 +82,7 @@ class L2PTransformer(ModelMixin, ConfigMixin):
             The velocity, (B, 3, H, W), in the dtype of the weights.
         """
         _check_inputs(pixels, sigma, conditioning)
-        pixels = pixels.to(
-            get_parameter_dtype(self.detailer_head)
-        )  # with layerwise casting not the stored one
+        pixels = pixels.to(get_parameter_dtype(self.detailer_head))  # to compute in, not to store in
         patches = pixels_to_patches(pixels, self.patch_size)
         try:
             features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)

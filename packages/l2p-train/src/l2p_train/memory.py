@@ -97,7 +97,7 @@ def estimate(
     )
     height, width = (height, width) if height and width else _image_size(config)
     image_tokens = (height // model.patch_size) * (width // model.patch_size)
-    tokens = image_tokens + min(config.max_sequence_length or 256, 256)
+    tokens = image_tokens + model.source_family.caption_tokens(config.max_sequence_length, 256)
     activations = micro * (
         _trunk_values(config, model, plan, tokens, channels)
         + head_values(config, model, height, width, channels)
@@ -123,7 +123,8 @@ def _assumptions(config: TrainConfig) -> tuple[str, ...]:
     frozen = ", frozen blocks in 8 bit" if config.frozen_weights == "int8" else ""
     lines = [
         f"{config.precision} weights{frozen}, float32 masters of what trains, ZeRO {config.zero_stage}",
-        "captions of 256 tokens at most; attention without the score matrix (flash or equivalent)",
+        "captions of 256 tokens, or as many as their family pads them to",
+        "attention without the score matrix (flash or equivalent)",
         f"{SLACK:.0%} of a card stay free for workspaces and the allocator's slack",
     ]
     savers = {

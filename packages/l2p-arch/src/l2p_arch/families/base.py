@@ -70,6 +70,8 @@ class Family:
     encode_text: Callable[..., list[Conditioning]]
     """(text components by name, and the "trunk", prompts, *, device, max_sequence_length) -> one Conditioning
     per prompt."""
+    padded_text: int | None = None
+    """Tokens beside max_sequence_length that every prompt has; None where prompts are as long as they are."""
     encode_negative_text: Callable[..., list[Conditioning]] | None = None
     """As `encode_text`, for what guidance leads away from, where the family's own pipeline encodes that
     otherwise."""
@@ -84,6 +86,11 @@ class Family:
     flow_scheduler: Mapping[str, Any] = field(default_factory=dict)
     """What to change in the config of the source's scheduler where it samples by something else than flow
     matching."""
+
+    def caption_tokens(self, max_sequence_length: int | None, usual: int) -> int:
+        """Tokens of a prompt that has `usual` ones, as the trunk sees it."""
+        most = max_sequence_length or self.text_tokens
+        return min(usual, most) if self.padded_text is None else most + self.padded_text
 
     @property
     def source_format(self) -> SourceFormat:

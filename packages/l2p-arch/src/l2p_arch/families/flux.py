@@ -81,6 +81,7 @@ FLUX = Family(
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
+    padded_text=0,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
 )

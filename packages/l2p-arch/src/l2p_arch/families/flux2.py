@@ -97,6 +97,7 @@ FLUX2 = Family(
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
+    padded_text=0,
     encode_text=_encode_text,
     dynamic_shift=_dynamic_shift,
     encode_latents=_encode_latents,

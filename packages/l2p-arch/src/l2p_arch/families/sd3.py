@@ -73,6 +73,7 @@ SD3 = Family(
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
     text_tokens=256,
+    padded_text=77,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
 )
