@@ -92,6 +92,14 @@ def estimate_costs(
     parameters = needs.plan.trainable_count + needs.plan.frozen_count
     known = FULL_SIZES.get(family)
     others = known.others if known else 0
+    stored = {"float32": 4, "bfloat16": 2, "float16": 2}.get(config.surgery.dtype or "")
+    weight = stored or (known.transformer_bytes if known else 2)  # bytes of one in the models
+    checkpoints = (
+        config.train.keep_checkpoints + 1 + bool(config.train.validation_images)
+    )  # one is being saved
+    texts = config.prompts.count * sum(
+        value.numel() for value in _conditioning(config, family, trunk).values()
+    )
     source_gb = (parameters * (known.transformer_bytes if known else 2) + others * 2) / 1e9
     flops = _flops(config, family, trunk, model, needs.plan)
     work = _work(config, family, flops) if flops else {}
@@ -100,8 +108,9 @@ def estimate_costs(
         disk_gb={
             "source": round(source_gb, 1),
             "corpus": round(_corpus_bytes(config) / 1e9, 1),
-            "initial and final model": round(2 * (parameters + others) * 2 / 1e9, 1),
-            "checkpoints": round(needs.checkpoint_gb * config.train.keep_checkpoints, 1),
+            "initial and final model": round((2 * parameters * weight + others * 2) / 1e9, 1),
+            "checkpoints": round(needs.checkpoint_gb * checkpoints, 1),
+            "text embeddings": round(texts * 2 / 1e9, 1),
         },
         gpu_memory_gb={
             "images": round((parameters + others) * 2 / 1e9 + WORKSPACE_GB, 1),

@@ -21,7 +21,7 @@ ROWS = (
     "GPU memory of images, of training on 8 GPUs (GB)",
     "ZeRO stage for that",
     "download (GB)",
-    "disk in all: source, corpus, two models, checkpoints (GB)",
+    "disk in all: source, corpus, two models, checkpoints, embeddings (GB)",
 )
 NAMES = {
     "Z-Image-Turbo": "Z-Image-Turbo",
