@@ -99,3 +99,7 @@ def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None
     assert hours[2] / hours[1] == pytest.approx(2, rel=1e-3)
     assert main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--gpu", "abacus"]) == 2
     assert "--gpu abacus is not known" in capsys.readouterr().err
+    for share in ("0", "35"):
+        with pytest.raises(SystemExit):
+            main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--utilisation", share])
+        assert "is not a share above 0 and up to 1" in capsys.readouterr().err

@@ -86,6 +86,8 @@ def test_mistakes_name_what_is_wrong():
         plan(train_patterns=["nothing"])
     with pytest.raises(TrainError, match=r"shalow.*shallow, mid, full, head-only"):
         plan(trainable="shalow")
+    with pytest.raises(TrainError, match='trainable is 13, and the model has 12 blocks; "full" trains all'):
+        plan(trainable=13)
     with pytest.raises(TrainError, match="nothing trains"):
         plan(freeze_patterns=["*"])
 
