@@ -22,6 +22,8 @@ from l2p_arch import (
     save_delta,
     weights_hash,
 )
+from l2p_mini.architecture import write_untrained_source
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -100,6 +102,42 @@ def test_an_imported_model_is_the_same_function(model: Path, untrained_source: P
     assert torch.equal(ours, imported)
 
 
+def test_what_shapes_do_not_tell_of_the_trunk_comes_back_from_the_metadata(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    unusual = {"rope_theta": 10_000.0, "norm_eps": 1e-3, "axes_dims": [16, 8, 8], "t_scale": 10.0}
+    write_untrained_source(tmp_path / "source", **unusual)
+    convert(tmp_path / "source", tmp_path / "model", head_channels=(8, 8, 16, 16))
+    export_public(tmp_path / "model", tmp_path / "one.safetensors")
+    import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "again")
+    configs = [
+        L2PTransformer.load_config(tmp_path / name / "transformer")["trunk_config"]
+        for name in ("model", "again")
+    ]
+    for key, value in unusual.items():
+        assert configs[0][key] == configs[1][key] == value
+    pixels, sigma = torch.randn(1, 3, 32, 48), torch.tensor([0.4])
+    with torch.no_grad():
+        first, second = (
+            L2PTransformer.from_pretrained(tmp_path / name / "transformer")(
+                pixels, sigma, [{"caption": torch.full((5, 128), 0.1)}]
+            )
+            for name in ("model", "again")
+        )
+    assert torch.equal(first, second)
+
+
+def test_a_published_file_needs_no_metadata(tmp_path: Path) -> None:
+    """What is exported with Z-Image's own config carries nothing that published files do not."""
+    model = L2PTransformer(
+        "z-image", {"dim": 256, "n_heads": 2, "n_kv_heads": 2, "n_layers": 1}, 16, (4,) * 4
+    )
+    model.save_pretrained(tmp_path / "model/transformer")
+    export_public(tmp_path / "model", tmp_path / "one.safetensors")
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
 def test_the_public_embedder_reads_patches_channel_last(model: Path, tmp_path: Path) -> None:
     export_public(model, tmp_path / "one.safetensors")
     public = load_file(tmp_path / "one.safetensors")
@@ -125,6 +163,8 @@ def test_the_public_embedder_reads_patches_channel_last(model: Path, tmp_path: P
             160,
             {"head_channels": (3, 16, 16, 16, 16, 16), "head_decoder_floor": 16, "head_bottleneck": 20},
         ),
+        ("8k", 128, {"head_channels": (3, 4, 4, 8, 8, 8, 8)}),
+        ("1k", 16, {"head_channels": (4, 8, 8, 16), "head_decoder_floor": 6}),
     ],
 )
 def test_high_resolution_layouts_round_trip(

@@ -140,6 +140,34 @@ def test_tiles_give_the_same_output(rows: int, columns: int, tile: int, channels
     torch.testing.assert_close(head(pixels, features), whole, rtol=1e-12, atol=1e-12)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(8, 130),
+    width=st.integers(8, 130),
+    tile=st.sampled_from([1, 8, 20, 40]),
+    channels=st.sampled_from([(4, 6), (3, 5, 4)]),
+)
+def test_tiles_give_the_same_output_on_sides_that_do_not_halve_evenly(
+    height: int, width: int, tile: int, channels: tuple[int, ...]
+) -> None:
+    torch.manual_seed(height * 131 + width)
+    head = DetailerHead(5, channels).double()
+    pixels = torch.randn(1, 3, height, width, dtype=torch.float64)
+    features = torch.randn(1, 5, height // 5, width // 5, dtype=torch.float64)
+    whole = head(pixels, features)
+    head.enable_tiling(tile)
+    torch.testing.assert_close(head(pixels, features), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_an_odd_image_is_run_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, seen = DetailerHead(5, (4, 4, 4)), list[torch.Size]()
+    head.enc1.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    head.enable_tiling(40)
+    head(torch.randn(1, 3, 20 * 17, 20 * 9), torch.randn(1, 5, 17, 9))
+    assert len(seen) > 20
+    assert max(max(shape[-2:]) for shape in seen) <= 40 + 2 * 5 * 8 + 7
+
+
 def test_a_narrower_margin_would_not_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     head = DetailerHead(5, (4, 4)).double()

@@ -66,14 +66,26 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
 
 
 @pytest.mark.parametrize("moment", ["l2p_arch.tensor_writing.copy_range", "l2p_arch.directories.copy_file"])
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        (errno.ENOSPC, "out: No space left on device; free some"),
+        (errno.EFBIG, r"out: File too large; raise the limit \(ulimit -f\)"),
+    ],
+)
 def test_a_full_disk_is_one_line(
-    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    untrained_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    code: int,
+    complaint: str,
 ) -> None:
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(moment, full)
-    with pytest.raises(ArchError, match="out: No space left on device; free some"):
+    with pytest.raises(ArchError, match=complaint):
         convert(untrained_source, tmp_path / "out", head_channels=HEAD)
     assert not list(tmp_path.iterdir())
 

@@ -68,6 +68,9 @@ def test_the_new_levels_start_by_passing_detail(untrained_source: Path, tmp_path
         initialisation="default",
     )
     assert public.initialisation == "upscale"
+    same_head = upscale(tmp_path / "small", tmp_path / "same", patch_size=8, head_channels=(8, 16))
+    assert same_head.initialisation == "upscale"
+    assert [record.name for record in same_head.new] == ["trunk.all_x_embedder.1-1.weight"]
     with pytest.raises(ArchError, match="'gated' is none of upscale's: auto, default, kaiming"):
         upscale(tmp_path / "small", tmp_path / "x", patch_size=8, initialisation="gated")
 

@@ -195,6 +195,22 @@ def test_pictures_are_resized_to_start_from(pipeline: L2PPipeline) -> None:
     assert torch.equal(out, torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1).expand(2, 3, 32, 32))
 
 
+def test_an_image_is_the_same_start_in_every_form(pipeline: L2PPipeline) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(levels).permute(2, 0, 1)[None]
+    forms = [
+        Image.fromarray(levels),
+        levels,
+        levels[None],
+        levels / 255,
+        pixels,
+        pixels / 127.5 - 1,
+    ]
+    starts = [pipeline("a", image=form, strength=0.0, **SMALL).images for form in forms]
+    for start in starts:
+        torch.testing.assert_close(start, pixels / 127.5 - 1)
+
+
 def test_full_guidance_rescale_restores_the_spread(pipeline: L2PPipeline) -> None:
     conditioning = pipeline.encode(["a red circle", "a blue square"])
     x_t, sigma = torch.randn(1, 3, 32, 32), torch.tensor(0.5)
@@ -217,6 +233,11 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
     [
         ({"height": 40}, "height 40 is not a multiple of patch size 16; use 32 or 48"),
         ({"seeds": [1, 2]}, "2 seeds or generators for 1 images"),
+        ({"seeds": [2**64]}, "seed 18446744073709551616 has more than 64 bits"),
+        ({"image": torch.full((1, 3, 32, 32), 255.0)}, "values up to 255; wanted floats in"),
+        ({"image": np.zeros((32, 32, 4))}, "image has the shape"),
+        ({"image": torch.zeros(1, 3, 32, 32, dtype=torch.long)}, "torch.int64 values"),
+        ({"distilled_guidance_scale": 3.5}, "this z-image does not; use guidance_scale"),
         ({"output_type": "jpeg"}, "output_type 'jpeg'"),
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
         ({"noise_shift": 0.0}, "noise_shift 0.0 must be positive"),

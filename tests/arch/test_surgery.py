@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ZImagePipeline
 from l2p_arch import ArchError, L2PPipeline, L2PTransformer, convert
 from safetensors.torch import load_file, save_file
 
@@ -74,6 +75,36 @@ def test_shards_load_as_the_single_file_does(converted: Path, untrained_source: 
     single = L2PTransformer.from_pretrained(converted / "transformer").state_dict()
     assert sharded.keys() == single.keys()
     assert all(torch.equal(sharded[name], single[name]) for name in single)
+
+
+@pytest.mark.parametrize(("size", "initialisation"), [("5GB", "default"), ("5MB", "fitted+gated")])
+def test_weights_saved_as_a_variant_are_found_and_the_result_needs_no_variant(
+    untrained_source: Path, tmp_path: Path, size: str, initialisation: str
+) -> None:
+    source = ZImagePipeline.from_pretrained(untrained_source)
+    source.save_pretrained(tmp_path / "source", variant="fp16", max_shard_size=size)
+    names = {path.name for path in tmp_path.glob("source/*/*.safetensors*")}
+    assert all(".fp16" in name for name in names)
+    assert any("-of-" in name for name in names) == (size == "5MB")
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    options: dict[str, Any] = {"head_channels": (16, *HEAD[1:]), "calibration_images": images}
+    convert(tmp_path / "source", tmp_path / "out", initialisation=initialisation, **options)
+    out = L2PPipeline.from_pretrained(tmp_path / "out")
+    pairs = (
+        (out.transformer.trunk.layers, source.transformer.layers),
+        (out.text_encoder, source.text_encoder),
+    )
+    for ours, theirs in pairs:
+        wanted = theirs.state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in ours.state_dict().items())
+
+
+def two_variants(source: Path) -> None:
+    (source / WEIGHTS).rename(source / "transformer/diffusion_pytorch_model.fp16.safetensors")
+    shutil.copy(
+        source / "transformer/diffusion_pytorch_model.fp16.safetensors",
+        source / "transformer/diffusion_pytorch_model.bf16.safetensors",
+    )
 
 
 def test_a_model_saved_and_loaded_again_is_the_same(converted: Path, tmp_path: Path) -> None:
@@ -161,6 +192,7 @@ def pickle_instead(source: Path) -> None:
         (lambda source: shutil.rmtree(source / "text_encoder"), "lacks text_encoder"),
         (edit_json("transformer/config.json", _class_name="UNet2DConditionModel"), "no family for"),
         (edit_json("transformer/config.json", dim=48), "no valid ZImageTransformer2DModel config"),
+        (edit_json("transformer/config.json", n_heads=0), "no valid ZImageTransformer2DModel config"),
         (edit_json("transformer/config.json", n_layers=7), "lacks layers.6."),
         (edit_json("transformer/config.json", n_layers=5), "have no place in a z-image model: layers.5."),
         (edit_json("transformer/config.json", cap_feat_dim=64), "its config says"),
@@ -175,6 +207,7 @@ def pickle_instead(source: Path) -> None:
         ),
         (truncate, "is cut off"),
         (pickle_instead, "pickled weights"),
+        (two_variants, "holds the variants bf16, fp16 and no plain weights; keep one of them"),
         (lambda source: (source / WEIGHTS).write_bytes(b"<html>not found</html>"), "not a safetensors file"),
     ],
 )

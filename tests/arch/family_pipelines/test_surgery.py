@@ -47,3 +47,18 @@ def test_a_pipeline_directory_becomes_a_pixel_space_pipeline(
     ).images
     assert images.shape == (2, 3, 2 * patch_size, 3 * patch_size)
     assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("source", ["flux"], indirect=True)
+def test_the_guidance_that_a_distilled_model_embeds_can_be_chosen(source: Any, tmp_path: Path) -> None:
+    convert(source.directory, tmp_path / "out", head_channels=(8, 8, 8, 8))
+    pipeline = L2PPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    seen: list[list[float]] = []
+    pipeline.transformer.trunk.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["guidance"].tolist()), with_kwargs=True
+    )
+    options: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 1, "max_sequence_length": 64}
+    pipeline(PROMPTS, **options)
+    pipeline(PROMPTS, distilled_guidance_scale=7.0, **options)
+    assert seen == [[3.5] * 4, [7.0] * 4]  # both passes of both prompts

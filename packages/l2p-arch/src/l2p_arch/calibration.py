@@ -26,6 +26,7 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.patchify import pixels_to_patches
+from l2p_arch.tensor_files import variant
 
 if TYPE_CHECKING:
     from l2p_arch.families.base import LatentEmbedder
@@ -174,4 +175,4 @@ def _load_vae(source: Source) -> Any:
             f"{source.directory} has no vae, which a fitted initialisation needs; use the default one"
         )
     vae_class = getattr(diffusers, source.pipeline_index["vae"][1])
-    return vae_class.from_pretrained(directory).eval()
+    return vae_class.from_pretrained(directory, variant=variant(directory)).eval()

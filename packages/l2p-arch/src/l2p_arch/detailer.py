@@ -2,6 +2,7 @@
 Table 3)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from l2p_arch.errors import ArchError
 
 _MARGIN = 3  # cells around a tile, see `DetailerHead._tile`
+_UNEVEN_MARGIN = 5  # the same where the image's sides do not halve evenly at every level
 
 
 class DetailerHead(nn.Module):
@@ -75,8 +77,7 @@ class DetailerHead(nn.Module):
         """Run in square tiles of about `tile` px, or whole again with None; the result is the same.
 
         Peak memory then depends on the tile and no longer on the image. With gradient checkpointing each tile
-        is computed again in the backward pass, so that training is bounded too. Images whose sides are no
-        multiples of 2 ** levels run whole: their levels' grids do not meet at tiles' borders.
+        is computed again in the backward pass, so that training is bounded too.
         """
         if tile is not None and tile < 1:
             raise ArchError(f"a tile of {tile} px is too small; 512 to 2048 are usual")
@@ -86,11 +87,10 @@ class DetailerHead(nn.Module):
         """Map pixels x_t (B, 3, H, W) and features (B, D, h, w) to the raw output (B, 3, H, W)."""
         height, width = pixels.shape[-2:]
         stride = 2**self.levels
-        divisible = height % stride == 0 and width % stride == 0
-        grid = (height // stride, width // stride) if divisible else None
-        if grid is not None and features.shape[-2:] != grid:
+        grid = (height // stride, width // stride)
+        if features.shape[-2:] != grid:
             features = F.interpolate(features, size=grid, mode="nearest")
-        if grid is None or self.tile is None or max(height, width) <= self.tile:
+        if self.tile is None or max(height, width) <= self.tile:
             return self._whole(pixels, features)
         step = max(self.tile // stride, 1)  # all of the following in cells of the bottleneck's grid
         rows = [
@@ -106,38 +106,90 @@ class DetailerHead(nn.Module):
         the image).
 
         One output pixel sees less than 3 * 2**levels pixels to each side: one 3x3 convolution per level on
-        the way down and two on the way up.
+        the way down and two on the way up. Where a level has an odd side, the way up also reads one pixel of
+        the coarser level further, in all less than 2 * 2**levels.
         """
-        stride, (rows, columns) = 2**self.levels, features.shape[-2:]
-        bottom, right = min(top + step, rows), min(left + step, columns)
-        y0, y1 = max(top - _MARGIN, 0), min(bottom + _MARGIN, rows)
-        x0, x1 = max(left - _MARGIN, 0), min(right + _MARGIN, columns)
+        size, stride = pixels.shape[-2:], 2**self.levels
+        margin = _UNEVEN_MARGIN if any(side % stride for side in size) else _MARGIN
+        rows = _Span.of(top, step, margin, size[0], stride)
+        columns = _Span.of(left, step, margin, size[1], stride)
         inputs = (
-            pixels[:, :, y0 * stride : y1 * stride, x0 * stride : x1 * stride],
-            features[:, :, y0:y1, x0:x1],
+            pixels[:, :, rows.pixels, columns.pixels],
+            features[:, :, rows.cells, columns.cells],
+            (rows, columns),
         )
         if self.gradient_checkpointing and torch.is_grad_enabled():
             out = checkpoint(self._whole, *inputs, use_reentrant=False)
         else:
             out = self._whole(*inputs)
-        rows_kept = slice((top - y0) * stride, (bottom - y0) * stride)
-        return out[:, :, rows_kept, (left - x0) * stride : (right - x0) * stride]
+        return out[:, :, rows.kept, columns.kept]
 
-    def _whole(self, pixels: Tensor, features: Tensor) -> Tensor:
+    def _whole(self, pixels: Tensor, features: Tensor, part: "tuple[_Span, _Span] | None" = None) -> Tensor:
+        """The output of an image, or of a part of one with all that its margin lacks."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         skips = []
         for level in range(1, self.levels + 1):
             x = self.get_submodule(f"enc{level}")(x)
             skips.append(x)
             x = F.max_pool2d(x, 2)
-        if features.shape[-2:] != x.shape[-2:]:
-            features = F.interpolate(features, size=x.shape[-2:], mode="nearest")
         x = self.bottleneck(torch.cat((x, features), dim=1))
         for level in range(self.levels, 0, -1):
             skip = skips.pop()
-            x = self.get_submodule(f"up{level}")(F.interpolate(x, size=skip.shape[-2:], mode="nearest"))
+            x = _enlarged(x, skip.shape[-2:], level, part)
+            x = self.get_submodule(f"up{level}")(x)
             x = self.get_submodule(f"dec{level}")(torch.cat((x, skip), dim=1))
         return self.out_conv(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """What one tile reads and keeps along one side of the image."""
+
+    cells: slice
+    """Read, of the bottleneck's grid."""
+    pixels: slice
+    """Read, of the image."""
+    kept: slice
+    """Of the pixels read."""
+    side: int
+    """The whole image's, px."""
+
+    @classmethod
+    def of(cls, first: int, step: int, margin: int, side: int, stride: int) -> "_Span":
+        """Of the tile of `step` cells from `first` on; the last one takes what is left of the image."""
+        cells = side // stride
+        start, end, last = max(first - margin, 0), min(first + step + margin, cells), first + step >= cells
+        stop = side if end == cells else end * stride
+        kept_stop = side if last else (first + step) * stride
+        return cls(
+            cells=slice(start, end),
+            pixels=slice(start * stride, stop),
+            kept=slice((first - start) * stride, kept_stop - start * stride),
+            side=side,
+        )
+
+    def read_from(self, level: int, count: int, coarser: Tensor, dim: int) -> Tensor | None:
+        """Which pixels of `coarser`, its part of the next coarser level, the `count` ones of this part read.
+        None where they are simply twice as many: nearest resizing is out of step at odd sides only.
+
+        Pixels that the part lacks are read from its rim; a margin keeps that away from what is kept.
+        """
+        fine, coarse = self.side >> (level - 1), self.side >> level
+        if fine == 2 * coarse:
+            return None
+        # Asked of the very function, on the very device, that would resize the whole image.
+        pixels = torch.arange(coarse, dtype=torch.float32, device=coarser.device)
+        whole = F.interpolate(pixels[None, None], size=fine)[0, 0].long()
+        start = self.pixels.start >> (level - 1)
+        return (whole[start : start + count] - start // 2).clamp(0, coarser.shape[dim] - 1)
+
+
+def _enlarged(x: Tensor, size: Sequence[int], level: int, part: tuple[_Span, _Span] | None) -> Tensor:
+    """Nearest neighbours at the size of a finer level, as if the whole image were resized."""
+    for dim, span in zip((2, 3), part or (), strict=False):
+        index = span.read_from(level, size[dim - 2], x, dim)
+        x = x if index is None else x.index_select(dim, index)
+    return F.interpolate(x, size=tuple(size), mode="nearest") if x.shape[-2:] != tuple(size) else x
 
 
 def _conv_silu(wide_in: int, wide_out: int, *, kernel_size: int) -> nn.Sequential:

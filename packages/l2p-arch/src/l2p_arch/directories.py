@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_arch.errors import ArchError
+from l2p_arch.tensor_files import VARIANT_FILE
 from l2p_arch.tensor_writing import copy_range
 
 _LICENCES = ("LICENSE", "LICENSE.md")
@@ -81,11 +82,14 @@ def _full_disk_named(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        remedy = {
+            errno.ENOSPC: "free some, or choose another place",
+            errno.EDQUOT: "free some, or choose another place",
+            errno.EFBIG: "raise the limit (ulimit -f), choose another file system, or smaller shards",
+        }.get(error.errno or 0)
+        if remedy is None:
             raise
-        raise ArchError(
-            f"cannot write {out}: {error.strerror}; free some, or choose another place. Nothing is left of it"
-        ) from error
+        raise ArchError(f"cannot write {out}: {error.strerror}; {remedy}. Nothing is left of it") from error
 
 
 def _staging(out: Path, kind: str) -> Path:
@@ -143,7 +147,13 @@ def copy_components(source: Path, names: Sequence[str], out: Path) -> None:
             copied = out / Path(folder).relative_to(source)
             copied.mkdir(parents=True)
             for file in files:  # not shutil.copytree, whose error does not say that the disk is full
-                copy_file(Path(folder) / file, copied / file)
+                plain = _plain_name(file)
+                if plain == file or plain in files:
+                    copy_file(Path(folder) / file, copied / file)
+                elif plain.endswith(".json"):
+                    _write_plain_index(Path(folder) / file, copied / plain)
+                else:
+                    copy_file(Path(folder) / file, copied / plain)
     for name in _LICENCES:
         if (source / name).is_file():
             copy_file(source / name, out / name)
@@ -151,6 +161,25 @@ def copy_components(source: Path, names: Sequence[str], out: Path) -> None:
     if "_diffusers_version" in source_index:
         index["_diffusers_version"] = source_index["_diffusers_version"]
     write_json(out / "model_index.json", index | {name: source_index[name] for name in names})
+
+
+def _plain_name(file: str) -> str:
+    """The name of weights or their index without the variant that they were saved with, which whoever loads
+    the result would have to know."""
+    match = VARIANT_FILE.fullmatch(file)
+    if match is None:
+        return file
+    if match["index"]:
+        return f"{match['index']}.json"
+    return f"{match['stem']}{match['shard'] or ''}{match['suffix']}"
+
+
+def _write_plain_index(source: Path, target: Path) -> None:
+    index = read_json(source, f"{source.parent} is damaged")
+    names = index.get("weight_map")
+    if not isinstance(names, dict):
+        raise ArchError(f"{source} is no index of shards: it holds no weight_map")
+    write_json(target, index | {"weight_map": {key: _plain_name(name) for key, name in names.items()}})
 
 
 def components_to_keep(source: Path, text_components: Sequence[str], family: str) -> list[str]:

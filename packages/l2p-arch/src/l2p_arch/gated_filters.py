@@ -25,6 +25,7 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.patchify import pixels_to_patches
+from l2p_arch.tensor_files import variant
 
 if TYPE_CHECKING:
     from l2p_arch.model import L2PTransformer
@@ -153,7 +154,9 @@ def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) ->
     }
     runnable.trunk.load_state_dict(state)
     kept = {name: None for name in ("transformer", "vae")}
-    pipeline = DiffusionPipeline.from_pretrained(source.directory, **kept, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(
+        source.directory, **kept, local_files_only=True, variant=variant(source.directory / "transformer")
+    )
     texts = {name: getattr(pipeline, name, None) for name in model.source_family.text_components}
     with torch.no_grad():
         conditioning = model.source_family.encode_text(

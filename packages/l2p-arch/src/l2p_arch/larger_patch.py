@@ -90,7 +90,9 @@ def upscale(
     larger, made = _started(config, initialisation, seed)
     wanted = {name: tuple(value.shape) for name, value in larger.state_dict().items()}
     plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
-    start = "upscale" if initialisation == "default" else f"upscale+{initialisation}"
+    head = [tensor for tensor in plan if tensor.name.startswith("detailer_head.")]
+    has_new_levels = any(not isinstance(tensor.origin, StoredTensor) for tensor in head)
+    start = f"upscale+{initialisation}" if has_new_levels and initialisation != "default" else "upscale"
     report = _report(model.name, family.name, patch_size, start, plan, stored, used)
     with appearing_complete(out, [model], overwrite) as partial:
         (partial / "transformer").mkdir()

@@ -106,12 +106,13 @@ class L2PPipeline(DiffusionPipeline):
         num_inference_steps: int = 30,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
+        distilled_guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise_shift: float | None = None,
-        image: Image.Image | Sequence[Image.Image] | Tensor | None = None,
+        image: Image.Image | Sequence[Image.Image] | np.ndarray | Tensor | None = None,
         strength: float = 0.6,
         prompt_conditioning: Sequence[Conditioning] | None = None,
         negative_conditioning: Sequence[Conditioning] | None = None,
@@ -128,17 +129,20 @@ class L2PPipeline(DiffusionPipeline):
             guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
             guidance_rescale: 0 to 1, how far the guided velocity's spread is pulled back to the unguided
                 one's, against the burnt look of strong guidance.
+            distilled_guidance_scale: what guidance-distilled models (FLUX.1 [dev], FLUX.2 [dev]) embed beside
+                the time, in every pass; None is the default of the family's own pipeline.
             negative_prompt: one for all, or one per prompt; None is the empty one.
             num_images_per_prompt: images per prompt, neighbours in the result.
             seeds: one per image; an image depends on its own seed and never on its batch.
             generator: instead of seeds, one CPU generator per image or one that is drawn from in turn.
             noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
-            image: start from these instead of from noise: one, or one per image; pixels (N, 3, H, W) in [-1,
-                1] or PIL images, which are resized.
+            image: start from these instead of from noise: one, or one per image; tensors (N, 3, H, W) in [-1,
+                1], arrays (N, H, W, 3) in [0, 1], either as uint8 in 0 ... 255, or PIL images, which are
+                resized.
             strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
             max_sequence_length: longest text, in tokens; None: as the source's own pipeline has it.
-            output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W in [-1, 1]).
+            output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W around [-1, 1], not clamped).
             on_step: called after each step with its number, its sigma and the float32 state (N, 3, H, W).
 
         Returns:
@@ -155,8 +159,8 @@ class L2PPipeline(DiffusionPipeline):
             words = negative_prompt or ""
             words = [words] * len(positive) if isinstance(words, str) else words
             negative = self._conditioning(words, negative_conditioning, max_sequence_length, len(positive))
-        positive = [sample for sample in positive for _ in range(num_images_per_prompt)]
-        negative = [sample for sample in negative for _ in range(num_images_per_prompt)]
+        positive = self._embedding(positive, distilled_guidance_scale, num_images_per_prompt)
+        negative = self._embedding(negative, distilled_guidance_scale, num_images_per_prompt)
         noise = draw_noise(len(positive), height, width, seeds=seeds, generator=generator)
         noise = noise.to(self._execution_device)
         scheduler = flow_schedule(
@@ -201,6 +205,19 @@ class L2PPipeline(DiffusionPipeline):
                 f"{len(given)} negative prompts for {prompts_against} prompts; give one text, or as many"
             )
         return list(given)
+
+    def _embedding(
+        self, conditioning: Sequence[Conditioning], guidance: float | None, copies: int
+    ) -> list[Conditioning]:
+        """The conditioning of each image, with the guidance that a distilled model embeds."""
+        if guidance is not None and not self.transformer.config["trunk_config"].get("guidance_embeds"):
+            family = self.transformer.source_family.name
+            raise ArchError(
+                f"distilled_guidance_scale {guidance} is for models that embed their guidance, and this "
+                f"{family} does not; use guidance_scale"
+            )
+        embedded = {} if guidance is None else {"guidance": torch.tensor(float(guidance))}
+        return [{**sample, **embedded} for sample in conditioning for _ in range(copies)]
 
     def _sample(
         self,
@@ -255,7 +272,7 @@ def draw_noise(
 ) -> Tensor:
     """Standard normal noise (count, 3, height, width), float32, drawn image by image on the CPU."""
     if seeds is not None:
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        generators = [_seeded(int(seed)) for seed in seeds]
     elif isinstance(generator, torch.Generator) or generator is None:
         generators = [generator or torch.default_generator] * count
     else:
@@ -265,18 +282,35 @@ def draw_noise(
     return torch.stack([torch.randn(3, height, width, generator=each) for each in generators])
 
 
+def _seeded(seed: int) -> torch.Generator:
+    if not -(2**63) <= seed < 2**64:
+        raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
+    return torch.Generator().manual_seed(seed)
+
+
 def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
     """Given images as (count, 3, height, width) in [-1, 1], float32."""
-    if not isinstance(image, Tensor):
+    if isinstance(image, np.ndarray):
+        array = torch.from_numpy(np.moveaxis(image, -1, -3))
+        image = array if array.dtype == torch.uint8 else array * 2 - 1
+    elif not isinstance(image, Tensor):
         pictures = [image] if isinstance(image, Image.Image) else list(image)
         sized = [
             np.asarray(each.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
             for each in pictures
         ]
-        image = rearrange(torch.from_numpy(np.stack(sized)), "n h w c -> n c h w") / 127.5 - 1
+        image = rearrange(torch.from_numpy(np.stack(sized)), "n h w c -> n c h w")
+    image = image[None] if image.ndim == 3 else image
+    if image.dtype == torch.uint8:
+        image = image / 127.5 - 1
     if image.shape[1:] != (3, height, width) or len(image) not in (1, count):
         raise ArchError(
             f"image has the shape {tuple(image.shape)}; wanted ({count}, 3, {height}, {width}), or 1 for all"
+        )
+    if not image.is_floating_point() or image.abs().max() > 2:  # what was sampled may leave [-1, 1] a little
+        raise ArchError(
+            f"image holds {image.dtype} values up to {float(image.abs().max()):g}; wanted floats in [-1, 1] "
+            "(arrays in [0, 1]), or uint8"
         )
     return image.float().expand(count, -1, -1, -1)
 

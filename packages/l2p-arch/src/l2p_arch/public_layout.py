@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PARTS = ("enc", "up", "dec")
+_UNTOLD = "l2p_trunk_config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +78,12 @@ def import_public(
     file, pipeline, out = Path(file), Path(pipeline), Path(out)
     if not file.is_file():
         raise ArchError(f"{file} is not a file; give a published L2P single file")
-    tensors, _ = read_any_header(file)
+    tensors, metadata = read_any_header(file)
     layout = _layout_of(tensors)
     if layout is None:
         raise ArchError(f"{file} is no published L2P layout: it is {identify(file)}")
     config = _config_from(tensors, layout)
+    config["trunk_config"] |= _read_untold(file, metadata)
     embedder = f"all_x_embedder.{config['patch_size']}-1"
     ours = {layout.head_name(name): f"detailer_head.{name}" for name in _head_names(config)}
     plan = []
@@ -110,7 +113,8 @@ def import_public(
 def export_public(model: Path | str, file: Path | str, *, overwrite: bool = False) -> str:
     """Write a model directory as one file in the public layout, bit by bit; return the layout's name.
 
-    The model card goes beside it: `model.md` for `model.safetensors`.
+    The model card goes beside it: `model.md` for `model.safetensors`. Where the trunk's config is not what
+    `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
     """
     model, file = Path(model), Path(file)
     config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
@@ -138,7 +142,7 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
             )
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     with appearing_file(file, overwrite) as partial:
-        write_file(partial, plan)
+        write_file(partial, plan, _untold(config, plan, layout))
     card = single_file_card(
         file, config, tensors, f"{model.name}, exported in the public {layout.name} layout"
     )
@@ -184,7 +188,7 @@ def _layout_for(config: Mapping[str, Any]) -> PublicLayout:
     )
 
 
-def _config_from(tensors: Mapping[str, StoredTensor], layout: PublicLayout) -> dict[str, Any]:
+def _config_from(tensors: Mapping[str, StoredTensor | PlannedTensor], layout: PublicLayout) -> dict[str, Any]:
     """Read the model's config off the shapes; what shapes do not tell is Z-Image's own."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
@@ -207,6 +211,7 @@ def _config_from(tensors: Mapping[str, StoredTensor], layout: PublicLayout) -> d
         }
         channels = [shapes[f"local_decoder.enc{level}.0.weight"][0] for level in layout.levels]
         bottleneck = shapes["local_decoder.bottleneck.0.weight"][0]
+        finest = shapes["local_decoder.out_conv.weight"][1]
     except (KeyError, StopIteration) as error:
         raise ArchError(f"the file lacks {error}, which every L2P model of Z-Image has") from error
     return {
@@ -215,8 +220,39 @@ def _config_from(tensors: Mapping[str, StoredTensor], layout: PublicLayout) -> d
         "patch_size": int(embedder.split(".")[1].split("-")[0]),
         "head_channels": channels,
         "head_bottleneck": None if bottleneck == channels[-1] else bottleneck,
-        "head_decoder_floor": 16 if layout.keeps_pixel_channels else 0,
+        "head_decoder_floor": finest if finest > channels[0] else 0,
     }
+
+
+def _untold(config: Mapping[str, Any], plan: Sequence[PlannedTensor], layout: PublicLayout) -> dict[str, str]:
+    """Metadata with those entries of a trunk's config that its tensors' shapes do not tell."""
+    told = _config_from({tensor.name: tensor for tensor in plan}, layout)["trunk_config"]
+    defaults = {**_trunk_defaults(), **told}
+    own = {**_trunk_defaults(), **config["trunk_config"]}
+    latent = ("all_patch_size", "all_f_patch_size", "in_channels")  # of the source's ends, which are gone
+    untold = {key: value for key, value in own.items() if key not in latent and defaults.get(key) != value}
+    return {_UNTOLD: json.dumps(untold)} if untold else {}
+
+
+def _read_untold(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        untold = json.loads(metadata.get(_UNTOLD, "{}"))
+    except ValueError:
+        untold = None
+    if not isinstance(untold, dict) or not untold.keys() <= _trunk_defaults().keys():
+        raise ArchError(f"{file}: its metadata {_UNTOLD} is no config of a Z-Image transformer")
+    return untold
+
+
+def _trunk_defaults() -> dict[str, Any]:
+    """The config that diffusers' class has where nothing else is said."""
+    import inspect
+
+    from diffusers import ZImageTransformer2DModel
+
+    parameters = inspect.signature(ZImageTransformer2DModel.__init__).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 def _count(shapes: Mapping[str, Any], block_list: str) -> int:

@@ -6,6 +6,7 @@ Torch is imported where a tensor is made and nowhere else: a copy begins seconds
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -34,6 +35,11 @@ ITEM_BYTES = {
 }
 """Bytes per element of the dtypes that are supported, by the names that safetensors files give them."""
 WEIGHTS = "diffusion_pytorch_model"
+VARIANT_FILE = re.compile(
+    r"(?P<stem>[^.]+)\.(?P<variant>[^.-]+)(?P<shard>-\d{5}-of-\d{5})?(?P<suffix>\.safetensors)"
+    r"|(?P<index>.+\.safetensors\.index)\.(?P<of>[^.]+)\.json"
+)
+"""Names of weights that were saved with `variant=`, and of the index of their shards."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -117,33 +123,53 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], data_start: int) ->
 
 
 def index_directory(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a diffusers model directory, sharded or not."""
-    index = directory / f"{WEIGHTS}.safetensors.index.json"
+    """All tensors of a diffusers model directory, sharded or not; of a variant, such as "fp16", where that is
+    the only one."""
+    found = variant(directory)
+    middle = f".{found}" if found else ""
+    index = directory / f"{WEIGHTS}.safetensors.index{middle}.json"
     if index.is_file():
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArchError(f"{index} is no index of shards: it holds no weight_map") from error
-        missing = [name for name in sorted(set(weight_map.values())) if not (directory / name).is_file()]
-        if missing:
-            raise ArchError(
-                f"{directory} lacks {', '.join(missing)}, which its index names; fetch the model again"
-            )
-        shards = {name: read_header(directory / name)[0] for name in sorted(set(weight_map.values()))}
-        absent = [name for name, shard in weight_map.items() if name not in shards[shard]]
-        if absent:
-            raise ArchError(
-                f"{directory}: the index names {absent[0]}, which {weight_map[absent[0]]} does not hold"
-            )
-        return {name: shards[shard][name] for name, shard in weight_map.items()}
-    single = directory / f"{WEIGHTS}.safetensors"
+        return _index_shards(index)
+    single = directory / f"{WEIGHTS}{middle}.safetensors"
     if single.is_file():
         return read_header(single)[0]
-    variants = sorted(path.name for path in directory.glob(f"{WEIGHTS}.*.safetensors"))
-    if variants:
-        raise ArchError(f"{directory} holds a variant only ({variants[0]}); save the model without variant=")
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
         raise ArchError(
             f"{directory} holds pickled weights, which are never loaded; save the model as safetensors"
         )
     raise ArchError(f"{directory} holds no {single.name} and no index of shards")
+
+
+def variant(directory: Path) -> str | None:
+    """The variant, such as "fp16", that a model directory's weights were saved as; None where plain ones are
+    there."""
+    if any((directory / f"{WEIGHTS}.safetensors{end}").is_file() for end in ("", ".index.json")):
+        return None
+    matches = (VARIANT_FILE.fullmatch(path.name) for path in directory.glob(f"{WEIGHTS}.*.safetensors"))
+    variants = sorted({match["variant"] for match in matches if match})
+    if len(variants) > 1:
+        raise ArchError(
+            f"{directory} holds the variants {', '.join(variants)} and no plain weights; keep one of them"
+        )
+    return variants[0] if variants else None
+
+
+def _index_shards(index: Path) -> dict[str, StoredTensor]:
+    directory = index.parent
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArchError(f"{index} is no index of shards: it holds no weight_map") from error
+    if missing:
+        raise ArchError(
+            f"{directory} lacks {', '.join(missing)}, which its index names; fetch the model again"
+        )
+    shards = {name: read_header(directory / name)[0] for name in names}
+    absent = [name for name, shard in weight_map.items() if name not in shards[shard]]
+    if absent:
+        raise ArchError(
+            f"{directory}: the index names {absent[0]}, which {weight_map[absent[0]]} does not hold"
+        )
+    return {name: shards[shard][name] for name, shard in weight_map.items()}

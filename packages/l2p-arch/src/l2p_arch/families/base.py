@@ -117,7 +117,7 @@ class Family:
             trunk = trunk_class.from_config(self.pixel_config(source_config, patch_channels))
         except ArchError:
             raise
-        except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ArchError(
                 f"the source's config is no valid {self.transformer_class} config: {error!r}"
             ) from error
