@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,8 +263,53 @@ def test_a_file_with_a_missing_tensor_is_refused(model: Path, untrained_source: 
     state = load_file(tmp_path / "one.safetensors")
     del state["local_decoder.up2.1.bias"]
     save_file(state, tmp_path / "one.safetensors")
-    with pytest.raises(ArchError, match=r"up2\.1\.bias is None"):
+    with pytest.raises(ArchError, match=r"up2\.1\.bias is missing, where the model has \(8,\)"):
         import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "out")
+
+
+def test_weights_that_are_not_those_of_their_config_are_not_exported(model: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(model, tmp_path / "damaged"))
+    state = load_file(damaged / WEIGHTS)
+    del state["detailer_head.out_conv.bias"]
+    save_file(state, damaged / WEIGHTS)
+    with pytest.raises(ArchError, match=r"out_conv\.bias is missing, where the model has \(3,\)"):
+        export_public(damaged, tmp_path / "one.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_a_pipeline_is_known_by_its_content_and_not_by_its_path(
+    model: Path, untrained_source: Path, tmp_path: Path
+) -> None:
+    export_public(model, tmp_path / "one.safetensors")
+    other = Path(shutil.copytree(untrained_source, tmp_path / "z-image-flux"))
+    config = json.loads((other / "transformer/config.json").read_text())
+    config["_class_name"] = "FluxTransformer2DModel"
+    (other / "transformer/config.json").write_text(json.dumps(config))
+    with pytest.raises(ArchError, match=r"of the family flux; .*give a Z-Image directory"):
+        import_public(tmp_path / "one.safetensors", other, tmp_path / "out")
+    shutil.rmtree(other / "transformer")
+    with pytest.raises(ArchError, match=r"without a transformer.*give a Z-Image directory"):
+        import_public(tmp_path / "one.safetensors", other, tmp_path / "out")
+
+
+def test_a_delta_is_of_a_pixel_space_model_with_its_config(
+    model: Path, untrained_source: Path, tmp_path: Path
+) -> None:
+    delta, name = tmp_path / "delta.safetensors", "detailer_head.out_conv.bias"
+    with pytest.raises(ArchError, match="no L2P model directory: its transformer's config lacks family"):
+        save_delta({"x_pad_token": torch.ones(1)}, untrained_source, delta)
+    for value in (torch.ones(3, dtype=torch.long), torch.ones(3, device="meta")):
+        with pytest.raises(ArchError, match="pass trained values, which are floats"):
+            save_delta({name: value}, model, delta)
+    with pytest.raises(ArchError, match="is part of what is read"):
+        save_delta({name: torch.ones(3)}, model, model / WEIGHTS, overwrite=True)
+    save_delta({name: torch.ones(3)}, model, delta)
+    changed = Path(shutil.copytree(model, tmp_path / "changed"))
+    config = json.loads((changed / "transformer/config.json").read_text())
+    config["trunk_config"]["norm_eps"] = 0.5
+    (changed / "transformer/config.json").write_text(json.dumps(config))
+    with pytest.raises(ArchError, match="trained from a base with another config"):
+        merge_delta(changed, delta, tmp_path / "merged")
 
 
 def test_every_export_brings_a_model_card(model: Path, untrained_source: Path, tmp_path: Path) -> None:

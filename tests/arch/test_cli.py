@@ -1,8 +1,10 @@
 """`l2p-arch`: what the functions do, on a command line that answers at once where no tensor is made."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,12 +114,16 @@ def test_what_is_read_is_never_overwritten(
         ("upscale SOURCE out", "no L2P model directory"),
         ("upscale MODEL out --patch-size 24", "no larger multiple"),
         ("import nowhere SOURCE out", "is not a file"),
-        ("export SOURCE out.safetensors", "of the family None"),
+        ("export SOURCE out.safetensors", "no L2P model directory: its transformer's config lacks family"),
         ("merge MODEL nowhere out", "is not a file"),
         ("export SOURCE/model_index.json out.safetensors", "Not a directory"),
-        ("export MODEL MODEL/README.safetensors", "where the model card goes, already exists"),
+        ("export MODEL MODEL/README.safetensors", "README.md is part of what is read"),
         ("export MODEL MODEL", "is a directory; give the name of a file"),
-        ("convert SOURCE SOURCE/model_index.json --overwrite", "is no directory of its own"),
+        ("export MODEL MODEL/transformer/diffusion_pytorch_model.safetensors --overwrite", "part of what is"),
+        ("convert SOURCE SOURCE/transformer --overwrite", "lies in the source"),
+        ("convert SOURCE SOURCE/tokenizer/out", "lies in the source"),
+        ("convert SOURCE out --seed 99999999999999999999", "has more than 64 bits"),
+        ("convert SOURCE MODEL/README.md --overwrite", "is no directory of its own"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -135,6 +141,38 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and complaint in line
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_paths_that_the_terminal_cannot_show_are_no_failure(model: Path, tmp_path: Path) -> None:
+    script = "import sys; from l2p_arch.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "export", str(model), str(tmp_path / "Bildüng-画.safetensors")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for more in ([], ["--json", "--overwrite"]):
+        ended = subprocess.run([*command, *more], capture_output=True, text=True, env=environment)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Bildüng-画" in json.loads(ended.stdout)["summary"]
+
+
+def test_a_model_is_named_in_reports_wherever_one_stands(
+    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--Tongyi-MAI--Z-Image-Turbo/snapshots/0123abcd"
+    shutil.copytree(untrained_source, snapshot)
+    assert main(["convert", str(snapshot), str(tmp_path / "one"), *SMALL]) == 0
+    assert "| start | Tongyi-MAI/Z-Image-Turbo, by weight surgery" in (tmp_path / "one/README.md").read_text()
+    monkeypatch.chdir(untrained_source)
+    assert main(["convert", ".", str(tmp_path / "two"), *SMALL]) == 0
+    assert json.loads((tmp_path / "two/surgery_report.json").read_text())["source"] == untrained_source.name
+
+
+def test_the_heads_of_all_public_layouts_can_be_asked_for(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    widths = ["--head-channels", "3", "16", "16", "16", "16", "16", "--head-decoder-floor", "16"]
+    words = [str(model), str(tmp_path / "10k"), "--patch-size", "160", *widths, "--head-bottleneck", "24"]
+    assert main(["upscale", *words, "--initialisation", "default"]) == 0
+    assert main(["export", str(tmp_path / "10k"), str(tmp_path / "one.safetensors")]) == 0
+    assert "in the published 10k layout" in capsys.readouterr().out
 
 
 def test_the_readmes_commands_are_known() -> None:

@@ -2,14 +2,18 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import l2p_arch.public_layout as public_layout
+import l2p_arch.surgery as surgery
 import pytest
-from l2p_arch import ArchError, convert
+from l2p_arch import ArchError, L2PTransformer, convert, export_public
 
 HEAD = (8, 8, 16, 16)
 
@@ -65,7 +69,7 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
     assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
 
 
-@pytest.mark.parametrize("moment", ["l2p_arch.tensor_writing.copy_range", "l2p_arch.directories.copy_file"])
+@pytest.mark.parametrize("moment", ["l2p_arch.tensor_writing.copy_range", "l2p_arch.components.copy_file"])
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
@@ -88,6 +92,75 @@ def test_a_full_disk_is_one_line(
     with pytest.raises(ArchError, match=complaint):
         convert(untrained_source, tmp_path / "out", head_channels=HEAD)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_came_meanwhile_is_not_replaced_unasked(
+    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write_card = tmp_path / "out", surgery.write_model_card
+
+    def someone_else(*args: Any, **options: Any) -> Path:
+        out.mkdir()
+        (out / "precious.txt").write_text("keep")
+        return write_card(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(surgery, "write_model_card", someone_else)
+        with pytest.raises(ArchError, match="out already exists"):
+            convert(untrained_source, out, head_channels=HEAD)
+    assert (out / "precious.txt").read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    convert(untrained_source, tmp_path / "model", head_channels=HEAD)
+    (tmp_path / "exports").mkdir()
+    file, write_file = tmp_path / "exports/one.safetensors", public_layout.write_file
+
+    def someone_else_writes(*args: Any) -> None:
+        file.write_text("keep")
+        write_file(*args)
+
+    monkeypatch.setattr(public_layout, "write_file", someone_else_writes)
+    with pytest.raises(ArchError, match="already exists"):
+        export_public(tmp_path / "model", file)
+    assert file.read_text() == "keep"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_of_two_conversions_to_one_place_one_wins_and_is_whole(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    def attempt(seed: int) -> str:
+        try:
+            convert(untrained_source, tmp_path / "out", head_channels=HEAD, seed=seed)
+        except ArchError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(attempt, (1, 2))
+    assert bool(first) != bool(second)
+    assert "already exists" in first + second
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    L2PTransformer.from_pretrained(tmp_path / "out/transformer")
+
+
+@pytest.mark.parametrize("link", ["source", "weights"])
+def test_what_links_lead_to_is_not_overwritten(untrained_source: Path, tmp_path: Path, link: str) -> None:
+    """As in the cache of a hub, where a snapshot's files are links."""
+    real, source = tmp_path / "real", tmp_path / "source"
+    shutil.copytree(untrained_source, real)
+    source.mkdir()
+    for path in real.iterdir():
+        target = source / path.name
+        if link == "source" or path.name != "transformer":
+            target.symlink_to(path)
+            continue
+        target.mkdir()
+        for file in path.iterdir():
+            (target / file.name).symlink_to(file)
+    with pytest.raises(ArchError, match="real holds the source"):
+        convert(source, real, head_channels=HEAD, overwrite=True)
+    convert(source, tmp_path / "out", head_channels=HEAD)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

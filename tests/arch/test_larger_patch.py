@@ -75,6 +75,19 @@ def test_the_new_levels_start_by_passing_detail(untrained_source: Path, tmp_path
         upscale(tmp_path / "small", tmp_path / "x", patch_size=8, initialisation="gated")
 
 
+def test_the_bottleneck_keeps_its_width_unless_another_is_asked_for(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    """The public 10K head ends in fewer channels than its bottleneck has, which are the 1K head's."""
+    convert(untrained_source, tmp_path / "small", patch_size=4, head_channels=(8, 16))
+    for asked, width, in_config in ((None, 16, 16), (12, 12, 12), (8, 8, None)):
+        out = tmp_path / f"large-{width}"
+        upscale(tmp_path / "small", out, patch_size=8, head_channels=(8, 8, 8), head_bottleneck=asked)
+        large = L2PTransformer.from_pretrained(out / "transformer")
+        assert large.config.head_bottleneck == in_config
+        assert large.detailer_head.bottleneck[0].out_channels == width
+
+
 def test_a_patch_that_is_no_multiple_is_refused(untrained_source: Path, tmp_path: Path) -> None:
     convert(untrained_source, tmp_path / "small", patch_size=4, head_channels=(8, 8))
     for patch_size in (4, 6):

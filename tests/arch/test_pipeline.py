@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -95,8 +96,13 @@ def test_prompts_may_be_empty_and_negative_ones_none(pipeline: L2PPipeline) -> N
     wanted = pipeline([""], negative_prompt=[""], **options).images
     assert torch.equal(pipeline("", negative_prompt=None, **options).images, wanted)
     assert len(pipeline.encode("abc")) == 1
-    with pytest.raises(ArchError, match="1 negative prompts for 2 prompts; give one text, or as many"):
-        pipeline(["a", "b"], negative_prompt=["c"], **SMALL)
+    one_for_all = pipeline(
+        ["a", "b"], negative_conditioning=pipeline.encode("c"), **SMALL | {"seeds": [1, 2]}
+    )
+    each = pipeline(["a", "b"], negative_prompt=["c", "c"], **SMALL | {"seeds": [1, 2]})
+    torch.testing.assert_close(one_for_all.images, each.images, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ArchError, match="3 negative prompts for 2 prompts; give one text, or as many"):
+        pipeline(["a", "b"], negative_prompt=["c"] * 3, **SMALL)
     for nothing in (None, []):
         with pytest.raises(ArchError, match="nothing to draw"):
             pipeline(nothing, **SMALL)
@@ -130,14 +136,108 @@ def test_other_flow_matching_schedulers_reach_the_image(pipeline: L2PPipeline, s
         pipeline.scheduler, pipeline.transformer.forward = own, forward
 
 
-def test_a_scheduler_of_another_kind_is_refused(pipeline: L2PPipeline) -> None:
-    own = pipeline.scheduler
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize(("steps", "shift"), [(8, 1.0), (60, 20.0), (100, 12.0), (200, 6.0)])
+def test_a_constant_velocity_leads_to_the_image_however_long_and_shifted_the_schedule(
+    pipeline: L2PPipeline, monkeypatch: pytest.MonkeyPatch, scheduler: Any, steps: int, shift: float
+) -> None:
+    """A velocity that does not depend on x_t corrects nothing that the schedule gets wrong."""
+    x_0 = torch.rand(1, 3, 32, 32) * 2 - 1
+    noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))[None]
+    monkeypatch.setattr(pipeline, "scheduler", scheduler(**FLOW))
+    monkeypatch.setattr(pipeline.transformer, "forward", lambda *_: noise - x_0)
+    options = SMALL | {"num_inference_steps": steps, "guidance_scale": 1.0, "noise_shift": shift}
+    image = pipeline("a", seeds=[0], **options).images
+    torch.testing.assert_close(image, x_0, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_flow_sigmas": True}, {"use_flow_sigmas": True, "prediction_type": "v_prediction"}]
+)
+def test_a_scheduler_of_another_kind_is_refused(
+    pipeline: L2PPipeline, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pipeline, "scheduler", DPMSolverMultistepScheduler(**settings))
+    with pytest.raises(ArchError, match="DPMSolverMultistepScheduler does not sample by flow matching"):
+        pipeline("a", seeds=[0], **SMALL)
+
+
+def test_a_shift_that_was_set_on_the_scheduler_counts(pipeline: L2PPipeline) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_shift(6.0)
+    options: dict[str, Any] = {"image_tokens": 4, "device": torch.device("cpu"), "changes": {}}
+    ours = flow_schedule(scheduler, 4, noise_shift=None, **options)
+    even = torch.tensor([1, 0.75, 0.5, 0.25, 0])
+    torch.testing.assert_close(ours.sigmas, 6 * even / (1 + 5 * even))
+    terminal = FlowMatchEulerDiscreteScheduler(shift_terminal=0.02)  # Qwen-Image's
+    assert flow_schedule(terminal, 1, noise_shift=None, **options).sigmas.tolist() == [1, 0]
+
+
+def test_diffusers_callbacks_see_change_and_end_the_sampling(pipeline: L2PPipeline) -> None:
+    options = SMALL | {"num_inference_steps": 3, "guidance_scale": 1.0, "seeds": [0]}
+    states: list[torch.Tensor] = []
+
+    def watch(pipe: L2PPipeline, step: int, timestep: torch.Tensor, values: dict[str, torch.Tensor]) -> Any:
+        states.append(values["x_t"])
+        return {"x_t": torch.zeros_like(values["x_t"])} if step == 2 else {}
+
+    assert not pipeline("a", callback_on_step_end=watch, **options).images.any()
+    assert len(states) == 3
+
+    def stop(pipe: L2PPipeline, *_: Any) -> None:
+        pipe._interrupt = True
+
+    (stopped,) = pipeline("a", callback_on_step_end=stop, return_dict=False, **options)
+    assert torch.equal(stopped, states[0])
+    assert len(pipeline("a", **options).images) == 1  # and the next call is not stopped
+
+
+def test_a_model_is_fetched_from_the_hub_without_pickles_and_code(
+    pipeline: L2PPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub stands for itself as a directory: it cannot be reached from here."""
+    pipeline.save_pretrained(tmp_path / "model")
+    asked: list[Any] = []
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(tmp_path / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    loaded = L2PPipeline.from_pretrained("someone/z-image-l2p", revision="v1", text_encoder=None)
+    [(repository, options)] = asked
+    assert repository == "someone/z-image-l2p"
+    assert options["revision"] == "v1"
+    assert {"*.bin", "*.pt", "*.py", "text_encoder/*"} <= set(options["ignore_patterns"])
+    state = loaded.transformer.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in pipeline.transformer.state_dict().items())
+
+
+def test_half_a_pipeline_says_what_it_cannot_do(pipeline: L2PPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    silent = L2PPipeline.from_pretrained(tmp_path / "model", text_encoder=None)
+    with pytest.raises(ArchError, match="without its text encoders; pass prompt_conditioning"):
+        silent("a", **SMALL)
+    blind = L2PPipeline.from_pretrained(tmp_path / "model", transformer=None)
+    for call in (blind.encode, blind):
+        with pytest.raises(ArchError, match="without its transformer"):
+            call("a")
+
+
+def test_guidance_rescale_survives_a_velocity_of_zero(pipeline: L2PPipeline) -> None:
+    conditioning = pipeline.encode(["a", "b"])
+    head, own = pipeline.transformer.detailer_head, pipeline.transformer.detailer_head.out_conv
+    head.out_conv = torch.nn.Conv2d(own.in_channels, 3, 1)
     try:
-        pipeline.scheduler = DPMSolverMultistepScheduler()
-        with pytest.raises(ArchError, match="DPMSolverMultistepScheduler does not sample by flow matching"):
-            pipeline("a", seeds=[0], **SMALL)
+        torch.nn.init.zeros_(head.out_conv.weight)
+        torch.nn.init.zeros_(head.out_conv.bias)
+        with torch.no_grad():
+            velocity = pipeline._velocity(
+                torch.randn(1, 3, 32, 32), torch.tensor(0.5), conditioning[:1], conditioning[1:], 3.0, 0.7
+            )
+        assert not velocity.any()
     finally:
-        pipeline.scheduler = own
+        head.out_conv = own
 
 
 def test_offloaded_components_give_the_same_image(pipeline: L2PPipeline) -> None:
@@ -203,6 +303,7 @@ def test_an_image_is_the_same_start_in_every_form(pipeline: L2PPipeline) -> None
         levels,
         levels[None],
         levels / 255,
+        [pixels[0]],
         pixels,
         pixels / 127.5 - 1,
     ]
@@ -233,6 +334,13 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
     [
         ({"height": 40}, "height 40 is not a multiple of patch size 16; use 32 or 48"),
         ({"seeds": [1, 2]}, "2 seeds or generators for 1 images"),
+        ({"seeds": 1}, r"seeds is 1; give one per image, such as \[1\]"),
+        ({"seeds": [1], "generator": torch.Generator()}, "seeds and generator were both given"),
+        ({"prompt_conditioning": [{}]}, "prompt and prompt_conditioning were both given"),
+        ({"prompt": ["a", None]}, "are not all text"),
+        ({"max_sequence_length": 0}, "max_sequence_length 0 must be at least 1"),
+        ({"strength": 7.0}, "strength 7.0 is not between 0 and 1"),
+        ({"image": ["a.png"]}, "image is a list of str; wanted PIL images"),
         ({"seeds": [2**64]}, "seed 18446744073709551616 has more than 64 bits"),
         ({"image": torch.full((1, 3, 32, 32), 255.0)}, "values up to 255; wanted floats in"),
         ({"image": np.zeros((32, 32, 4))}, "image has the shape"),
@@ -259,16 +367,22 @@ def test_wrong_calls_are_named(pipeline: L2PPipeline, options: dict[str, Any], c
         FlowMatchLCMScheduler(),
         FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
         DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
+        DPMSolverSinglestepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
     ],
-    ids=["lcm", "stochastic euler", "sde"],
+    ids=["lcm", "stochastic euler", "sde", "single-step sde"],
 )
-def test_seeds_are_refused_where_the_scheduler_draws_noise_itself(
+def test_a_seed_decides_its_image_where_the_scheduler_draws_noise_in_every_step(
     pipeline: L2PPipeline, monkeypatch: pytest.MonkeyPatch, scheduler: Any
 ) -> None:
     monkeypatch.setattr(pipeline, "scheduler", scheduler)
-    with pytest.raises(ArchError, match="draws noise in every step, which seeds do not decide"):
-        pipeline("a", seeds=[7], **SMALL)
-    assert torch.isfinite(pipeline("a", generator=torch.Generator().manual_seed(7), **SMALL).images).all()
+    options = SMALL | {"num_inference_steps": 3}
+    together = pipeline(["a", "b"], seeds=[7, 8], **options).images
+    torch.manual_seed(123)
+    alone = pipeline("b", seeds=[8], **options).images
+    torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-4)
+    given = pipeline("b", generator=torch.Generator().manual_seed(8), **options).images
+    assert torch.equal(given, alone)
+    assert not torch.equal(pipeline("b", seeds=[9], **options).images, alone)
 
 
 @pytest.mark.parametrize(

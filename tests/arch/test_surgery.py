@@ -99,6 +99,42 @@ def test_weights_saved_as_a_variant_are_found_and_the_result_needs_no_variant(
         assert all(torch.equal(value, wanted[key]) for key, value in ours.state_dict().items())
 
 
+def test_plain_weights_go_along_where_a_variant_lies_beside_them(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    encoder = ZImagePipeline.from_pretrained(untrained_source).text_encoder
+    shutil.copytree(untrained_source, tmp_path / "source")
+    shutil.rmtree(tmp_path / "source/text_encoder")
+    encoder.save_pretrained(tmp_path / "source/text_encoder", max_shard_size="1MB")
+    wanted = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(7)
+    encoder.save_pretrained(tmp_path / "variant", variant="fp16")
+    for path in (tmp_path / "variant").glob("*.safetensors"):
+        shutil.copy(path, tmp_path / "source/text_encoder")
+    convert(tmp_path / "source", tmp_path / "out", head_channels=HEAD)
+    found = L2PPipeline.from_pretrained(tmp_path / "out").text_encoder.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+
+
+def test_new_tensors_of_an_8_bit_source_are_bfloat16(source_copy: Path, tmp_path: Path) -> None:
+    tensors = {
+        name: value.to(torch.float8_e4m3fn) for name, value in load_file(source_copy / WEIGHTS).items()
+    }
+    save_file(tensors, source_copy / WEIGHTS)
+    report = convert(source_copy, tmp_path / "out", head_channels=HEAD)
+    assert {record.dtype for record in report.inherited} == {"F8_E4M3"}
+    assert {record.dtype for record in report.new} == {"BF16"}
+
+
+def test_what_float16_cannot_hold_is_not_made_infinite(source_copy: Path, tmp_path: Path) -> None:
+    edit_weights(lambda tensors: tensors["layers.0.attention.to_q.weight"].fill_(70_000))(source_copy)
+    convert(source_copy, tmp_path / "out", head_channels=HEAD, dtype="bfloat16")
+    with pytest.raises(ArchError, match=r"to_q\.weight has values beyond float16's 65504; use bfloat16"):
+        convert(source_copy, tmp_path / "half", head_channels=HEAD, dtype="float16")
+
+
 def two_variants(source: Path) -> None:
     (source / WEIGHTS).rename(source / "transformer/diffusion_pytorch_model.fp16.safetensors")
     shutil.copy(
@@ -207,6 +243,15 @@ def pickle_instead(source: Path) -> None:
         ),
         (truncate, "is cut off"),
         (pickle_instead, "pickled weights"),
+        (
+            edit_weights(
+                lambda t: t.update({"layers.0.attention.to_q.weight": torch.zeros(4).to(torch.int8)})
+            ),
+            "layers.0.attention.to_q.weight is stored as I8, quantised",
+        ),
+        (edit_json("model_index.json", text_encoder=[]), "text_encoder is []; wanted [library, class]"),
+        (edit_json("model_index.json", transformer={"a": 1}), "transformer is {'a': 1}; wanted [library"),
+        (lambda source: (source / "tokenizer/gone").symlink_to("nowhere"), "gone"),
         (two_variants, "holds the variants bf16, fp16 and no plain weights; keep one of them"),
         (lambda source: (source / WEIGHTS).write_bytes(b"<html>not found</html>"), "not a safetensors file"),
     ],

@@ -215,3 +215,21 @@ def test_a_forward_stays_on_the_device_of_its_inputs() -> None:
     velocity = model(torch.empty(2, 3, 8, 16, device="meta"), torch.empty(2, device="meta"), conditioning)
     assert velocity.device.type == "meta"
     assert velocity.shape == (2, 3, 8, 16)
+
+
+@pytest.mark.parametrize("sigma", ["cuda", "cpu"])
+def test_a_forward_on_a_gpu_mixes_no_devices(velocity_on_gpu: Any, sigma: str) -> None:
+    model = tiny_model()
+    model.detailer_head.enable_tiling(8)
+    assert velocity_on_gpu(model, captions(5, 40, 5), sigma).device.type == "cuda"
+
+
+def test_a_frozen_bfloat16_trunk_goes_with_a_float32_head() -> None:
+    model = tiny_model()
+    inputs = (torch.randn(2, 3, 16, 8), torch.tensor([0.2, 0.7]), captions(3, 9))
+    with torch.no_grad():
+        wanted = model(*inputs)
+    model.trunk.requires_grad_(False).to(torch.bfloat16)
+    velocity = model(*inputs)
+    assert velocity.dtype == torch.float32
+    torch.testing.assert_close(velocity, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 
 
 def test_a_batch_of_unequal_texts_equals_one_at_a_time(tiny: Any) -> None:
@@ -69,6 +70,53 @@ def test_weights_may_be_stored_in_a_smaller_dtype_than_they_compute_in(tiny: Any
         velocity = model(*inputs)
     assert velocity.dtype == torch.float32
     assert 0 < (velocity - wanted).abs().max() < 2e-3 * wanted.abs().max()
+
+
+def test_a_trunk_and_a_head_may_have_dtypes_of_their_own(tiny: Any) -> None:
+    """Frozen blocks in bfloat16 and a head that trains in float32, without autocast."""
+    model = tiny.model()
+    inputs = (torch.randn(2, 3, 16, 8), torch.tensor([0.2, 0.7]), tiny.samples(3, 9))
+    with torch.no_grad():
+        wanted = model(*inputs)
+    model.trunk.requires_grad_(False).to(torch.bfloat16)
+    velocity = model(*inputs)
+    assert velocity.dtype == torch.float32
+    torch.testing.assert_close(velocity, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
+    velocity.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.detailer_head.parameters())
+
+
+def test_offloading_by_groups_moves_block_by_block(tiny: Any) -> None:
+    model = tiny.model()
+    inputs = (torch.randn(2, 3, 16, 8), torch.tensor([0.2, 0.7]), tiny.samples(3, 9))
+    with torch.no_grad():
+        wanted = model(*inputs)
+        cpu = torch.device("cpu")  # also in the place of the GPU
+        model.enable_group_offload(
+            onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+        )
+        assert torch.equal(model(*inputs), wanted)
+    for name in model.block_names():
+        assert model.get_submodule(name)._diffusers_hook.get_hook("group_offloading") is not None
+
+
+def test_a_map_of_devices_never_cuts_the_head(tiny: Any) -> None:
+    model = tiny.model()
+    size = sum(parameter.numel() * 4 for parameter in model.detailer_head.parameters())
+    for share in (0.3, 0.6, 0.9):  # of the head is what the first device has left for it
+        whole = sum(parameter.numel() * 4 for parameter in model.parameters())
+        room = {0: int(whole - size + share * size), "cpu": 10 * whole}
+        devices = infer_auto_device_map(model, room, no_split_module_classes=model._no_split_modules)
+        assert not [name for name in devices if name.startswith("detailer_head.")]
+
+
+@pytest.mark.parametrize("sigma", ["cuda", "cpu"])
+def test_a_forward_on_a_gpu_mixes_no_devices(tiny: Any, velocity_on_gpu: Any, sigma: str) -> None:
+    if tiny.name == "lumina2":
+        pytest.skip("Lumina2's own forward fetches lengths from the mask, which tensors without data lack")
+    model = tiny.model()
+    model.detailer_head.enable_tiling(8)
+    assert velocity_on_gpu(model, tiny.samples(9, 9, 5), sigma).device.type == "cuda"
 
 
 def test_a_forward_stays_on_the_device_of_its_inputs(tiny: Any) -> None:

@@ -222,7 +222,7 @@ def _judged(held: Held, paths: Sequence[Path]) -> list[ImageScore]:
 def held_out_loss(model: Path, held: Held, max_sequence_length: int, *, batch_size: int = 32) -> float:
     """Eq. 5 on the held-out pictures, over `SIGMAS`; the same noise for every model."""
     from l2p_arch import L2PPipeline
-    from l2p_arch.pipeline import draw_noise
+    from l2p_arch.starting import draw_noise, generators_of
     from l2p_train.objective import l2p_loss
 
     dtype = getattr(torch, resolve_dtype("auto"))
@@ -231,7 +231,7 @@ def held_out_loss(model: Path, held: Held, max_sequence_length: int, *, batch_si
     prompts = [prompt.prompt for prompt in held.prompts]
     conditioning = pipeline.encode(prompts, max_sequence_length=max_sequence_length)
     x_0 = to_pixels([open_image(path) for path in held.reference])
-    noise = draw_noise(len(x_0), *x_0.shape[-2:], seeds=range(len(x_0)))
+    noise = draw_noise(generators_of(len(x_0), range(len(x_0))), *x_0.shape[-2:])
     total = 0.0
     for start in range(0, len(x_0), batch_size):
         part = slice(start, start + batch_size)

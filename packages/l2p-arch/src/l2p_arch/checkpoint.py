@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from l2p_arch.directories import (
-    appearing_complete,
-    appearing_file,
+from l2p_arch.components import (
     components_to_keep,
     copy_components,
     copy_file,
-    read_json,
+    name_of,
+    read_model_config,
 )
+from l2p_arch.directories import appearing_complete, appearing_file
 from l2p_arch.errors import ArchError
 from l2p_arch.model_card import write_model_card
 from l2p_arch.recognition import identify
@@ -46,7 +47,8 @@ def save_delta(
         out: safetensors file to create; it appears complete or not at all.
         overwrite: replace an existing file.
     """
-    stored = index_directory(Path(base) / "transformer")
+    base = Path(base)
+    config, stored = read_model_config(base), index_directory(base / "transformer")
     if not trained:
         raise ArchError("a delta of no tensors was asked for; pass the trained ones")
     for name, value in trained.items():
@@ -56,8 +58,16 @@ def save_delta(
             raise ArchError(
                 f"{name} has the shape {tuple(value.shape)}, in {base} it is {stored[name].shape}"
             )
-    metadata = {"kind": _KIND, "base_sha256": _hash(stored.values())}
-    with appearing_file(Path(out), overwrite) as partial:
+        if value.is_meta or not value.is_floating_point():
+            raise ArchError(
+                f"{name} is {value.dtype} on {value.device}; pass trained values, which are floats"
+            )
+    metadata = {
+        "kind": _KIND,
+        "base_sha256": _hash(stored.values()),
+        "base_config_sha256": _config_hash(config),
+    }
+    with appearing_file(Path(out), [base], overwrite) as partial:
         write_file(partial, [_in_memory(name, value) for name, value in trained.items()], metadata)
 
 
@@ -67,16 +77,20 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
     changed, metadata = read_header(delta)
     if metadata.get("kind") != _KIND:
         raise ArchError(f"{delta} is no trained-delta file: {identify(delta)}")
-    stored = index_directory(base / "transformer")
+    config, stored = read_model_config(base), index_directory(base / "transformer")
     if _hash(stored.values()) != metadata.get("base_sha256"):
         raise ArchError(
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"
+        )
+    if _config_hash(config) != metadata.get("base_config_sha256"):
+        raise ArchError(
+            f"{delta} was trained from a base with another config than {base}'s transformer/config.json; "
+            "restore it"
         )
     for name, tensor in changed.items():
         if name not in stored or stored[name].shape != tensor.shape:
             there = stored[name].shape if name in stored else "no such tensor"
             raise ArchError(f"{delta} holds {name} {tensor.shape}, and {base} {there}; it is damaged")
-    config = read_json(base / "transformer" / "config.json", f"{base} is no L2P model directory")
     components = components_to_keep(base, source_format(config["family"]).text_components, config["family"])
     plan = []
     for name, tensor in stored.items():
@@ -87,14 +101,21 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
         write_directory(partial / "transformer", plan)
         copy_file(base / "transformer" / "config.json", partial / "transformer" / "config.json")
         copy_components(base, components, partial)
-        history = f"{base.name}, with {len(changed)} trained tensors of {delta.name} merged into it"
-        write_model_card(partial, history, title=out.name)
+        history = f"{name_of(base)}, with {len(changed)} trained tensors of {delta.name} merged into it"
+        write_model_card(partial, history, title=name_of(out))
 
 
 def _in_memory(name: str, value: Tensor) -> PlannedTensor:
     return PlannedTensor(
         name=name, dtype=dtype_name(value.dtype), shape=tuple(value.shape), origin=lambda: value
     )
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 over what a config says of the model; what libraries note beside it, such as their version, does
+    not count."""
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(tensors: Iterable[StoredTensor]) -> str:

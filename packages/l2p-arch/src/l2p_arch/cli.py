@@ -17,6 +17,9 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 ok, 2 usage or input, 130 interrupted."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = _RUN[options.command](options)
     except ArchError as error:
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(json.dumps(result, ensure_ascii=False) if options.json else result["summary"])
+    print(json.dumps(result) if options.json else result["summary"])
     return 0
 
 
@@ -95,7 +98,18 @@ def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int) -> None:
         type=int,
         nargs="*",
         metavar="WIDTH",
-        help="of the Detailer Head, finest first (default: what goes with the patch); none: a linear head",
+        help="of the Detailer Head, finest first (default: what goes with the patch); none: a linear head. "
+        "Write it after the paths",
+    )
+    sub.add_argument(
+        "--head-bottleneck", type=int, metavar="WIDTH", help="after the fusion (512 in the public 10K head)"
+    )
+    sub.add_argument(
+        "--head-decoder-floor",
+        type=int,
+        default=0,
+        metavar="WIDTH",
+        help="least width of a decoder level (16 in the public 8K and 10K heads)",
     )
     sub.add_argument("--initialisation", default="auto", help='of what is new; names joined with "+"')
     sub.add_argument("--seed", type=int, default=0, help="of what is new")
@@ -110,6 +124,8 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         options.out,
         patch_size=options.patch_size,
         head_channels=options.head_channels,
+        head_bottleneck=options.head_bottleneck,
+        head_decoder_floor=options.head_decoder_floor,
         seed=options.seed,
         dtype=options.dtype,
         initialisation=options.initialisation,
@@ -127,6 +143,8 @@ def _upscale(options: argparse.Namespace) -> dict[str, Any]:
         options.out,
         patch_size=options.patch_size,
         head_channels=options.head_channels,
+        head_bottleneck=options.head_bottleneck,
+        head_decoder_floor=options.head_decoder_floor,
         initialisation=options.initialisation,
         seed=options.seed,
         overwrite=options.overwrite,

@@ -124,6 +124,8 @@ def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
     import torch
     from torch import nn
 
+    if not -(2**63) <= seed < 2**64:
+        raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
     made = {}
     embedder = f"trunk.{model.source_family.embedder}"
     with torch.random.fork_rng(devices=[]):

@@ -16,13 +16,8 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from l2p_arch.directories import (
-    appearing_complete,
-    components_to_keep,
-    copy_components,
-    read_json,
-    write_json,
-)
+from l2p_arch.components import components_to_keep, copy_components, name_of, read_model_config
+from l2p_arch.directories import appearing_complete, write_json
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.head_widths import check_head_channels, default_head_channels
@@ -45,6 +40,7 @@ def upscale(
     *,
     patch_size: int = 64,
     head_channels: Sequence[int] | None = None,
+    head_bottleneck: int | None = None,
     head_decoder_floor: int = 0,
     initialisation: str = AUTO,
     seed: int = 0,
@@ -59,7 +55,8 @@ def upscale(
         patch_size: a multiple of the model's own.
         head_channels: encoder widths, finest first; None is the public 4K head's for patch 64, and as many
             levels as the patch has halvings for others.
-        head_decoder_floor: least width of a decoder level (16 in the public 8K head).
+        head_bottleneck: width after the fusion; None keeps the model's.
+        head_decoder_floor: least width of a decoder level (16 in the public 8K and 10K heads).
         initialisation: of the head's new levels: "auto" (the start that measurements chose), "default"
             (PyTorch's), "zero-output", "kaiming", "detail" or several joined with "+". The other starts of
             `convert` look at a source with its VAE.
@@ -84,7 +81,7 @@ def upscale(
         "trunk_config": old["trunk_config"],
         "patch_size": patch_size,
         "head_channels": list(head_channels),
-        "head_bottleneck": old.get("head_bottleneck"),
+        "head_bottleneck": _bottleneck(old, head_channels, head_bottleneck),
         "head_decoder_floor": head_decoder_floor,
     }
     larger, made = _started(config, initialisation, seed)
@@ -93,7 +90,7 @@ def upscale(
     head = [tensor for tensor in plan if tensor.name.startswith("detailer_head.")]
     has_new_levels = any(not isinstance(tensor.origin, StoredTensor) for tensor in head)
     start = f"upscale+{initialisation}" if has_new_levels and initialisation != "default" else "upscale"
-    report = _report(model.name, family.name, patch_size, start, plan, stored, used)
+    report = _report(name_of(model), family.name, patch_size, start, plan, stored, used)
     with appearing_complete(out, [model], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
@@ -101,21 +98,28 @@ def upscale(
         copy_components(model, components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
         origin = f"{report.source}, patch {old['patch_size']}, with a larger patch (surgery_report.json)"
-        write_model_card(partial, origin, title=out.name)
+        write_model_card(partial, origin, title=name_of(out))
     return report
 
 
 def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
     """The config of the model to start from, and by how much the patch grows along a side."""
-    old = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
-    if "family" not in old or "patch_size" not in old:
-        raise ArchError(f"{model} is no L2P model directory; make one with convert")
+    old = read_model_config(model)
     factor, rest = divmod(patch_size, old["patch_size"])
     if rest or factor < 2:
         raise ArchError(
             f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
         )
     return old, factor
+
+
+def _bottleneck(old: Mapping[str, Any], head_channels: Sequence[int], asked: int | None) -> int | None:
+    """The width after the fusion as a config has it: None where it is the last encoder level's."""
+    if not head_channels:
+        return asked
+    before = old.get("head_bottleneck") or (old["head_channels"] or head_channels)[-1]
+    width = asked or before
+    return None if width == head_channels[-1] else int(width)
 
 
 def _started(config: Mapping[str, Any], initialisation: str, seed: int) -> tuple[Any, dict[str, Tensor]]:

@@ -30,6 +30,7 @@ class L2PTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _group_offload_block_modules = ("trunk",)  # its lists of blocks, and not the two halves of the model
 
     @register_to_config
     def __init__(
@@ -63,8 +64,14 @@ class L2PTransformer(ModelMixin, ConfigMixin):
             )
         else:
             self.detailer_head = LinearHead(feature_channels, patch_size)
-        for attribute in ("_no_split_modules", "_skip_layerwise_casting_patterns"):
-            setattr(self, attribute, getattr(self.trunk, attribute, None))
+        self._skip_layerwise_casting_patterns: Any = getattr(
+            self.trunk, "_skip_layerwise_casting_patterns", None
+        )
+        # The head's levels read each other across its whole depth: it stays on one device.
+        self._no_split_modules: Any = [
+            *(getattr(self.trunk, "_no_split_modules", None) or ()),
+            type(self.detailer_head).__name__,
+        ]
         # Some classes do not say which blocks repeat, which torch.compile wants to know: the main ones do.
         blocks = {type(self.get_submodule(name)).__name__ for name in self.block_names()}
         self._repeated_blocks: Any = getattr(self.trunk, "_repeated_blocks", None) or sorted(blocks)
@@ -79,17 +86,21 @@ class L2PTransformer(ModelMixin, ConfigMixin):
             conditioning: one mapping per sample, as `Family.encode_text` returns them; lengths may differ.
 
         Returns:
-            The velocity, (B, 3, H, W), in the dtype of the weights.
+            The velocity, (B, 3, H, W), in the dtype of the head's weights.
         """
         _check_inputs(pixels, sigma, conditioning)
-        pixels = pixels.to(get_parameter_dtype(self.detailer_head))  # to compute in, not to store in
-        patches = pixels_to_patches(pixels, self.patch_size)
+        # What they compute in, not what they are stored in; a frozen trunk may differ from a trained head.
+        embedder = self.trunk.get_submodule(self.source_family.embedder)
+        dtypes = get_parameter_dtype(embedder), get_parameter_dtype(self.detailer_head)
+        patches = pixels_to_patches(pixels.to(dtypes[0]), self.patch_size)
+        sigma = sigma.to(pixels.device, torch.float32)
         try:
-            features = self.source_family.run(self.trunk, patches, sigma.float(), conditioning)
+            features = self.source_family.run(self.trunk, patches, sigma, conditioning)
         except KeyError as error:
             _check_keys(error.args[0], conditioning, self.source_family.name)
             raise
-        return self.source_family.velocity_sign * self.detailer_head(pixels, features)
+        head = self.detailer_head(pixels.to(dtypes[1]), features.to(dtypes[1]))
+        return self.source_family.velocity_sign * head
 
     def block_names(self) -> list[str]:
         """Names of the main blocks in the order in which data flows, such as "trunk.layers.0"."""

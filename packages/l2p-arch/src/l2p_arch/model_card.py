@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from l2p_arch.directories import read_json
+from l2p_arch.components import name_of, read_model_config
 from l2p_arch.source_formats import source_format
 from l2p_arch.tensor_files import StoredTensor, index_directory
 
@@ -64,14 +64,17 @@ def write_model_card(directory: Path | str, origin: str, *, title: str | None = 
         title: heading; the directory's name unless given.
     """
     directory = Path(directory)
-    config = read_json(directory / "transformer" / "config.json", f"{directory} is no L2P model directory")
-    title = title or directory.name
+    config = read_model_config(directory)
+    title = title or name_of(directory)
     usage = _RUN.format(where=title, side=64 * config["patch_size"])
     path = directory / "README.md"
-    path.write_text(
-        _filled(config, index_directory(directory / "transformer"), title, origin, usage), encoding="utf-8"
-    )
+    write_text(path, _filled(config, index_directory(directory / "transformer"), title, origin, usage))
     return path
+
+
+def write_text(path: Path, card: str) -> None:
+    """Write a card; what a file's name holds beside characters is replaced."""
+    path.write_text(card, encoding="utf-8", errors="replace")
 
 
 def single_file_card(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], origin: str) -> str:
@@ -95,6 +98,6 @@ def _filled(
         head_channels=", ".join(map(str, config["head_channels"])) or "none",
         parameters=sum(counts.values()),
         dtypes=", ".join(f"{count:,} in {dtype}" for dtype, count in sorted(counts.items())),
-        origin=origin,
+        origin=origin.replace("|", "\\|"),
         usage=usage,
     )

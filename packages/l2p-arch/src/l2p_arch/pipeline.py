@@ -1,6 +1,7 @@
 """L2PPipeline: text -> pixels, without a VAE; a diffusers DiffusionPipeline."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.patchify import check_size
-from l2p_arch.schedule import draws_noise, flow_schedule
+from l2p_arch.schedule import flow_schedule
+from l2p_arch.starting import draw_noise, generators_of, start_from
 
 _TEXT_COMPONENTS = (
     "text_encoder",
@@ -24,6 +26,9 @@ _TEXT_COMPONENTS = (
     "text_encoder_3",
     "tokenizer_3",
 )
+
+
+_NEVER_FETCHED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".msgpack", ".h5", ".py")
 
 
 class L2PPipeline(DiffusionPipeline):
@@ -45,6 +50,7 @@ class L2PPipeline(DiffusionPipeline):
         tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
+        self._interrupt = False
         self.register_modules(
             transformer=transformer,
             scheduler=scheduler,
@@ -67,6 +73,25 @@ class L2PPipeline(DiffusionPipeline):
             config["text_encoder"] = ["prx", "T5GemmaEncoder"]
         return config
 
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Fetch a model from the Hub and return its directory; never pickles, nor code.
+
+        diffusers' own refuses repositories with a component of a library that it does not know.
+        """
+        from huggingface_hub import snapshot_download
+
+        names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        given = [name for name in (*_TEXT_COMPONENTS, "transformer", "scheduler") if name in kwargs]
+        ignored = [f"*{suffix}" for suffix in _NEVER_FETCHED] + [f"{name}/*" for name in given]
+        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return str(snapshot_download(pretrained_model_name, ignore_patterns=ignored, **options))
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `_interrupt`, after which no further step is made."""
+        return self._interrupt
+
     @torch.no_grad()
     def encode(
         self,
@@ -80,10 +105,23 @@ class L2PPipeline(DiffusionPipeline):
         What exceeds `max_sequence_length` tokens is cut off; None stands for the family's own limit. With
         `negative` as it encodes negative prompts, before which some families put no instruction.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ArchError(f"prompts {prompts!r} are not all text")
+        if max_sequence_length is not None and max_sequence_length < 1:
+            raise ArchError(f"max_sequence_length {max_sequence_length} must be at least 1")
+        if self.transformer is None:
+            raise ArchError(
+                "this pipeline was loaded without its transformer, which knows how text is encoded"
+            )
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
-        if all(component is None for component in components.values()):
+        # SD3 may be saved without T5, but not without both parts of an encoder that it has.
+        pairs = [[name, name.replace("text_encoder", "tokenizer")] for name in components if "enc" in name]
+        if all(component is None for component in components.values()) or any(
+            (components[encoder] is None) != (components.get(tokenizer) is None)
+            for encoder, tokenizer in pairs
+        ):
             raise ArchError(
                 "this pipeline was loaded without its text encoders; pass prompt_conditioning, and "
                 "negative_conditioning where guidance_scale is above 1"
@@ -119,7 +157,9 @@ class L2PPipeline(DiffusionPipeline):
         max_sequence_length: int | None = None,
         output_type: str = "pil",
         on_step: Callable[[int, float, Tensor], None] | None = None,
-    ) -> ImagePipelineOutput:
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None = None,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
         """Generate images.
 
         Args:
@@ -133,8 +173,9 @@ class L2PPipeline(DiffusionPipeline):
                 the time, in every pass; None is the default of the family's own pipeline.
             negative_prompt: one for all, or one per prompt; None is the empty one.
             num_images_per_prompt: images per prompt, neighbours in the result.
-            seeds: one per image; an image depends on its own seed and never on its batch.
-            generator: instead of seeds, one CPU generator per image or one that is drawn from in turn.
+            seeds: one per image; an image depends on its own seed and never on its batch, also where the
+                scheduler draws noise in every step.
+            generator: instead of seeds, one generator per image or one that is drawn from in turn.
             noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
             image: start from these instead of from noise: one, or one per image; tensors (N, 3, H, W) in [-1,
                 1], arrays (N, H, W, 3) in [0, 1], either as uint8 in 0 ... 255, or PIL images, which are
@@ -144,10 +185,15 @@ class L2PPipeline(DiffusionPipeline):
             max_sequence_length: longest text, in tokens; None: as the source's own pipeline has it.
             output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W around [-1, 1], not clamped).
             on_step: called after each step with its number, its sigma and the float32 state (N, 3, H, W).
+            callback_on_step_end: as in diffusers: called with this pipeline, the step, its timestep and
+                {"x_t": state}; may return {"x_t": another state}, and set `_interrupt` to end the sampling.
+            return_dict: False returns a tuple of one.
 
         Returns:
             `.images`, in the order of the prompts.
         """
+        if self.transformer is None:
+            raise ArchError("this pipeline was loaded without its transformer; it can paint nothing")
         check_size(height, width, self.transformer.patch_size)
         if output_type not in ("pil", "np", "pt"):
             raise ArchError(f"output_type {output_type!r} is not one of pil, np, pt")
@@ -157,12 +203,11 @@ class L2PPipeline(DiffusionPipeline):
         negative: list[Conditioning] = []
         if guidance_scale > 1:
             words = negative_prompt or ""
-            words = [words] * len(positive) if isinstance(words, str) else words
             negative = self._conditioning(words, negative_conditioning, max_sequence_length, len(positive))
         positive = self._embedding(positive, distilled_guidance_scale, num_images_per_prompt)
         negative = self._embedding(negative, distilled_guidance_scale, num_images_per_prompt)
-        noise = draw_noise(len(positive), height, width, seeds=seeds, generator=generator)
-        noise = noise.to(self._execution_device)
+        generators = generators_of(len(positive), seeds, generator)
+        noise = draw_noise(generators, height, width).to(self._execution_device)
         scheduler = flow_schedule(
             self.scheduler,
             num_inference_steps,
@@ -172,34 +217,34 @@ class L2PPipeline(DiffusionPipeline):
             changes=self.transformer.source_family.flow_scheduler,
             dynamic_shift=self.transformer.source_family.dynamic_shift,
         )
-        if seeds is not None and draws_noise(scheduler):
-            raise ArchError(
-                f"{type(scheduler).__name__} draws noise in every step, which seeds do not decide; leave "
-                "them out, or use a scheduler without noise"
-            )
-        x_t, first = _start_from(image, noise, scheduler, strength)
+        x_t, first = start_from(image, noise, scheduler, strength)
 
         def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
             return self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
 
-        x_0 = self._sample(x_t, scheduler, first, velocity, on_step)
-        return ImagePipelineOutput(images=_to_images(x_0, output_type))
+        x_0 = self._sample(x_t, scheduler, first, velocity, generators, on_step, callback_on_step_end)
+        images = _to_images(x_0, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _conditioning(
         self,
         prompt: str | Sequence[str] | None,
-        given: Sequence[Conditioning] | None,
+        given: Conditioning | Sequence[Conditioning] | None,
         max_sequence_length: int | None,
         prompts_against: int | None = None,
     ) -> list[Conditioning]:
         """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""
-        if given is None and (prompt is None or (not len(prompt) and not isinstance(prompt, str))):
+        negative = prompts_against is not None
+        if given is None and (prompt is None or (not isinstance(prompt, str) and not list(prompt))):
             raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
         if given is None:
             assert prompt is not None
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            negative = prompts_against is not None
-            given = self.encode(texts, max_sequence_length=max_sequence_length, negative=negative)
+            given = self.encode(prompt, max_sequence_length=max_sequence_length, negative=negative)
+        elif prompt is not None and not negative:
+            raise ArchError("prompt and prompt_conditioning were both given; one of them says what to draw")
+        given = [given] if isinstance(given, Mapping) else given
+        if prompts_against is not None and len(given) == 1:
+            given = [*given] * prompts_against
         if prompts_against not in (None, len(given)):
             raise ArchError(
                 f"{len(given)} negative prompts for {prompts_against} prompts; give one text, or as many"
@@ -225,15 +270,26 @@ class L2PPipeline(DiffusionPipeline):
         scheduler: Any,
         first: int,
         velocity: Callable[[Tensor, Tensor], Tensor],
+        generators: list[torch.Generator],
         on_step: Callable[[int, float, Tensor], None] | None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None,
     ) -> Tensor:
         """x_0, from x_t at the schedule's step `first`."""
+        options: dict[str, Any] = {"return_dict": False}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            options["generator"] = generators
+        self._interrupt = False
         with self.progress_bar(total=len(scheduler.timesteps) - first) as progress:
             for step, timestep in enumerate(scheduler.timesteps[first:]):
+                if self.interrupt:
+                    break
                 sigma = scheduler.sigmas[first + step]  # timesteps are rounded to whole numbers by some
-                x_t = scheduler.step(velocity(x_t, sigma), timestep, x_t, return_dict=False)[0]
+                x_t = scheduler.step(velocity(x_t, sigma), timestep, x_t, **options)[0]
                 if on_step is not None:
                     on_step(step, float(sigma), x_t)
+                if callback_on_step_end is not None:
+                    answer = callback_on_step_end(self, step, timestep, {"x_t": x_t}) or {}
+                    x_t = answer.get("x_t", x_t)
                 progress.update()
         self.maybe_free_model_hooks()
         return x_t
@@ -257,79 +313,10 @@ class L2PPipeline(DiffusionPipeline):
         pos, neg = both.chunk(2)
         guided = neg + guidance_scale * (pos - neg)
         if guidance_rescale:
-            spread = pos.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
+            spread = pos.std(dim=(1, 2, 3), keepdim=True)
+            spread = spread / guided.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
             guided = guided * (1 + guidance_rescale * (spread - 1))
         return guided
-
-
-def draw_noise(
-    count: int,
-    height: int,
-    width: int,
-    *,
-    seeds: Sequence[int] | None = None,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-) -> Tensor:
-    """Standard normal noise (count, 3, height, width), float32, drawn image by image on the CPU."""
-    if seeds is not None:
-        generators = [_seeded(int(seed)) for seed in seeds]
-    elif isinstance(generator, torch.Generator) or generator is None:
-        generators = [generator or torch.default_generator] * count
-    else:
-        generators = list(generator)
-    if len(generators) != count:
-        raise ArchError(f"{len(generators)} seeds or generators for {count} images; give one per image")
-    return torch.stack([torch.randn(3, height, width, generator=each) for each in generators])
-
-
-def _seeded(seed: int) -> torch.Generator:
-    if not -(2**63) <= seed < 2**64:
-        raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
-    return torch.Generator().manual_seed(seed)
-
-
-def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
-    """Given images as (count, 3, height, width) in [-1, 1], float32."""
-    if isinstance(image, np.ndarray):
-        array = torch.from_numpy(np.moveaxis(image, -1, -3))
-        image = array if array.dtype == torch.uint8 else array * 2 - 1
-    elif not isinstance(image, Tensor):
-        pictures = [image] if isinstance(image, Image.Image) else list(image)
-        sized = [
-            np.asarray(each.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
-            for each in pictures
-        ]
-        image = rearrange(torch.from_numpy(np.stack(sized)), "n h w c -> n c h w")
-    image = image[None] if image.ndim == 3 else image
-    if image.dtype == torch.uint8:
-        image = image / 127.5 - 1
-    if image.shape[1:] != (3, height, width) or len(image) not in (1, count):
-        raise ArchError(
-            f"image has the shape {tuple(image.shape)}; wanted ({count}, 3, {height}, {width}), or 1 for all"
-        )
-    if not image.is_floating_point() or image.abs().max() > 2:  # what was sampled may leave [-1, 1] a little
-        raise ArchError(
-            f"image holds {image.dtype} values up to {float(image.abs().max()):g}; wanted floats in [-1, 1] "
-            "(arrays in [0, 1]), or uint8"
-        )
-    return image.float().expand(count, -1, -1, -1)
-
-
-def _start_from(image: Any, noise: Tensor, scheduler: Any, strength: float) -> tuple[Tensor, int]:
-    """What to sample from, and the step to begin with: the images, noised to where the last `strength` of the
-    schedule begins; or noise, where there are none."""
-    if image is None:
-        return noise, 0
-    if not 0 <= strength <= 1:
-        raise ArchError(f"strength {strength} is not between 0 and 1")
-    x_0 = _to_pixels(image, len(noise), *noise.shape[-2:]).to(noise.device)
-    first = len(scheduler.timesteps) - round(len(scheduler.timesteps) * strength)
-    if first == len(scheduler.timesteps):
-        return x_0, first
-    first -= first % scheduler.order  # never between the two evaluations of one Heun step
-    scheduler.set_begin_index(first)
-    sigma = scheduler.sigmas[first].to(x_0)
-    return (1 - sigma) * x_0 + sigma * noise, first
 
 
 def _to_images(x_0: Tensor, output_type: str) -> Any:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 
-from l2p_arch.directories import (
-    appearing_complete,
-    appearing_file,
-    components_to_keep,
-    copy_components,
-    read_json,
-)
+from l2p_arch.components import components_to_keep, copy_components, name_of, read_model_config
+from l2p_arch.directories import appearing_complete, appearing_file
 from l2p_arch.errors import ArchError
-from l2p_arch.model_card import single_file_card, write_model_card
-from l2p_arch.recognition import identify, read_any_header
+from l2p_arch.model_card import single_file_card, write_model_card, write_text
+from l2p_arch.recognition import identify, pipeline_family, read_any_header
 from l2p_arch.source_formats import source_format
 from l2p_arch.tensor_files import StoredTensor, index_directory
 from l2p_arch.tensor_writing import PlannedTensor, write_directory, write_file
@@ -96,17 +91,18 @@ def import_public(
         target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     _check_against_model(plan, config, file)
-    known = identify(pipeline)
-    if "z-image" not in known:
-        raise ArchError(f"{pipeline} is {known}; give a Z-Image directory, whose text encoder goes along")
+    if pipeline_family(pipeline) != "z-image":
+        raise ArchError(
+            f"{pipeline} is {identify(pipeline)}; give a Z-Image directory, whose text encoder goes along"
+        )
     components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
     with appearing_complete(out, [pipeline, file], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
         _meta_model(config).save_config(partial / "transformer")
         copy_components(pipeline, components, partial)
-        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {pipeline.name}"
-        write_model_card(partial, origin, title=out.name)
+        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {name_of(pipeline)}"
+        write_model_card(partial, origin, title=name_of(out))
     return layout.name
 
 
@@ -117,18 +113,17 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
     `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
     """
     model, file = Path(model), Path(file)
-    config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
-    if config.get("family") != "z-image":
-        raise ArchError(f"{model} is of the family {config.get('family')!r}; only z-image has public layouts")
+    config = read_model_config(model)
+    if config["family"] != "z-image":
+        raise ArchError(f"{model} is of the family {config['family']!r}; only z-image has public layouts")
     layout = _layout_for(config)
     card_file = file.with_suffix(".md")
     if file == card_file:
         raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
-    if card_file.exists() and not overwrite:
-        raise ArchError(f"{card_file}, where the model card goes, already exists; choose another name")
     patch_size = config["patch_size"]
     plan = []
     tensors = index_directory(model / "transformer")
+    _check_against_model(tensors.values(), config, model)
     for name, stored in tensors.items():
         if name == "trunk.all_x_embedder.1-1.weight":
             target = f"all_x_embedder.{patch_size}-1.weight"
@@ -141,13 +136,13 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
                 "all_x_embedder.1-1.", f"all_x_embedder.{patch_size}-1."
             )
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
-    with appearing_file(file, overwrite) as partial:
-        write_file(partial, plan, _untold(config, plan, layout))
-    card = single_file_card(
-        file, config, tensors, f"{model.name}, exported in the public {layout.name} layout"
-    )
-    with appearing_file(card_file, overwrite=True) as partial:
-        partial.write_text(card, encoding="utf-8")
+    origin = f"{name_of(model)}, exported in the public {layout.name} layout"
+    with (
+        appearing_file(card_file, [model], overwrite) as card,
+        appearing_file(file, [model], overwrite) as weights,
+    ):
+        write_file(weights, plan, _untold(config, plan, layout))
+        write_text(card, single_file_card(file, config, tensors, origin))
     return layout.name
 
 
@@ -212,12 +207,15 @@ def _config_from(tensors: Mapping[str, StoredTensor | PlannedTensor], layout: Pu
         channels = [shapes[f"local_decoder.enc{level}.0.weight"][0] for level in layout.levels]
         bottleneck = shapes["local_decoder.bottleneck.0.weight"][0]
         finest = shapes["local_decoder.out_conv.weight"][1]
+        patch_size = int(embedder.split(".")[1].split("-")[0])
     except (KeyError, StopIteration) as error:
         raise ArchError(f"the file lacks {error}, which every L2P model of Z-Image has") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise ArchError(f"the file's tensors are not shaped as an L2P model's of Z-Image: {error}") from error
     return {
         "family": "z-image",
         "trunk_config": trunk,
-        "patch_size": int(embedder.split(".")[1].split("-")[0]),
+        "patch_size": patch_size,
         "head_channels": channels,
         "head_bottleneck": None if bottleneck == channels[-1] else bottleneck,
         "head_decoder_floor": finest if finest > channels[0] else 0,
@@ -256,7 +254,8 @@ def _trunk_defaults() -> dict[str, Any]:
 
 
 def _count(shapes: Mapping[str, Any], block_list: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(f"{block_list}."))
+    numbers = (int(name.split(".")[1]) for name in shapes if name.startswith(f"{block_list}."))
+    return 1 + max(numbers, default=-1)
 
 
 def _meta_model(config: Mapping[str, Any]) -> Any:
@@ -265,16 +264,22 @@ def _meta_model(config: Mapping[str, Any]) -> Any:
     from l2p_arch.model import L2PTransformer
 
     with torch.device("meta"):
-        return L2PTransformer(**config)
+        return L2PTransformer(**{key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def _head_names(config: Mapping[str, Any]) -> list[str]:
     return list(_meta_model(config).detailer_head.state_dict())
 
 
-def _check_against_model(plan: Sequence[PlannedTensor], config: Mapping[str, Any], file: Path) -> None:
+def _check_against_model(
+    tensors: Iterable[PlannedTensor | StoredTensor], config: Mapping[str, Any], path: Path
+) -> None:
+    """Raise unless these are the tensors of a model with that config, by our names."""
     wanted = {name: tuple(value.shape) for name, value in _meta_model(config).state_dict().items()}
-    given = {tensor.name: tensor.shape for tensor in plan}
+    given = {tensor.name: tensor.shape for tensor in tensors}
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
-            raise ArchError(f"{file}: {name} is {given.get(name)}, where the layout has {wanted.get(name)}")
+            raise ArchError(
+                f"{path}: {name} is {given.get(name, 'missing')}, where the model has "
+                f"{wanted.get(name, 'no such tensor')}"
+            )

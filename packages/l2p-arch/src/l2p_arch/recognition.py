@@ -58,12 +58,28 @@ def _identify_directory(path: Path) -> str:
         config = read_json(path / "transformer" / "config.json", "a pipeline directory without a transformer")
     except ArchError as error:
         return f"a directory, but {error}"
+    family = pipeline_family(path)
     if config.get("_class_name") == "L2PTransformer":
-        return f"an L2P model directory ({config.get('family')}, patch {config.get('patch_size')})"
+        return f"an L2P model directory ({family}, patch {config.get('patch_size')})"
+    if family:
+        return f"a latent pipeline of the family {family}; convert makes a pixel-space one of it"
+    return f"a {index.get('_class_name')} directory, which is of no known family"
+
+
+def pipeline_family(path: Path) -> str | None:
+    """The family of a pipeline directory, latent or pixel-space, by its transformer's config; None where
+    there is none."""
+    try:
+        read_json(path / "model_index.json", "")
+        config = read_json(path / "transformer" / "config.json", "")
+    except ArchError:
+        return None
+    if config.get("_class_name") == "L2PTransformer":
+        return str(config.get("family"))
     for known in SOURCE_FORMATS.values():
         if config.get("_class_name") in (known.transformer_class, *known.older_classes):
-            return f"a latent pipeline of the family {known.family}; convert makes a pixel-space one of it"
-    return f"a {index.get('_class_name')} directory, which is of no known family"
+            return known.family
+    return None
 
 
 def read_any_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

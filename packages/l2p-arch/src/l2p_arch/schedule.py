@@ -40,11 +40,18 @@ def flow_schedule(
     own, changed = scheduler.config, dict[str, Any]()
     if not type(scheduler).__name__.startswith("FlowMatch"):
         changed = {key: value for key, value in changes.items() if key in own}
-        if not {**own, **changed}.get("use_flow_sigmas"):
+        wanted = {**own, **changed}
+        if not wanted.get("use_flow_sigmas") or wanted.get("prediction_type") != "flow_prediction":
             raise ArchError(
                 f"{type(scheduler).__name__} does not sample by flow matching; use a FlowMatch "
                 "scheduler, or one with use_flow_sigmas=True and prediction_type='flow_prediction'"
             )
+    if noise_shift is None and isinstance(getattr(type(scheduler), "shift", None), property):
+        changed["shift"] = scheduler.shift  # set_shift keeps it beside the config
+    if steps == 1 and own.get("shift_terminal"):
+        changed["shift_terminal"] = (
+            None  # stretches the schedule so that its last sigma, here the first, is that
+        )
     if noise_shift is not None:
         changed["flow_shift" if "flow_shift" in own else "shift"] = noise_shift
         changed |= {"use_dynamic_shifting": False} if "use_dynamic_shifting" in own else {}
@@ -56,8 +63,11 @@ def flow_schedule(
     else:
         options["num_inference_steps"] = steps
     if scheduler.config.get("use_dynamic_shifting"):
-        own_shift = dynamic_shift and dynamic_shift(image_tokens, steps)
-        options["mu"] = own_shift or _dynamic_shift(scheduler.config, image_tokens)
+        options["mu"] = (
+            dynamic_shift(image_tokens, steps)
+            if dynamic_shift
+            else _dynamic_shift(scheduler.config, image_tokens)
+        )
     scheduler.set_timesteps(**options)
     sigmas = scheduler.sigmas
     if not (
@@ -68,14 +78,8 @@ def flow_schedule(
             f"{float(sigmas[-1]):.3g}, where flow matching goes from 1 to 0; leave out use_karras_sigmas "
             "and the like, and set final_sigmas_type='zero'"
         )
+    scheduler.set_begin_index(0)  # looked for among timesteps that are rounded, it may be found a step late
     return scheduler
-
-
-def draws_noise(scheduler: Any) -> bool:
-    """Whether the scheduler's steps are random."""
-    sde = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
-    named = type(scheduler).__name__ in ("FlowMatchLCMScheduler", "SASolverScheduler")
-    return bool(scheduler.config.get("stochastic_sampling")) or sde or named
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:

@@ -13,19 +13,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2p_arch.directories import (
-    appearing_complete,
-    components_to_keep,
-    copy_components,
-    read_json,
-    write_json,
-)
+from l2p_arch.components import components_to_keep, copy_components, name_of
+from l2p_arch.directories import appearing_complete, read_json, write_json
 from l2p_arch.errors import ArchError
 from l2p_arch.head_widths import check_head_channels, default_head_channels
 from l2p_arch.initialisation import AUTO, check_initialisation, new_tensors, resolve_initialisation
 from l2p_arch.model_card import write_model_card
 from l2p_arch.source_formats import SourceFormat, find_source_format
-from l2p_arch.tensor_files import StoredTensor, index_directory
+from l2p_arch.tensor_files import FLOATS, StoredTensor, index_directory
 from l2p_arch.tensor_writing import DirectoryWriter, PlannedTensor
 
 if TYPE_CHECKING:
@@ -119,7 +114,8 @@ def convert(
             is Table 3's for patch 16, and as many levels as the patch has halvings for others.
         head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
-        dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes.
+        dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes (new tensors
+            are bfloat16 where the source is in 8 bit).
         initialisation: "auto", the start that measurements chose for what is given, or keys of
             `INITIALISATIONS`, joined with "+", such as "default", PyTorch's own values as in the public code.
             The report says what "auto" stood for: without calibration images a closed form, and with them
@@ -170,7 +166,7 @@ def convert(
         copy_components(opened.directory, opened.components, partial)
         write_json(partial / "surgery_report.json", asdict(report))
         origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
-        write_model_card(partial, origin, title=Path(out).name)
+        write_model_card(partial, origin, title=name_of(Path(out)))
     return report
 
 
@@ -179,7 +175,7 @@ def open_source(source: Path) -> Source:
     if not source.is_dir():
         raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
     index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
-    if str((index.get("transformer") or [None])[0]).startswith("l2p_arch"):
+    if index.get("transformer") == ["l2p_arch", "L2PTransformer"]:
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
     config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
     known = find_source_format(config.get("_class_name", ""))
@@ -208,6 +204,12 @@ def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
     kept = [stored for name, stored in source.tensors.items() if not source.format.is_end(name)]
     if len(kept) == len(source.tensors):
         raise ArchError(f"{source.directory}: the transformer has no latent ends ({', '.join(ends)})")
+    quantised = next((stored for stored in source.tensors.values() if stored.dtype not in FLOATS), None)
+    if quantised:
+        raise ArchError(
+            f"{source.directory}: {quantised.name} is stored as {quantised.dtype}, quantised; start from the "
+            "weights that it was made of"
+        )
     return [
         PlannedTensor(
             name=f"trunk.{stored.name}", dtype=dtype or stored.dtype, shape=stored.shape, origin=stored
@@ -223,6 +225,8 @@ def _check_against_model(
     family, new = source.family, []
     unclaimed = {tensor.name: tensor.shape for tensor in inherited}
     new_dtype = dtype or _latent_ends(source)[0].dtype
+    if new_dtype.startswith("F8"):  # enough for weights that are there, but not to begin to train with
+        new_dtype = "BF16"
     for name, value in model.state_dict().items():
         shape, source_name = tuple(value.shape), name.removeprefix("trunk.")
         if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
@@ -259,7 +263,7 @@ def _report(
         return tuple(TensorRecord(name=each.name, shape=each.shape, dtype=each.dtype) for each in tensors)
 
     return SurgeryReport(
-        source=source.directory.name,
+        source=name_of(source.directory),
         family=source.format.family,
         patch_size=patch_size,
         initialisation=initialisation,

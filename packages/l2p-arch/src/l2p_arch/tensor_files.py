@@ -34,6 +34,8 @@ ITEM_BYTES = {
     "BOOL": 1,
 }
 """Bytes per element of the dtypes that are supported, by the names that safetensors files give them."""
+FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+"""Those of them in which weights are kept, unquantised."""
 WEIGHTS = "diffusion_pytorch_model"
 VARIANT_FILE = re.compile(
     r"(?P<stem>[^.]+)\.(?P<variant>[^.-]+)(?P<shard>-\d{5}-of-\d{5})?(?P<suffix>\.safetensors)"
@@ -53,8 +55,11 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a dtype of PyTorch."""
-    return next(name for name in ITEM_BYTES if torch_dtype(name) == dtype)
+    """The safetensors name of a dtype of PyTorch, or an ArchError where there is none."""
+    name = next((name for name in ITEM_BYTES if torch_dtype(name) == dtype), None)
+    if name is None:
+        raise ArchError(f"{dtype} cannot be stored; known: {', '.join(ITEM_BYTES)}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,24 +94,41 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """
     if not path.is_file():
         raise ArchError(f"{path} is not a file; give a safetensors file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 10 or not 2 <= length <= min(size - 8, 100 << 20):
-            raise ArchError(f"{path} is not a safetensors file, or is cut off within its header")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, ArchError):
-                raise
-            raise ArchError(f"{path} is not a safetensors file: its header cannot be read") from error
-    end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, 100 << 20):
+                raise ArchError(f"{path} is not a safetensors file, or is cut off within its header")
+            text = file.read(length)
+    except OSError as error:
+        raise ArchError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repetition)
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict):
+            raise TypeError("metadata of another kind")
+        tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ArchError):
+            raise
+        raise ArchError(f"{path} is not a safetensors file: its header cannot be read") from error
+    end = 8 + length
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
+        if tensor.start != end:
+            raise ArchError(f"{path} is damaged: the bytes of {tensor.name} do not follow those before it")
+        end = tensor.stop
     if end != size:
         state = "cut off" if size < end else "longer than its header says"
         raise ArchError(f"{path} is {state}: {size} bytes, but its header describes {end}; fetch it again")
     return tensors, metadata
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return result
 
 
 def _stored(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> StoredTensor:
@@ -115,6 +137,8 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], data_start: int) ->
     if dtype not in ITEM_BYTES:
         known = ", ".join(ITEM_BYTES)
         raise ArchError(f"{path} holds {name} as {dtype}, which is not supported; known: {known}")
+    if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
+        raise ArchError(f"{path} is damaged: {name} has the shape {shape} and the offsets {start} to {stop}")
     if stop - start != prod(shape) * ITEM_BYTES[dtype]:
         raise ArchError(f"{path} is damaged: {name} {shape} {dtype} does not fit its {stop - start} bytes")
     return StoredTensor(
@@ -159,9 +183,14 @@ def _index_shards(index: Path) -> dict[str, StoredTensor]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
+        outside = [name for name in names if Path(name).name != name]
         missing = [name for name in names if not (directory / name).is_file()]
+    except OSError as error:
+        raise ArchError(f"{index} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArchError(f"{index} is no index of shards: it holds no weight_map") from error
+    if outside:
+        raise ArchError(f"{index} names {outside[0]}, which is not a file beside it; fetch the model again")
     if missing:
         raise ArchError(
             f"{directory} lacks {', '.join(missing)}, which its index names; fetch the model again"
@@ -172,4 +201,10 @@ def _index_shards(index: Path) -> dict[str, StoredTensor]:
         raise ArchError(
             f"{directory}: the index names {absent[0]}, which {weight_map[absent[0]]} does not hold"
         )
-    return {name: shards[shard][name] for name, shard in weight_map.items()}
+    tensors: dict[str, StoredTensor] = {}  # also those that the index forgot: diffusers would load them
+    for shard in shards.values():
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise ArchError(f"{directory} holds {min(twice)} in two shards; fetch the model again")
+        tensors |= shard
+    return tensors

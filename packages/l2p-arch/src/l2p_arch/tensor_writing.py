@@ -269,8 +269,10 @@ def _bytes_of(tensor: PlannedTensor) -> memoryview:
     value = origin.read() if isinstance(origin, StoredTensor) else origin()
     if tuple(value.shape) != tensor.shape:
         raise AssertionError(f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}")
-    value = value.detach().to("cpu", torch_dtype(tensor.dtype)).contiguous()
-    return value.reshape(-1).view(torch.uint8).numpy().data
+    stored = value.detach().to("cpu", torch_dtype(tensor.dtype)).contiguous()
+    if tensor.dtype == "F16" and bool((stored.isinf() & value.detach().cpu().isfinite()).any()):
+        raise ArchError(f"{tensor.name} has values beyond float16's 65504; use bfloat16 or float32")
+    return stored.reshape(-1).view(torch.uint8).numpy().data
 
 
 def copy_range(source: BinaryIO, start: int, count: int, target: BinaryIO) -> None:

@@ -36,7 +36,7 @@ def in_groups_of_equal_text(run: Run) -> Run:
 
 def stacked(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> Tensor:
     """One entry of every sample as a batch, on the device and in the dtype of `like`."""
-    return torch.stack([sample[key] for sample in conditioning]).to(like.device, like.dtype)
+    return torch.stack([sample[key].to(like.device, like.dtype) for sample in conditioning])
 
 
 def padded(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> tuple[Tensor, Tensor | None]:

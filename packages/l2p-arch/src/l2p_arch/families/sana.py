@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
-from l2p_arch.families.running import padded, source_pipeline
+from l2p_arch.families.running import padded, source_pipeline, stacked
 
 
 def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     guidance = None
     if trunk.config.guidance_embeds:
         default = torch.tensor(4.5)
-        values = [sample.get("guidance", default) for sample in conditioning]
-        guidance = torch.stack(values).to(sigma) * trunk.config.guidance_embeds_scale
+        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
+        guidance = guidance * trunk.config.guidance_embeds_scale
     return trunk(
         hidden_states=patches,
         encoder_hidden_states=text,
