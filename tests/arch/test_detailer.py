@@ -199,3 +199,21 @@ def test_tiling_resamples_features_before_it_cuts() -> None:
     whole = head(pixels, features)
     head.enable_tiling(16)
     torch.testing.assert_close(head(pixels, features), whole)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "features", "complaint"),
+    [
+        ((1, 5, 4, 4), (1, 3, 16, 16), r"pixels have the shape \(1, 5, 4, 4\); wanted \(B, 3, H, W\)"),
+        ((1, 3, 3, 16), (1, 5, 4, 4), "with sides of at least 4 px"),
+        ((1, 3, 16, 16), (1, 6, 4, 4), r"features have the shape \(1, 6, 4, 4\); wanted \(1, 5, h, w\)"),
+        ((1, 3, 16, 16), (1, 16, 5), "a transformer's tokens as a grid"),
+        ((2, 3, 16, 16), (1, 5, 4, 4), r"wanted \(2, 5, h, w\)"),
+    ],
+)
+def test_wrong_inputs_are_named(pixels: tuple[int, ...], features: tuple[int, ...], complaint: str) -> None:
+    head = DetailerHead(5, (4, 4))
+    with pytest.raises(ArchError, match=complaint):
+        head(torch.zeros(pixels), torch.zeros(features))
+    with pytest.raises(ArchError, match="feature_channels 0 must be positive"):
+        DetailerHead(0)

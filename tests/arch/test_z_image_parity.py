@@ -1,6 +1,7 @@
 """Our trunk is diffusers' own transformer: put its latent ends back, and the outputs are equal bit by bit."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import ZImageTransformer2DModel
 from einops import rearrange
 from l2p_arch import FAMILIES, ArchError, L2PTransformer
+from peft import LoraConfig
 from torch import Tensor
 
 CONFIG: dict[str, Any] = {
@@ -233,3 +235,43 @@ def test_a_frozen_bfloat16_trunk_goes_with_a_float32_head() -> None:
     velocity = model(*inputs)
     assert velocity.dtype == torch.float32
     torch.testing.assert_close(velocity, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
+
+
+def with_adapter(model: Any, target: str) -> Any:
+    """An adapter that changes what the model does."""
+    model.add_adapter(LoraConfig(r=2, target_modules=target))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def test_an_adapter_is_saved_and_loaded_again(tmp_path: Path) -> None:
+    model = with_adapter(tiny_model(), r".*(attention\.to_q|detailer_head\.up1\.1)")
+    inputs = (torch.randn(1, 3, 8, 8), torch.tensor([0.3]), captions(5))
+    model.save_lora_adapter(tmp_path)
+    again = tiny_model()
+    with torch.no_grad():
+        plain = again(*inputs)
+        again.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+        adapted = again(*inputs)
+        assert torch.equal(adapted, model(*inputs))
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+def test_an_adapter_of_the_source_acts_on_the_blocks_as_it_does_there(tmp_path: Path) -> None:
+    source = with_adapter(tiny_source(), r"layers\..*attention\.to_q")
+    source.save_lora_adapter(tmp_path)
+    trunk = trunk_with_the_embedder_of(tiny_source())
+    latents, sigma, conditioning = torch.randn(1, 4, 8, 16), torch.tensor([0.3]), captions(5)
+    patches = rearrange(latents, "b c (h py) (w px) -> b (py px c) h w", py=2, px=2)
+    tokens: list[Tensor] = []
+    source.layers[-1].register_forward_hook(lambda _, __, out: tokens.append(out))
+    with torch.no_grad():
+        source(list(latents.unsqueeze(2)), 1 - sigma, [sample["caption"] for sample in conditioning])
+        plain = FAMILIES["z-image"].run(trunk, patches, sigma, conditioning)
+        trunk.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+        adapted = FAMILIES["z-image"].run(trunk, patches, sigma, conditioning)
+    expected = rearrange(tokens[0][:, :32], "b (h w) d -> b d h w", h=4, w=8)
+    assert torch.equal(adapted, expected)
+    assert not torch.equal(adapted, plain)

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, help="directory to create")
     _new_ends(sub, patch_size=64)
 
-    sub = command("identify", "say what a file or directory is, by its content")
+    sub = command("identify", "say what a file or directory is, by its content; any answer is a success")
     sub.add_argument("path", type=Path)
 
     sub = writes(command("import", "a published single file -> a model directory, bit by bit"))

@@ -107,6 +107,8 @@ def copy_file(source: str | Path, target: str | Path) -> None:
 
 def read_model_config(model: Path) -> dict[str, Any]:
     """The transformer's config of an L2P model directory, or an ArchError for a directory of another kind."""
+    if (model / "model" / "transformer").is_dir() and not (model / "transformer").exists():
+        raise ArchError(f"{model} is a run, and not its model; give {model / 'model'}")
     config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
     lacking = [key for key in _CONFIG_KEYS if key not in config]
     if lacking:

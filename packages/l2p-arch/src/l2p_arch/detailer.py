@@ -46,9 +46,10 @@ class DetailerHead(nn.Module):
         pixel_channels: int = 3,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1:
+        if not channels or min(channels) < 1 or feature_channels < 1:
             raise ArchError(
-                f"head_channels {tuple(channels)} must be positive widths, one per level, finest first"
+                f"head_channels {tuple(channels)} and feature_channels {feature_channels} must be positive "
+                "widths, the former one per level, finest first"
             )
         self.levels = len(channels)
         self.tile: int | None = None
@@ -85,6 +86,7 @@ class DetailerHead(nn.Module):
 
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Map pixels x_t (B, 3, H, W) and features (B, D, h, w) to the raw output (B, 3, H, W)."""
+        self._check(pixels, features)
         height, width = pixels.shape[-2:]
         stride = 2**self.levels
         grid = (height // stride, width // stride)
@@ -100,6 +102,20 @@ class DetailerHead(nn.Module):
             for top in range(0, grid[0], step)
         ]
         return torch.cat(rows, dim=2)
+
+    def _check(self, pixels: Tensor, features: Tensor) -> None:
+        colours, least = self.out_conv.out_channels, 2**self.levels
+        width = self.bottleneck[0].in_channels - self.get_submodule(f"enc{self.levels}")[0].out_channels
+        if pixels.ndim != 4 or pixels.shape[1] != colours or min(pixels.shape[2:]) < least:
+            raise ArchError(
+                f"pixels have the shape {tuple(pixels.shape)}; wanted (B, {colours}, H, W) with sides of at "
+                f"least {least} px"
+            )
+        if features.ndim != 4 or features.shape[:2] != (len(pixels), width):
+            raise ArchError(
+                f"features have the shape {tuple(features.shape)}; wanted ({len(pixels)}, {width}, h, w), "
+                "a transformer's tokens as a grid"
+            )
 
     def _tile(self, pixels: Tensor, features: Tensor, top: int, left: int, step: int) -> Tensor:
         """The output of one tile, computed with a margin that its outermost pixels can see (cells, clipped at

@@ -91,7 +91,9 @@ def appearing_complete(out: Path, sources: Sequence[Path], overwrite: bool) -> I
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
-        raise ArchError(f"{out} already exists; choose another name or allow it to be overwritten")
+        raise ArchError(
+            f"{out} already exists; choose another name, or overwrite it (overwrite=True, --overwrite)"
+        )
 
 
 def _refuse_near(out: Path, sources: Sequence[Path]) -> None:

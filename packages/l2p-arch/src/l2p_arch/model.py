@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
@@ -15,8 +16,11 @@ from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
 
 
-class L2PTransformer(ModelMixin, ConfigMixin):
+class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     """Predicts the velocity (noise - x_0) of pixels.
+
+    Adapters (LoRA) of the whole model are diffusers' `add_adapter`, `load_lora_adapter` and so on, which need
+    the extra `lora`; one made for the source goes onto its blocks by `model.trunk.load_lora_adapter`.
 
     Args:
         family: name of the source family, a key of `FAMILIES`.
