@@ -2,10 +2,11 @@
 
     uv run python benchmarks/arch_tiling.py [--sides 1024 2048 4096 8192] [--tile 1024]
 
-Counted on meta tensors in bfloat16 for the head of Table 3 (patch 16) and the public 4K head (patch 64): the
-most bytes alive at once in inference, and what training saves for the backward pass, with each tile computed
-again when it is checkpointed. With --device cuda the peak of inference is measured as well. Prints one JSON
-line per row.
+Counted on meta tensors in bfloat16 for the head of Table 3 (patch 16), the public 4K head (patch 64) and the
+public 10K head (patch 160, whose images do not always halve evenly down to its grid); sides are rounded down
+to the patch. Printed are the most bytes alive at once in inference, and what training saves for the backward
+pass, with each tile computed again when it is checkpointed. With --device cuda the peak of inference is
+measured as well. One JSON line per row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import torch
 from l2p_arch import DetailerHead
 from l2p_eval.efficiency import count
 
-HEADS = {16: (64, 128, 256, 512), 64: (16, 32, 64, 128, 256, 512)}
+HEADS: dict[int, dict[str, Any]] = {
+    16: {"channels": (64, 128, 256, 512)},
+    64: {"channels": (16, 32, 64, 128, 256, 512)},
+    160: {"channels": (3, 16, 32, 64, 128, 256), "bottleneck_channels": 512, "decoder_floor": 16},
+}
 
 
 def inputs(side: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +55,7 @@ def saved_for_backward(head: DetailerHead, pixels: torch.Tensor, features: torch
 def measured(patch_size: int, side: int, tile: int | None) -> float:
     """Peak GB of inference on the GPU, weights and inputs apart."""
     with torch.device("cuda"):
-        head = DetailerHead(3840, HEADS[patch_size]).bfloat16()
+        head = DetailerHead(3840, **HEADS[patch_size]).bfloat16()
         head.enable_tiling(tile)
         given = inputs(side, patch_size)
     torch.cuda.reset_peak_memory_stats()
@@ -63,7 +68,7 @@ def measured(patch_size: int, side: int, tile: int | None) -> float:
 def row(patch_size: int, side: int, tile: int | None, device: str) -> dict[str, Any]:
     """Counts of one head at one size, whole (tile None) or in tiles."""
     with torch.device("meta"):
-        head = DetailerHead(3840, HEADS[patch_size]).bfloat16()
+        head = DetailerHead(3840, **HEADS[patch_size]).bfloat16()
         head.enable_tiling(tile)
         counted = count(lambda: head(*inputs(side, patch_size)), head)
         head.gradient_checkpointing = tile is not None
@@ -91,7 +96,8 @@ def main() -> int:
     for patch_size in HEADS:
         for side in options.sides:
             for tile in (None, options.tile):
-                print(json.dumps(row(patch_size, side, tile, options.device)), flush=True)
+                usable = side // patch_size * patch_size
+                print(json.dumps(row(patch_size, usable, tile, options.device)), flush=True)
     return 0
 
 

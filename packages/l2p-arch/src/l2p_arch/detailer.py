@@ -77,8 +77,8 @@ class DetailerHead(nn.Module):
     def enable_tiling(self, tile: int | None = 1024) -> None:
         """Run in square tiles of about `tile` px, or whole again with None; the result is the same.
 
-        Peak memory then depends on the tile and no longer on the image. With gradient checkpointing each tile
-        is computed again in the backward pass, so that training is bounded too.
+        Beside the image, the features and the output, memory then depends on the tile alone. With gradient
+        checkpointing each tile is computed again in the backward pass, so that training is bounded too.
         """
         if tile is not None and tile < 1:
             raise ArchError(f"a tile of {tile} px is too small; 512 to 2048 are usual")
