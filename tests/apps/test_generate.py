@@ -41,6 +41,23 @@ def test_from_image_paints_the_same_pixels(untrained_run: Path, capsys: pytest.C
     assert read_recipe(Path("c.png")).negative_prompt == "a ring"
 
 
+def test_what_saves_memory_changes_no_image(untrained_run: Path) -> None:
+    model = ["--model", str(untrained_run), PROMPT, "--seed", "7", "--steps", "2", "--height", "128"]
+    assert main([*model, "-o", "a.png"]) == 0
+    assert main([*model, "--cpu-offload", "--tile", "32", "-o", "b.png"]) == 0
+    difference = [abs(one - two) for one, two in zip(_pixels("a.png"), _pixels("b.png"), strict=True)]
+    assert max(difference) <= 1
+    assert read_recipe(Path("a.png")).sampling == read_recipe(Path("b.png")).sampling
+
+
+def test_guidance_for_a_distilled_model_is_refused_by_another(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(untrained_run), PROMPT, "--steps", "1"]
+    assert main([*model, "--distilled-guidance", "3.5"]) == 2
+    assert "is for models that embed their guidance, and this z-image does not" in capsys.readouterr().err
+
+
 def test_an_image_of_a_batch_is_painted_again_to_the_bit(
     untrained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """`l2p-data`: each stage is a command; a mistake is one line and exit code 2."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ def test_prompts_filter_and_a_dry_synthesis_follow_each_other(
     grammar_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, judged = tmp_path / "prompts.parquet", tmp_path / "judged.parquet"
-    made = run(capsys, "prompts", "--grammar", grammar_file, "--count", "50", "--out", prompts)
+    write = ["prompts", "--grammar", grammar_file, "--count", "50", "--out", prompts]
+    plan = run(capsys, *write, "--dry-run")
+    assert plan["superclass"] == {"Nature": 50} and "first_message" not in plan and not prompts.exists()
+    made = run(capsys, *write)
+    assert re.fullmatch(r"a \w+ \w+ left of a \w+ \w+ on a \w+ background", plan["example"])
     assert made["prompts"] == 50 and made["superclass"] == {"Nature": 50}
     filtered = run(capsys, "filter", prompts, "--out", judged, "--min-characters", "31")
     assert filtered["kept"] + filtered["dropped"] == 50 and set(filtered["reasons"]) == {"too-short"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from diffusers import DiffusionPipeline
 from l2p_data import (
     DataError,
     SynthesisConfig,
@@ -69,6 +70,24 @@ def test_every_prompt_gets_its_images_with_their_provenance(
         assert decode_image(row["image"]).size == (row["width"], row["height"]) == (64, 64)
     assert frame["seed"].n_unique() == 10
     assert frame["source_model"].str.starts_with(f"{untrained_source.name}@").all()
+
+
+def test_a_pipeline_that_is_on_the_device_by_turns_gives_the_same_bytes(
+    undisturbed: Path, untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hooks of a GPU, with the CPU in its place."""
+    asked: list[object] = []
+    offload = DiffusionPipeline.enable_model_cpu_offload
+
+    def enable(pipeline: DiffusionPipeline, *args: object, **options: object) -> None:
+        asked.append(options)
+        offload(pipeline, *args, **options)
+
+    monkeypatch.setattr(DiffusionPipeline, "enable_model_cpu_offload", enable)
+    corpus = tmp_path / "corpus"
+    synthesize(prompt_records(PROMPTS), config(untrained_source, corpus, cpu_offload=True))
+    assert asked[0] == {"device": "cpu"}
+    assert content(corpus) == content(undisturbed)
 
 
 def test_a_driver_killed_midway_on_ray_and_started_again_gives_the_undisturbed_bytes(

@@ -65,7 +65,8 @@ def _run(options: argparse.Namespace) -> int:
 
     quiet_libraries()
     dtype = recipes[0].dtype if again and options.dtype == "auto" else options.dtype
-    painter = load_painter(model, name=_name(options.model), device=options.device, dtype=dtype)
+    memory = {"cpu_offload": options.cpu_offload, "tile": options.tile}
+    painter = load_painter(model, name=_name(options.model), device=options.device, dtype=dtype, **memory)
     with Progress() as progress:
         pictures = paint(painter, recipes, batch_size=options.batch_size, on_step=progress)
     if options.sheet:
@@ -165,6 +166,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--device", help="cuda, cuda:1, cpu; default: a GPU where there is one")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--cpu-offload", action="store_true", help="text encoder and transformer on the GPU by turns")
+    add("--tile", type=positive, metavar="PX", help="the Detailer Head in tiles: the same image, less memory")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=positive, help="sampling steps" + own)
     add("--guidance", type=float, help="guidance scale, 1 or less is off" + own)
     add("--shift", type=float, help="noise shift" + own)
+    add("--distilled-guidance", type=float, metavar="S", help="that FLUX [dev] models embed" + own)
     add("--seed", type=int, help="of the first image of each prompt (default 42)")
     add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
     add("--image", type=Path, metavar="FILE", help="image-to-image: start from this picture")

@@ -25,6 +25,7 @@ class Sampling:
     num_inference_steps: int = 30
     guidance_scale: float = 2.0
     noise_shift: float | None = None  # None: the model's scheduler decides
+    distilled_guidance_scale: float | None = None  # that FLUX [dev] embeds; None: its family's default
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,21 @@ def choose_dtype(dtype: str, device: str) -> str:
     return dtype if dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
 
 
-def load_painter(model: Path, *, name: str, device: str | None = None, dtype: str = "auto") -> Painter:
-    """Loads an L2P model directory; only safetensors, only local files."""
+def load_painter(
+    model: Path,
+    *,
+    name: str,
+    device: str | None = None,
+    dtype: str = "auto",
+    cpu_offload: bool = False,
+    tile: int | None = None,
+) -> Painter:
+    """Loads an L2P model directory; only safetensors, only local files.
+
+    Args:
+        cpu_offload: text encoder and transformer are on the device by turns.
+        tile: px, of the Detailer Head's tiles; None runs it whole.
+    """
     import torch
     from l2p_arch import L2PPipeline
 
@@ -58,15 +71,21 @@ def load_painter(model: Path, *, name: str, device: str | None = None, dtype: st
             model, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
         ),
         device,
+        cpu_offload,
     )
+    if tile is not None and hasattr(pipeline.transformer.detailer_head, "enable_tiling"):
+        pipeline.transformer.detailer_head.enable_tiling(tile)
     return Painter(
         pipeline=pipeline, name=name, weights=weights_fingerprint(model), dtype=dtype, device=device
     )
 
 
-def _to_device(pipeline: Any, device: str) -> Any:
+def _to_device(pipeline: Any, device: str, cpu_offload: bool) -> Any:
     try:
-        pipeline.to(device)
+        if cpu_offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
     except (RuntimeError, AssertionError) as error:
         raise GenerateError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
     pipeline.set_progress_bar_config(disable=True)
@@ -175,7 +194,9 @@ def open_start(recipe: Recipe) -> Image.Image:
         raise GenerateError(f"--image {path} is no readable image ({error})") from None
 
 
-def load_source(source: Source, *, device: str, dtype: str) -> Callable[..., list[Image.Image]]:
+def load_source(
+    source: Source, *, device: str, dtype: str, cpu_offload: bool = False
+) -> Callable[..., list[Image.Image]]:
     """The source's own pipeline as a function of (prompts, seeds, height, width)."""
     import torch
     from diffusers import DiffusionPipeline
@@ -185,6 +206,7 @@ def load_source(source: Source, *, device: str, dtype: str) -> Callable[..., lis
             source.path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
         ),
         device,
+        cpu_offload,
     )
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ SAMPLING_FLAGS = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "shift": "noise_shift",
+    "distilled_guidance": "distilled_guidance_scale",
 }
 """Flag -> field of `Sampling`."""
 

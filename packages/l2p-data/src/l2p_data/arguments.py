@@ -140,6 +140,11 @@ def _synthesize(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--threads", type=int, default=1, help="per worker")
     sub.add_argument("--gpus-per-worker", type=float, help="0.5: two workers share a GPU")
     sub.add_argument("--dtype", default="auto")
+    sub.add_argument(
+        "--cpu-offload",
+        action="store_true",
+        help="parts of the pipeline on the GPU by turns: less memory, slower",
+    )
     sub.add_argument("--image-format", default="png", help="png or jpeg")
     sub.add_argument("--min-entropy", type=float, default=0.0, help="bits; list images with less as failed")
     sub.add_argument("--safety-model", help="transformers image-classification directory")

@@ -156,6 +156,7 @@ def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
         threads_per_worker=options.threads,
         gpus_per_worker=options.gpus_per_worker,
         dtype=options.dtype,
+        cpu_offload=options.cpu_offload,
         image_format=options.image_format,
         min_entropy=options.min_entropy,
         checks=checks,

@@ -3,6 +3,7 @@
 With `dry_run` a function checks its input, says what it would do, and writes nothing.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from l2p_data.dataset import load_manifest
 from l2p_data.errors import DataError
 from l2p_data.expansion import Expander, expand_taxonomy
 from l2p_data.filters import FilterRules, filter_prompts, kept, reasons
+from l2p_data.grammar import GrammarGenerator
 from l2p_data.llm import PromptRequest, TextGenerator
 from l2p_data.preview import contact_sheet as draw_contact_sheet
 from l2p_data.preview import corpus_stats, prompt_stats
@@ -85,7 +87,10 @@ def prompts(
         for leaf, share in zip(leaves, apportion(count, [leaf.weight for leaf in leaves]), strict=True):
             shares[leaf.superclass] = shares.get(leaf.superclass, 0) + share
         plan = {"out": str(out), "engine": engine.name, "prompts": count, "superclass": shares, "written": 0}
-        return {**plan, "first_message": _first_message(PromptRequest(category=leaves[0], seed=seed))}
+        request = PromptRequest(category=leaves[0], seed=seed)
+        if isinstance(engine, GrammarGenerator):  # it is sent no message
+            return {**plan, "example": json.loads(engine.generate([request])[0])["prompt"]}
+        return {**plan, "first_message": _first_message(request)}
     made = generate_prompts(engine, count, categories=leaves, seed=seed, kind=kind)
     write_prompts(made, out)
     return {"out": str(out), **prompt_stats(made)}

@@ -53,6 +53,9 @@ class SynthesisConfig:
     dtype: str = (
         "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device computes in it, else float32
     )
+    cpu_offload: bool = (
+        False  # text encoder, transformer and VAE are on the GPU by turns: slower, less memory
+    )
     image_format: str = "png"  # or "jpeg"
     max_attempts: int = 2  # per image
     min_entropy: float = 0.0  # bits; images with less are listed as failed (photographs: 6 to 7.5)
@@ -194,6 +197,7 @@ def _made(
         batch_size=config.batch_size,
         threads=config.threads_per_worker,
         dtype=config.dtype,
+        cpu_offload=config.cpu_offload,
         image_format=config.image_format,
         max_attempts=config.max_attempts,
         min_entropy=config.min_entropy,

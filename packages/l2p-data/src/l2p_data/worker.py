@@ -53,6 +53,7 @@ class WorkerSettings:
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
     min_entropy: float = 0.0  # bits, see `images.image_fault`
     checks: CheckSettings = field(default_factory=CheckSettings)
+    cpu_offload: bool = False  # what is not at work waits in host memory
     device: str = "cpu"  # or "cuda"
 
 
@@ -120,7 +121,11 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
     torch.set_num_threads(settings.threads)
     pipeline = DiffusionPipeline.from_pretrained(
         settings.model, dtype=_dtype(settings), local_files_only=True, use_safetensors=True
-    ).to(settings.device)
+    )
+    if settings.cpu_offload:
+        pipeline.enable_model_cpu_offload(device=settings.device)
+    else:
+        pipeline.to(settings.device)
     pipeline.set_progress_bar_config(disable=True)
     vae = getattr(pipeline, "vae", None)
     if vae is not None and settings.device == "cpu":

@@ -129,8 +129,20 @@ def load_studio(
     model = find_model(options.model, options.components, on_import=on_import)
     source = None if options.no_source else _choose_source(options)
     quiet_libraries()
-    painter = load_painter(model, name=options.model.name, device=options.device, dtype=options.dtype)
-    call = load_source(source, device=painter.device, dtype=painter.dtype) if source else None
+    offload = options.cpu_offload
+    painter = load_painter(
+        model,
+        name=options.model.name,
+        device=options.device,
+        dtype=options.dtype,
+        cpu_offload=offload,
+        tile=options.tile,
+    )
+    call = (
+        load_source(source, device=painter.device, dtype=painter.dtype, cpu_offload=offload)
+        if source
+        else None
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
