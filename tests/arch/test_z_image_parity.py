@@ -211,6 +211,12 @@ def test_the_conditioning_of_another_family_is_named(given: dict[str, Tensor]) -
     assert "encode its prompts with this model's own pipeline" in str(raised.value)
 
 
+def test_a_batch_dimension_in_the_conditioning_of_one_sample_is_named() -> None:
+    batched = [{"caption": sample["caption"][None]} for sample in captions(3, 3)]
+    with pytest.raises(ArchError, match=r"conditioning 0: caption has the shape \(1, 3, 20\); wanted 2 dim"):
+        tiny_model()(torch.zeros(2, 3, 8, 8), torch.tensor([0.2, 0.7]), batched)
+
+
 def test_a_forward_stays_on_the_device_of_its_inputs() -> None:
     model = tiny_model().to("meta")
     conditioning = [{"caption": sample["caption"].to("meta")} for sample in captions(3, 40)]

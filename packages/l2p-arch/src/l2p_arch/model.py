@@ -12,6 +12,7 @@ from torch import Tensor
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
+from l2p_arch.families.base import CONDITIONING_DIMENSIONS
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
 
@@ -139,6 +140,13 @@ def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[
         )
     if sigma.dtype not in (torch.float32, torch.float64):
         raise ArchError(f"sigma is {sigma.dtype}, which rounds the time by up to 0.4 %; pass it as float32")
+    for index, sample in enumerate(conditioning):
+        for key, value in sample.items():
+            if value.ndim != CONDITIONING_DIMENSIONS.get(key, value.ndim):
+                raise ArchError(
+                    f"conditioning {index}: {key} has the shape {tuple(value.shape)}; wanted "
+                    f"{CONDITIONING_DIMENSIONS[key]} dimensions, for one sample has no batch dimension"
+                )
 
 
 def _check_keys(missing: object, conditioning: Sequence[Mapping[str, Tensor]], family: str) -> None:

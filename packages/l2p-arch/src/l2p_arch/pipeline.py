@@ -117,7 +117,11 @@ class L2PPipeline(DiffusionPipeline):
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
         # SD3 may be saved without T5, but not without both parts of an encoder that it has.
-        pairs = [[name, name.replace("text_encoder", "tokenizer")] for name in components if "enc" in name]
+        pairs = [
+            [name, name.replace("text_encoder", "tokenizer")]
+            for name in components
+            if name.startswith("text_encoder")
+        ]
         if all(component is None for component in components.values()) or any(
             (components[encoder] is None) != (components.get(tokenizer) is None)
             for encoder, tokenizer in pairs

@@ -11,6 +11,8 @@ from l2p_arch.source_formats import SourceFormat, source_format
 
 Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
+CONDITIONING_DIMENSIONS = {"caption": 2, "text": 2, "pooled": 1, "guidance": 0}
+"""What the keys hold: (length, width), (length, width), (width,) and a number."""
 
 
 def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
