@@ -69,6 +69,15 @@ def test_commands_have_the_flags_that_the_guides_give_them(page: str, words: lis
         assert (ROOT / options.config).is_file()
 
 
+def test_the_guide_to_pictures_has_every_flag() -> None:
+    from l2p_generate.cli import _parser
+
+    page = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
+    flags = {action.option_strings[-1] for action in _parser()._actions if action.option_strings}
+    shown = {"--help": "", "--output": "`-o ", "--images-per-prompt": "`-n`"}
+    assert not [flag for flag in sorted(flags) if shown.get(flag, f"`{flag}") not in page]
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if _blocks(page, "toml")], ids=lambda page: page.name
 )
