@@ -36,7 +36,7 @@ class FilterRules:
     unsafe_score: float = 1.0  # drop at this safety score; see lexicon/safety.toml for the weights
     brands: bool = True
     required_text_subclasses: tuple[str, ...] = TEXT_SUBCLASSES
-    near_duplicates: bool = False  # MinHash over the prompts that pass everything else; needs l2p-data[dedup]
+    near_duplicates: bool = False  # MinHash over the prompts that pass everything else
     near_duplicate_threshold: float = 0.8  # Jaccard similarity of 5-character shingles
     disabled: tuple[str, ...] = ()  # reasons to leave out, e.g. ("tag-soup",)
 
