@@ -155,7 +155,7 @@ def load_checkpoint(checkpoint: Checkpoint, masters: Masters, ema: list[Tensor] 
     Raises:
         TrainError: a file is missing, was changed after it was written, or lacks a tensor.
     """
-    verify(checkpoint)
+    verify_together(checkpoint)
     whole = TensorFiles(checkpoint.files())
     moments = [[torch.empty_like(shard, requires_grad=False) for shard in masters.shards] for _ in range(2)]
     for name, values in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
@@ -168,13 +168,34 @@ def load_checkpoint(checkpoint: Checkpoint, masters: Masters, ema: list[Tensor] 
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Raise `TrainError` unless every file is there and unchanged."""
-    for name, wanted in checkpoint.state["files"].items():
-        path = checkpoint.path / name
-        if not path.is_file() or file_hash(path) != wanted:
-            raise TrainError(
-                f"{path} is missing or damaged; delete {checkpoint.path} to resume from an older one"
-            )
+    """Raise `TrainError` unless every file is there and unchanged; in one process."""
+    _refuse_damaged(checkpoint, _damaged(checkpoint, sorted(checkpoint.state["files"])))
+
+
+def verify_together(checkpoint: Checkpoint) -> None:
+    """The same, the processes of a machine sharing the 30 GB or more; all raise, or none does. Collective."""
+    # Not of the whole run: machines may have disks, and so copies, of their own.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank = int(os.environ["LOCAL_RANK"]) if sharing > 1 else 0
+    mine = _damaged(checkpoint, sorted(checkpoint.state["files"])[rank::sharing])
+    found: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    _refuse_damaged(checkpoint, sorted(name for names in found for name in names))
+
+
+def _damaged(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Return which of these files are missing or changed."""
+    paths = {name: checkpoint.path / name for name in names}
+    wanted = checkpoint.state["files"]
+    return [name for name, path in paths.items() if not path.is_file() or file_hash(path) != wanted[name]]
+
+
+def _refuse_damaged(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    if names:
+        raise TrainError(
+            f"{checkpoint.path / names[0]} is missing or damaged; delete {checkpoint.path} to resume from an "
+            f"older one"
+        )
 
 
 class TensorFiles:

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from l2p_train.masters import Masters
 from l2p_train.muon import Muon
 from l2p_train.partitioned import load_partitioned
 from l2p_train.zero import deepspeed_config
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long processes wait for each other. Process 0 exports, hashes and uploads 20 GB and more while the
+others stand at a barrier; the libraries' 10 and 30 minutes would end the run there. DEEPSPEED_TIMEOUT, in
+minutes, goes before it."""
 
 
 @contextmanager
@@ -58,9 +64,17 @@ def _start_deepspeed() -> None:
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
         dist_init_required=not torch.distributed.is_initialized(),
         verbose=False,
+        **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": COLLECTIVE_TIMEOUT}),
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def local_device() -> torch.device:
+    """Return this process's device: the GPU that `distributed` chose, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def load_model(config: TrainConfig) -> Any:
@@ -71,7 +85,7 @@ def load_model(config: TrainConfig) -> Any:
     try:
         if config.zero_stage == 3:
             settings = deepspeed_config(config, torch.distributed.get_world_size())
-            model = load_partitioned(config.model / "transformer", dtype, settings)
+            model = load_partitioned(config.model / "transformer", dtype, settings, local_device())
         else:
             model = L2PTransformer.from_pretrained(
                 config.model / "transformer", dtype=dtype, local_files_only=True

@@ -18,13 +18,16 @@ from torch import nn
 from l2p_train.errors import TrainError
 
 
-def load_partitioned(transformer: Path, dtype: torch.dtype, settings: Mapping[str, Any]) -> Any:
+def load_partitioned(
+    transformer: Path, dtype: torch.dtype, settings: Mapping[str, Any], device: torch.device | str
+) -> Any:
     """Return the `L2PTransformer` of a directory with its parameters partitioned; collective.
 
     Args:
         transformer: directory with config.json and safetensors files.
         dtype: of the parameters.
         settings: DeepSpeed's, with stage 3.
+        device: of this process; ZeRO takes the parameters there, we the buffers.
 
     Raises:
         TrainError: the files lack a tensor, or have one of another shape.
@@ -63,4 +66,15 @@ def load_partitioned(transformer: Path, dtype: torch.dtype, settings: Mapping[st
     for name, buffer in model.named_buffers():
         if name in where:
             buffer.copy_(read(name, tuple(buffer.shape)))
+    move_buffers(model, device)
     return model
+
+
+def move_buffers(model: nn.Module, device: torch.device | str) -> None:
+    """Move every buffer: position tables and the like.
+
+    DeepSpeed leaves a model that is partitioned where it is, and `model.to` would reach for the parameters.
+    """
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
