@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, launch, train
-from l2p_train.launcher import _outcome
+from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, launch, launcher, train
+from l2p_train.launcher import _outcome, check_processes, process_environments
 from safetensors.torch import load_file
 
 
@@ -104,6 +104,73 @@ def test_exit_codes_of_processes_become_the_launchers_errors(codes, error, messa
     (tmp_path / "metrics.jsonl").write_text('{"event": "interrupted", "step": 7}\n')
     with pytest.raises(error, match=f"(?s){message}"):
         _outcome(settings, codes, tmp_path)
+
+
+def ended_by(codes_or_seconds: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Processes of Python that run these statements; they ignore SIGTERM."""
+    first = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    return [subprocess.Popen([sys.executable, "-c", first + code]) for code in codes_or_seconds]
+
+
+def test_one_that_waits_for_an_interrupted_process_is_ended_and_counts_as_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """NCCL waits at a barrier for a peer that is gone, and hears no signal."""
+    monkeypatch.setattr(launcher, "GRACE", 0.5)
+    started = time.monotonic()
+    codes = launcher._wait(ended_by(["sys.exit(143)", "time.sleep(300)"]), tmp_path / "metrics.jsonl", None)
+    assert codes == [143, 143] and time.monotonic() - started < 100
+    with pytest.raises(Interrupted):
+        _outcome(config(tmp_path, tmp_path, tmp_path), codes, tmp_path)
+
+
+def test_one_that_ends_by_itself_within_the_grace_keeps_its_code(tmp_path: Path):
+    late = "time.sleep(1); sys.exit(0)"
+    assert launcher._wait(ended_by(["sys.exit(130)", late]), tmp_path / "metrics.jsonl", None) == [130, 0]
+
+
+def test_processes_share_the_cores_and_on_gpus_a_users_choice_stays(monkeypatch: pytest.MonkeyPatch):
+    cores = len(os.sched_getaffinity(0))
+    names = ("OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "DS_ACCELERATOR")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+    def environments(on_gpus: bool, processes: int = 2) -> list[tuple[str | None, ...]]:
+        made = process_environments(processes, on_gpus=on_gpus)
+        assert [one["LOCAL_RANK"] for one in made] == [str(rank) for rank in range(processes)]
+        return [tuple(one.get(name) for name in names) for one in made]
+
+    shared = str(max(1, cores // 2))
+    assert environments(on_gpus=False) == [(shared, None, None, "cpu")] * 2
+    assert environments(on_gpus=True) == [(shared, "expandable_segments:True", None, None)] * 2
+    assert environments(on_gpus=True, processes=4 * cores)[0][0] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    assert environments(on_gpus=True) == [("7", None, "max_split_size_mb:128", None)] * 2
+    assert environments(on_gpus=False)[0][0] == shared
+
+
+def test_more_processes_than_gpus_are_refused():
+    check_processes(8, 8)
+    check_processes(8, 0)  # a CPU takes any number
+    with pytest.raises(TrainError, match="8 processes want a GPU each, and this machine has 4; use 4"):
+        check_processes(8, 4)
+
+
+def test_a_damaged_part_of_a_checkpoint_ends_all_processes_with_one_line(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+):
+    """Each reads one of the two files; the one that reads the good one must not go on alone."""
+    launch(config(tiny_model, tiny_corpus, tmp_path / "run", steps=2), processes=2)
+    damaged = tmp_path / "run" / "checkpoints" / "step-000002" / "rank-001.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(TrainError, match=r"rank-001.safetensors is missing or damaged; delete"):
+        launch(config(tiny_model, tiny_corpus, tmp_path / "run", steps=4), processes=2)
+    for rank in range(2):
+        log = (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
+        assert "error: " in log and "rank-001.safetensors is missing or damaged" in log
 
 
 def test_the_command_prints_one_line_and_exits_with_2(tmp_path, capsys):

@@ -26,6 +26,8 @@ from l2p_train.mirror import Mirror
 from l2p_train.run_directory import TrainResult, latest_checkpoint, read_result
 from l2p_train.shards import check_corpus
 
+GRACE = 60.0  # s that the others have once a process has ended after a signal
+
 
 def free_port() -> int:
     """Return a TCP port that is free on this machine now."""
@@ -34,10 +36,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def process_environments(processes: int) -> list[dict[str, str]]:
-    """Return the environment of each process."""
+def usable_gpus() -> int:
+    """Return the GPUs of this machine, 0 where training runs on the CPU."""
     import torch
 
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_processes(processes: int, gpus: int) -> None:
+    """Raise `TrainError` for more processes than `gpus`; a CPU takes any number."""
+    if 0 < gpus < processes:
+        raise TrainError(
+            f"{processes} processes want a GPU each, and this machine has {gpus}; use {gpus} or fewer "
+            f"(batch_size stays)"
+        )
+
+
+def process_environments(processes: int, *, on_gpus: bool) -> list[dict[str, str]]:
+    """Return the environment of each process."""
     shared = os.environ | {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
@@ -46,9 +62,16 @@ def process_environments(processes: int) -> list[dict[str, str]]:
         "PYTHONUNBUFFERED": "1",
         "L2P_TRAIN_PARENT": str(os.getpid()),
     }
-    if not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // processes))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // processes))
+    if not on_gpus:
+        # The model computes in these threads: whatever our own process has, the cores are shared out.
+        shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+        return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    # Of each process all cores, by default: eight teams would fight over them. A user's choice stays.
+    shared.setdefault("OMP_NUM_THREADS", threads)
+    if "PYTORCH_ALLOC_CONF" not in shared:  # the newer name of the same, which PyTorch 2.8 does not read
+        shared.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
@@ -67,6 +90,8 @@ def launch(
         RuntimeError: a process failed by a bug; its log is `output/logs/rank-N.log`.
     """
     config.batch_layout(processes)
+    gpus = usable_gpus()
+    check_processes(processes, gpus)
     mirror = Mirror(config)
     mirror.fetch()
     finished = read_result(config)
@@ -93,7 +118,7 @@ def launch(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        for rank, environment in enumerate(process_environments(processes))
+        for rank, environment in enumerate(process_environments(processes, on_gpus=gpus > 0))
     ]
     codes = _wait(children, config.output / "metrics.jsonl", on_event)
     return _outcome(config, codes, logs)
@@ -102,7 +127,12 @@ def launch(
 def _wait(
     children: list[subprocess.Popen[bytes]], metrics: Path, on_event: Callable[[dict[str, Any]], None] | None
 ) -> list[int]:
-    """Hand on signals and metrics until all processes have ended; if one fails, end the others."""
+    """Hand on signals and metrics until all processes have ended; if one fails, end the others.
+
+    One that waits for a process which was interrupted and is gone would do so for the hours of a collective's
+    timeout: it is ended after `GRACE` and counts as interrupted, too.
+    """
+    overdue: set[int] = set()
     follow = _Follower(metrics, since=time.time())
 
     def hand_on(number: int, _frame: Any) -> None:
@@ -111,6 +141,7 @@ def _wait(
                 child.send_signal(number)
 
     before: dict[int, Any] = {}
+    stopped: float | None = None  # when the first one ended after a signal
     try:
         for one in (signal.SIGINT, signal.SIGTERM):
             before[one] = signal.signal(one, hand_on)
@@ -123,20 +154,36 @@ def _wait(
                     on_event(record)
             if any(child.poll() not in (None, 0, 130, 143) for child in children):
                 time.sleep(2)  # let the others find out by themselves
-                for child in children:
-                    if child.poll() is None:
-                        child.kill()
+                _kill(children)
+            stopped = stopped or (time.monotonic() if _interrupted(children) else None)
+            if stopped and time.monotonic() - stopped > GRACE:
+                overdue |= _kill(children)
             time.sleep(0.1)
         for record in follow.new_records():
             if on_event is not None:
                 on_event(record)
-        return [child.wait() for child in children]
+        codes = [child.wait() for child in children]
+        late = [rank in overdue and code == -signal.SIGKILL for rank, code in enumerate(codes)]
+        return [
+            _interrupted(children) if is_late else code for is_late, code in zip(late, codes, strict=True)
+        ]
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
+        _kill(children)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> set[int]:
+    """Kill those that still run; return which."""
+    running = {rank for rank, child in enumerate(children) if child.poll() is None}
+    for rank in running:
+        children[rank].kill()
+    return running
+
+
+def _interrupted(children: list[subprocess.Popen[bytes]]) -> int:
+    """Return the exit code of one that ended after a signal, 0 if none did."""
+    return next((code for child in children if (code := child.poll()) in (130, 143)), 0)
 
 
 def _outcome(config: TrainConfig, codes: list[int], logs: Path) -> TrainResult:
