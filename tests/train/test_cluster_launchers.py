@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from l2p_train import TrainConfig, train
+from l2p_train import NonFiniteLossError, TrainConfig, train
 from l2p_train.launcher import free_port
 
 BIN = Path(sys.executable).parent
@@ -85,11 +88,13 @@ def test_the_entry_runs_unchanged_under(launcher: str, settings, wanted, tmp_pat
     assert json.loads((config.output / "checkpoints/step-000002/state.json").read_text())["processes"] == 2
 
 
-def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(settings, wanted, tmp_path: Path):
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A Ray of one node."""
+    # Under `uv run` it would else build this environment again for every worker.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
-    from l2p_train.ray_train import train_on_ray
 
-    config = settings(tmp_path / "run")
     ray.init(
         address="local",  # never somebody's running cluster
         num_cpus=2,
@@ -98,14 +103,35 @@ def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(settings, 
         log_to_driver=False,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}},
     )
-    try:
-        result = train_on_ray(config, 2, use_gpu=False, max_failures=0)
-        assert result.steps == 2 and Path(result.model).is_dir()
-        assert losses(config.output) == pytest.approx(wanted, rel=1e-5)
-        state = json.loads((config.output / "checkpoints/step-000002/state.json").read_text())
-        assert state["processes"] == 2
-        before = (config.output / "metrics.jsonl").read_text()
-        assert train_on_ray(config, 2, use_gpu=False, max_failures=0) == result
-        assert (config.output / "metrics.jsonl").read_text() == before
-    finally:
-        ray.shutdown()
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(
+    ray: Any, settings, wanted, tmp_path: Path
+):
+    from l2p_train.ray_train import train_on_ray
+
+    config = settings(tmp_path / "run")
+    result = train_on_ray(config, 2, use_gpu=False, max_failures=0)
+    assert result.steps == 2 and Path(result.model).is_dir()
+    assert losses(config.output) == pytest.approx(wanted, rel=1e-5)
+    state = json.loads((config.output / "checkpoints/step-000002/state.json").read_text())
+    assert state["processes"] == 2
+    before = (config.output / "metrics.jsonl").read_text()
+    assert train_on_ray(config, 2, use_gpu=False, max_failures=0) == result
+    assert (config.output / "metrics.jsonl").read_text() == before
+
+
+def test_ray_does_not_try_again_what_a_loss_that_is_not_a_number_ended(
+    ray: Any, settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    from l2p_train.ray_train import train_on_ray
+
+    config = replace(settings(tmp_path / "run"), learning_rate=1e30, offload_optimizer=True)
+    with pytest.raises(NonFiniteLossError, match=r"the loss of step \d is .*Lower learning_rate"):
+        train_on_ray(config, 2, use_gpu=False, max_failures=2)
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["event"] for record in records].count("start") == 1
+    assert len(list((config.output / "non-finite").iterdir())) == 2
+    assert "the optimiser steps on one thread" in caplog.text

@@ -7,15 +7,18 @@ or `config.mirror` be given: then it is a directory of each node's own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from l2p_train.config import TrainConfig, config_from_mapping
-from l2p_train.errors import TrainError
+from l2p_train.errors import NonFiniteLossError, TrainError
 from l2p_train.mirror import Mirror
 from l2p_train.run_directory import TrainResult, read_result
+
+logger = logging.getLogger(__name__)
 
 
 def train_on_ray(
@@ -34,13 +37,24 @@ def train_on_ray(
         processes: workers; with `use_gpu` one GPU each.
         use_gpu: NCCL on GPUs, else gloo on CPUs.
         max_failures: how often a lost worker or node may restart the group from the last checkpoint.
-        cpus_per_process: cores that Ray keeps for each worker.
+        cpus_per_process: cores that Ray keeps for each worker, and OMP_NUM_THREADS there: with
+            `config.offload_optimizer` the optimiser steps on so many threads.
         resources_per_process: custom resources of the cluster that each worker takes: which nodes train.
+
+    Raises:
+        NonFiniteLossError: the loss is infinite or NaN; not tried again, since it would be so again.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from l2p_train.engine import COLLECTIVE_TIMEOUT
+
     config.batch_layout(processes)
+    if config.offload_optimizer and cpus_per_process == 1:
+        logger.warning(
+            "offload_optimizer = true and cpus_per_process = 1: the optimiser steps on one thread; "
+            "give each process more cores"
+        )
     # A worker's working directory is one of Ray's own.
     places = {name: getattr(config, name) for name in ("model", "corpus", "output", "corpus_cache")}
     absolute: dict[str, Any] = {
@@ -52,7 +66,9 @@ def train_on_ray(
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config.to_dict(),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())
+        ),
         scaling_config=ScalingConfig(
             num_workers=processes,
             use_gpu=use_gpu,
@@ -64,7 +80,9 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    trainer.fit()
+    diverged = trainer.fit().return_value
+    if diverged is not None:
+        raise NonFiniteLossError(diverged)
     mirror.fetch()
     result = read_result(config)
     if result is None:
@@ -82,7 +100,15 @@ def _storage(config: TrainConfig, mirror: Mirror) -> dict[str, Any]:
     return {"storage_path": mirror.store.path("ray"), "storage_filesystem": filesystem}
 
 
-def _worker(settings: dict[str, Any]) -> None:
+def _worker(settings: dict[str, Any]) -> str | None:
+    """Train; return what `NonFiniteLossError` says, which all workers raise at the same step.
+
+    An exception would make Ray start the workers again, `max_failures` times, to the same end.
+    """
     from l2p_train.trainer import train
 
-    train(config_from_mapping(settings))
+    try:
+        train(config_from_mapping(settings))
+    except NonFiniteLossError as error:
+        return str(error)
+    return None
