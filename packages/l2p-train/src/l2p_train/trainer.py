@@ -21,7 +21,7 @@ from l2p_train import checkpoint as checkpoints
 from l2p_train.conditioning import embed_prompts
 from l2p_train.config import TrainConfig
 from l2p_train.corpus import open_corpus
-from l2p_train.data import Batch, BatchMaker, prefetched, save_batches
+from l2p_train.data import Batch, BatchMaker, prefetched, refuse_non_finite
 from l2p_train.engine import (
     attention_for_device,
     build_engine,
@@ -31,7 +31,7 @@ from l2p_train.engine import (
     set_learning_rate,
     uncompiled,
 )
-from l2p_train.errors import Interrupted, NonFiniteLossError
+from l2p_train.errors import Interrupted
 from l2p_train.export import base_hash, export_model
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
@@ -149,11 +149,12 @@ class Session:
         self.reporter.event("start", step=self.step, steps=self.config.steps, **counts)
         self.reporter.restart(self.step)
         loop_started, first = time.perf_counter(), self.step
-        loader = prefetched(self.maker, range(self.step, self.config.steps), self.config.loader_workers)
+        steps = range(self.step, self.config.steps)
+        loader = prefetched(self.maker, steps, self.config.loader_workers, self.engine.device)
         for step, batches in self.reporter.waiting(loader):
             totals = self.train_step(step, batches)
             self.step = step + 1
-            self._check(totals, batches)
+            refuse_non_finite(float(totals[0]), batches, self.config.output, self.step, self.rank)
             self.interval += totals[:-1]
             self._after_step(stopping=int(totals[-1]))
         rate = (self.step - first) * self.config.batch_size / max(1e-9, time.perf_counter() - loop_started)
@@ -164,7 +165,10 @@ class Session:
         self.engine.train()
         losses = []
         for batch in batches:
-            x_0, noise, sigma = (self._to_device(value) for value in (batch.x_0, batch.noise, batch.sigma))
+            x_0, noise, sigma = (
+                value.to(self.engine.device, non_blocking=True)  # pinned by the loader
+                for value in (batch.x_0, batch.noise, batch.sigma)
+            )
             loss = l2p_loss(self.engine, x_0, noise, sigma, batch.conditioning)
             weight = LOSS_WEIGHTINGS[self.config.loss_weighting](sigma)
             self.engine.backward((weight * loss).mean())
@@ -178,11 +182,6 @@ class Session:
             torch._foreach_lerp_(self.ema, [shard.detach() for shard in self.masters.shards], 1 - decay)
         return self._summary(torch.cat(losses), torch.cat([batch.sigma for batch in batches]))
 
-    def _to_device(self, value: Tensor) -> Tensor:
-        if self.engine.device == value.device:
-            return value
-        return value.pin_memory().to(self.engine.device, non_blocking=True)
-
     def _summary(self, losses: Tensor, sigma: Tensor) -> Tensor:
         """Sum over all processes: `loss_sums`, and the stop signal."""
         mine = loss_sums(losses, sigma).to(self.engine.device)
@@ -191,18 +190,6 @@ class Session:
             torch.distributed.all_reduce(mine)
             torch.distributed.all_reduce(stopping, op=torch.distributed.ReduceOp.MAX)
         return torch.cat((mine, stopping)).cpu()
-
-    def _check(self, totals: Tensor, batches: list[Batch]) -> None:
-        """Stop on a non-finite loss, with each process's batch saved; no checkpoint is written."""
-        if bool(torch.isfinite(totals[0])):
-            return
-        folder = self.config.output / "non-finite"
-        save_batches(folder / f"step-{self.step:06d}-rank-{self.rank:03d}.safetensors", batches)
-        raise NonFiniteLossError(
-            f"the loss of step {self.step} is {float(totals[0])}; the batch is in {folder}. Lower "
-            f"learning_rate, set gradient_clipping, or look at the images of the batch; the last checkpoint "
-            f"is intact"
-        )
 
     def _after_step(self, stopping: int) -> None:
         """Report, sample, save a checkpoint, stop: whatever is due after `self.step` steps."""
