@@ -4,8 +4,9 @@
 
 For every stage a group of processes trains one step of an untrained model in bf16 and counts the bytes of all
 tensors that are alive between two steps: weights, masters, Adam moments, and what a stage sets aside for
-good: ZeRO 1 its float32 gradients, ZeRO 3 its bucket and, of a model this small, all gathered weights (at
-most 5 * 10^8). Other gradients and buckets exist during a step only, so the estimate's are left out. Also
+good: ZeRO 1 its float32 gradients, ZeRO 3 those of its share, its bucket and, gathered, all weights of at
+most 10^5 elements. Other gradients, buckets and gathered weights exist during a step only and are left out of
+the estimate, which counts a GPU's. Also
 the peak of the resident set while the model is loaded, over the memory before: what `zero.Init` saves.
 Prints one JSON object; ratios are to stage 0.
 """
@@ -22,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+PERSISTENT_ELEMENTS = 10**5  # DeepSpeed's stage3_param_persistence_threshold
 
 
 def resident_mb() -> float:
@@ -111,6 +114,8 @@ def run_group(settings: dict[str, Any], processes: int, folder: Path) -> list[di
 def measure_stage(stage: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Return what a process keeps at a ZeRO stage, and what the estimate says, MB."""
     from l2p_train import config_from_mapping, estimate
+    from l2p_train.memory import meta_model
+    from l2p_train.zero import bucket_elements
 
     settings = {
         "model": str(folder / "model"),
@@ -122,12 +127,15 @@ def measure_stage(stage: int, options: argparse.Namespace, folder: Path) -> dict
         "tensorboard": False,
     }
     reports = run_group(settings, options.processes, folder)
-    needs = estimate(config_from_mapping(settings), options.processes)
+    config = config_from_mapping(settings)
+    needs = estimate(config, options.processes)
     kept = needs.weights_gb + needs.optimizer_gb
     if stage == 1:  # 4 of the 6 bytes: those in bf16 go
         kept += needs.gradients_gb * 4 / 6
     if stage == 3:
-        kept += needs.buckets_gb
+        sizes = [parameter.numel() for parameter in meta_model(config)[0].parameters()]
+        whole = sum(size for size in sizes if size <= PERSISTENT_ELEMENTS)
+        kept += needs.gradients_gb + 4 * bucket_elements(needs.plan.trainable_count) / 1e9 + 2 * whole / 1e9
     return {
         "state_mb": round(max(report["state"] for report in reports), 1),
         "estimate_mb": round(1e3 * kept, 1),

@@ -1,9 +1,9 @@
 """What a run needs before it starts: parameters, tokens, memory per GPU, from the meta device (`--dry-run`).
 
-Counted: weights, gradients, float32 masters, Adam moments, EMA, saved activations, DeepSpeed's buckets. Not
-counted: the allocator's slack and workspaces, for which `SLACK` of a card is left free. Activations follow
-measurements of eager bf16 on Z-Image (6.155 B, 4352 tokens): a trainable block saves 45, a frozen one 30
-values per token and channel; the Detailer Head is counted from its layers.
+Counted: weights, gradients, float32 masters, Adam moments, EMA, saved activations, DeepSpeed's buckets as
+they are on a GPU. Not counted: the allocator's slack and workspaces, for which `SLACK` of a card stays free.
+Activations follow measurements of eager bf16 on Z-Image (6.155 B, 4352 tokens): a trainable block saves 45, a
+frozen one 30 values per token and channel; the Detailer Head is counted from its layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
-from l2p_train.zero import LIVE_PARAMETERS, bucket_elements
+from l2p_train.zero import LIVE_PARAMETERS, bucket_bytes
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
 FROZEN_BLOCK_VALUES = 30
@@ -87,7 +87,7 @@ def estimate(
         processes: GPUs.
         height, width: px; by default `config.resolution`, else the size of the corpus' first image.
     """
-    micro, accumulation = config.batch_layout(processes)
+    micro, _ = config.batch_layout(processes)
     model, channels = meta_model(config)
     plan = plan_for_model(
         model,
@@ -111,7 +111,7 @@ def estimate(
         activations_gb=activations * _bytes(config) / 1e9,
         checkpoint_gb=plan.trainable_count * (16 if config.ema_decay else 12) / 1e9,
         assumptions=_assumptions(config),
-        **_state_bytes(config, model, plan, processes, accumulation),
+        **_state_bytes(config, model, plan, processes),
     )
 
 
@@ -138,9 +138,7 @@ def _assumptions(config: TrainConfig) -> tuple[str, ...]:
     return (*lines, "less memory: " + "; ".join(left)) if left else tuple(lines)
 
 
-def _state_bytes(
-    config: TrainConfig, model: Any, plan: FreezePlan, processes: int, accumulation: int
-) -> dict[str, float]:
+def _state_bytes(config: TrainConfig, model: Any, plan: FreezePlan, processes: int) -> dict[str, float]:
     """Return GB of weights, gradients, optimiser state and buckets per process, as ZeRO shares them."""
     value, stage, trainable = _bytes(config), config.zero_stage, plan.trainable_count
     share = {
@@ -148,18 +146,21 @@ def _state_bytes(
     }
     quantised = _quantised_count(model, plan) if config.frozen_weights == "int8" else 0
     shared = trainable + plan.frozen_count - quantised  # 8-bit weights are no parameters: ZeRO has no part
-    # ZeRO 1 in bf16 sums in float32 whether or not there is anything to accumulate.
-    accumulator = 4 if value == 2 and (stage == 1 or (stage > 1 and accumulation > 1)) else 0
-    gradients = trainable * (value + accumulator) / share["grad"]
+    # ZeRO sums in float32 whether or not there is anything to accumulate; stage 1 keeps those in bf16, too.
+    per_gradient = {0: value, 1: 6 if value == 2 else 4}.get(stage, 4)
+    gradients = float(trainable * per_gradient / share["grad"])
     separate_masters = value == 2 or stage > 0
     per_state = (4 if separate_masters else 0) + 8 + (4 if config.ema_decay else 0)
     optimizer = trainable * per_state / share["opt"]
     host = 0.0
     if config.offload_optimizer:
         host = optimizer + trainable * 8 / share["opt"]
-        if stage > 1:  # each bucket goes to the host when it is full
-            gradients = 0.0
-    buckets = float(value * bucket_elements(config, trainable)) if stage > 0 else 0.0
+        if stage == 3 or (stage == 2 and value == 4):
+            gradients = (
+                0.0  # each bucket goes to the host when it is full; ZeRO 2 waits for its sum in float32
+            )
+    sizes = dict(model.named_parameters())
+    buckets = float(bucket_bytes(config, trainable, max(sizes[name].numel() for name in plan.trainable)))
     if stage == 3:
         buckets += value * min(LIVE_PARAMETERS, shared)
     return {
