@@ -7,6 +7,7 @@ corpus, and is never used with another encoder. The encoder is not in memory whi
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -176,6 +177,11 @@ def embed_prompts(
     share = wanted[rank::processes]
     for done in encode_missing(config.model, share, directory, max_sequence_length=longest, device=device):
         on_part(done, len(share))
+    if (
+        torch.cuda.is_available()
+    ):  # the allocator keeps the encoder's 8 GB and more, in pieces of its own sizes
+        gc.collect()
+        torch.cuda.empty_cache()
     torch.distributed.barrier()
     mirror.share(directory)
     cache.refresh()
