@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from l2p_eval.geneval import ColorClassifier, Detector
 
 from l2p_transfer.errors import TransferError
+from l2p_transfer.generation import best_device
 
 if TYPE_CHECKING:
     from l2p_transfer.config import EvaluateSection
@@ -31,10 +32,9 @@ def _scenes(section: "EvaluateSection") -> Eyes:
 
 def _coco(section: "EvaluateSection") -> Eyes:
     """GenEval's own models, from the user's directories."""
-    import torch
     from l2p_eval.detectors import ClipColors, Mask2FormerDetector
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     models = [_directory(section, key) for key in COCO_KEYS]
     return Eyes(
         description="Mask2Former and CLIP through transformers (close to official GenEval, not bit-equal)",

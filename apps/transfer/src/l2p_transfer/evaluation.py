@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.features import load_extractor
+from l2p_eval.features import FeatureExtractor, load_extractor
 from l2p_eval.frechet import frechet_between
 from l2p_eval.generation import Job, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
@@ -15,7 +15,7 @@ from l2p_eval.layout import image_path, score_folder, write_prompts
 from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import Eyes, load_detector
-from l2p_transfer.generation import Painter, resolve_dtype
+from l2p_transfer.generation import Painter, best_device, resolve_dtype
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, source_size
 
@@ -27,7 +27,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     section = config.evaluate
     prompts = read_metadata(section.metadata)
     eyes = load_detector(section)
-    extractor = load_extractor(section.features)
+    extractor = features_on(best_device(), section.features)
     jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
     results: dict[str, Any] = {
         "detector": eyes.description,
@@ -58,6 +58,13 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     source, l2p = (results[name]["scores"]["overall"] for name in ("source", "l2p"))
     results["retention"] = l2p / source if source else None
     return results
+
+
+def features_on(device: str, name: str) -> FeatureExtractor:
+    """The network of the Frechet distance, on a device."""
+    extractor = load_extractor(name)
+    extractor.network.to(device)
+    return extractor
 
 
 def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:

@@ -59,6 +59,13 @@ class Painter:
         return paint
 
 
+def best_device() -> str:
+    """Where this process's networks run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_dtype(dtype: str) -> str:
     """What "auto" means on this machine: bfloat16 on a GPU or a CPU that multiplies in it, else float32."""
     import torch

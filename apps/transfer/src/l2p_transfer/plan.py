@@ -122,6 +122,7 @@ def _problems(config: Config) -> Iterator[Exception]:
         _check_detector,
         _check_features,
         _check_metadata,
+        _check_gpus,
     )
     for check in checks:
         try:
@@ -177,6 +178,28 @@ def _check_metadata(config: Config) -> None:
     from l2p_eval.geneval import read_metadata
 
     read_metadata(config.evaluate.metadata)
+
+
+def _check_gpus(config: Config) -> None:
+    from l2p_train.launcher import usable_gpus
+
+    marker = RunPaths(config.run.output).marker("training")
+    trained = marker.is_file() and (read_json(marker) or {}).get("state") == "done"
+    if not trained:  # else what is left may run on a smaller machine
+        check_processes(config, usable_gpus())
+
+
+def check_processes(config: Config, gpus: int) -> None:
+    """Raises for a training of more processes than this machine's GPUs: hours of painting come before it.
+
+    Args:
+        gpus: 0 on a CPU, which takes any number.
+    """
+    if not config.cluster.address and 0 < gpus < config.processes:
+        raise TransferError(
+            f"train.processes is {config.processes}, this machine has {gpus} GPU{'' if gpus == 1 else 's'};"
+            f" give {gpus} or fewer, or the cluster.address of a cluster"
+        )
 
 
 def _plan_model(config: Config, machine: Machine) -> ModelPlan:
