@@ -107,7 +107,8 @@ def test_the_cluster_manifest_is_for_this_config() -> None:
     overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     config = load_config(ROOT / words[1], overrides)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    assert workers["replicas"] == config.processes
+    (container,) = workers["template"]["spec"]["containers"]
+    assert workers["replicas"] * container["resources"]["limits"]["nvidia.com/gpu"] == config.processes
     volumes = workers["template"]["spec"]["volumes"]
     assert volumes[0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     for path in (config.run.output, config.source.model, config.prompts.file, config.evaluate.metadata):

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from l2p_mini.paths import GRAMMAR
 from l2p_transfer.cluster import failure, painting, workers_held
 from l2p_transfer.config import Config, load_config
@@ -67,16 +69,28 @@ def test_there_are_as_many_workers_as_find_what_they_take() -> None:
 
 
 def test_the_manifest_offers_what_its_config_takes() -> None:
-    import yaml
-
     _, job = yaml.safe_load_all((ROOT / "deploy" / "kuberay.yaml").read_text(encoding="utf-8"))
     words = shlex.split(job["spec"]["entrypoint"])
     overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-    cluster = load_config(ROOT / words[1], overrides).cluster
+    config = load_config(ROOT / words[1], overrides)
+    cluster, processes = config.cluster, config.processes
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     offered = json.loads(json.loads(group["rayStartParams"]["resources"]))
     for taken in (cluster.synthesis_resources, cluster.training_resources, cluster.evaluation_resources):
-        assert taken and workers_held({"GPU": 1, "CPU": 16, **offered}, taken, "") == 1
+        assert taken and workers_held({"GPU": 9, "CPU": 144, **offered}, taken, "") == processes
+
+
+def test_all_training_processes_of_the_manifest_are_in_one_pod() -> None:
+    """GPUs of different pods would exchange gradients over the network."""
+    _, job = yaml.safe_load_all((ROOT / "deploy" / "kuberay.yaml").read_text(encoding="utf-8"))
+    config = load_config(ROOT / shlex.split(job["spec"]["entrypoint"])[1])
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    resources = container["resources"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 1
+    assert resources["limits"] == resources["requests"]
+    assert resources["limits"]["nvidia.com/gpu"] == config.processes
+    assert int(resources["limits"]["cpu"]) >= config.processes * config.cluster.cpus_per_process
 
 
 def test_without_a_cluster_the_evaluation_paints_here(config: Callable[..., Config]) -> None:
@@ -84,13 +98,9 @@ def test_without_a_cluster_the_evaluation_paints_here(config: Callable[..., Conf
         assert place == {"workers": 3}
 
 
-def test_a_loss_that_is_not_a_number_stays_one_on_the_cluster(tmp_path: Path) -> None:
-    from l2p_train.errors import NonFiniteLossError
-
+def test_what_ray_says_at_its_end_is_the_message(tmp_path: Path) -> None:
+    """tests/train/test_cluster_launchers.py has a loss that is not a number."""
     head = "Training failed due to worker errors:\n[Rank 0]\nTraceback (most recent call last):\n"
-    diverged = failure(RuntimeError(f"{head}l2p_train.errors.NonFiniteLossError: step 7: nan\n"), tmp_path)
-    assert isinstance(diverged, NonFiniteLossError)
-    assert str(diverged) == "step 7: nan"
     lost = failure(RuntimeError(f"{head}ray.exceptions.ActorDiedError: the node died\n"), tmp_path / "ray")
     assert isinstance(lost, TransferError)
     assert "the node died; its logs are in" in str(lost)
@@ -99,6 +109,8 @@ def test_a_loss_that_is_not_a_number_stays_one_on_the_cluster(tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A Ray of one node, with two of each resource."""
+    # Under `uv run` it would else build this environment again for every worker.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
 
     ray.init(

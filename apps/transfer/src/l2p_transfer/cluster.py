@@ -128,14 +128,10 @@ def _processes(batch_size: int, most: int) -> int:
     return max(count for count in range(1, most + 1) if batch_size % count == 0)
 
 
-def failure(error: Exception, logs: Path) -> Exception:
+def failure(error: Exception, logs: Path) -> TransferError:
     """What Ray's error says at its end, as one of ours."""
-    from l2p_train.errors import NonFiniteLossError
-
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = lines[-1] if lines else type(error).__name__
-    if "NonFiniteLossError: " in cause:
-        return NonFiniteLossError(cause.partition("NonFiniteLossError: ")[2])
     return TransferError(
         f"the training failed on the cluster: {cause}; its logs are in {logs}."
         " Run the same command again to go on from the last checkpoint"

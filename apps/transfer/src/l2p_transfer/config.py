@@ -138,7 +138,7 @@ class ClusterSection:
     """The Ray cluster that images and training run on. Where a run runs does not change what it makes."""
 
     address: str = ""  # "auto" within a job of the cluster, or HOST:PORT of its head; "": this machine alone
-    cpus_per_process: int = 1  # that Ray keeps for each training process
+    cpus_per_process: int = 1  # that Ray keeps for each training process; threads of an optimiser on the host
     max_failures: int = 3  # lost nodes that the training survives
     # Custom resources of the nodes that one worker of a stage takes, such as { training = 1 }: where it runs.
     llm_resources: Mapping[str, Any] = field(default_factory=dict)  # each vLLM replica
