@@ -25,7 +25,7 @@ from typing import Any, Literal
 from l2p_data.filters import FilterRules
 from l2p_train.config import TrainConfig, changeable
 from l2p_transfer.config import TABLES
-from l2p_transfer.runner import IRRELEVANT, MAY_CHANGE
+from l2p_transfer.runner import IRRELEVANT, MAY_CHANGE, OF_THE_CORPUS
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 OF_THE_RUN = ("model", "corpus", "output", "mirror", "seed", "max_sequence_length")
@@ -83,7 +83,7 @@ def _later(table: str, key: str) -> str:
         return "free"
     if table in MAY_CHANGE or (table == "train" and key in changeable()):
         return "update"
-    return "update, early" if table in ("train", "surgery") else ""
+    return "update, early" if table in ("train", "surgery", *OF_THE_CORPUS) else ""
 
 
 def _type(hint: Any) -> str:

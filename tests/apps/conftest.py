@@ -61,7 +61,7 @@ def write_tiny_run(untrained_source: Path) -> Callable[..., None]:
     """
 
     def write(folder: Path, **tables: dict[str, Any]) -> None:
-        config = {name: table | tables.get(name, {}) for name, table in TINY.items()}
+        config = {name: TINY.get(name, {}) | tables.get(name, {}) for name in {**TINY, **tables}}
         config["source"]["model"] = str(untrained_source)
         kept = {
             name: {key: value for key, value in table.items() if value is not None}

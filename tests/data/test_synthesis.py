@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,10 @@ def test_a_pipeline_that_cannot_run_is_one_clear_error(untrained_source: Path, t
     with pytest.raises(DataError, match=r"failed on every image of the first shard: TypeError.*stepz"):
         synthesize(prompt_records(["a cat"]), wrong)
     assert not list((tmp_path / "c").glob("*.parquet"))
+    right = replace(
+        wrong, pipeline_kwargs=PIPELINE, seeds_per_prompt=1
+    )  # it has made nothing to disagree with
+    assert synthesize(prompt_records(["a cat"]), right).rows == 1
 
 
 def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:

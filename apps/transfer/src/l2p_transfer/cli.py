@@ -145,8 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--update",
         action="store_true",
-        help="accept a changed [evaluate], [report] or train.steps in a run, or a changed [surgery] or"
-        " [train] before it has left anything, and redo what they touch",
+        help="accept a changed [evaluate], [report] or train.steps in a run, changed [prompts], [filter],"
+        " [source] or [images] before an image is painted, and [surgery] or [train] before it has left"
+        " anything, and redo what they touch",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the result (or the plan) as JSON on stdout"

@@ -28,6 +28,7 @@ from l2p_transfer.stages import STAGES, Run, Stage
 from l2p_transfer.storage import RunStorage
 
 MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
+OF_THE_CORPUS = ("prompts", "filter", "source", "images")  # tables that it may change until one is painted
 IRRELEVANT = (
     ("run", "output"),
     ("source", "repository"),
@@ -180,7 +181,7 @@ def _claim(config: Config, paths: RunPaths, update: bool) -> None:
 
     tables = config.to_tables()
     if paths.config.is_file():
-        _refuse_changes(_known(paths), tables, paths, update)
+        _refuse_changes(_known(paths), config, paths, update)
     elif foreign := sorted(path.name for path in paths.root.iterdir() if path.name != paths.lock.name):
         raise TransferError(
             f"{paths.root} is not empty ({foreign[0]}) and holds no run; choose another run.output"
@@ -200,12 +201,13 @@ def check_unchanged(config: Config, update: bool) -> None:
     """Raises what `execute` would raise for a run directory that another config made; writes nothing."""
     paths = RunPaths(config.run.output)
     if paths.config.is_file():
-        _refuse_changes(_known(paths), config.to_tables(), paths, update)
+        _refuse_changes(_known(paths), config, paths, update)
 
 
-def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], paths: RunPaths, update: bool) -> None:
+def _refuse_changes(old: Mapping[str, Any], config: Config, paths: RunPaths, update: bool) -> None:
+    new = config.to_tables()
     changes = list(differences(old, new))
-    fixed = [text for table, key, text in changes if not _may_change(table, key, paths)]
+    fixed = [text for table, key, text in changes if not _may_change(table, key, config, paths)]
     if fixed:
         raise TransferError(
             f"{paths.root} was made with another config: {'; '.join(fixed)}."
@@ -239,17 +241,29 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
                 yield table, key, f"{table}.{key}: {shown[0]} -> {shown[1]}"
 
 
-def _may_change(table: str, key: str, paths: RunPaths) -> bool:
-    """Whether --update takes a change: nothing that is there may depend on it.
+def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
+    """Whether --update takes a change: nothing that took long and is there may depend on it.
 
-    Surgery leaves all or nothing, and the training nothing before its first checkpoint, so that what it ran
-    out of memory with can be changed.
+    Prompts are soon written again, and an LLM's answers are kept. Surgery leaves all or nothing, and the
+    training nothing before its first checkpoint, so that what it ran out of memory with can be changed.
     """
+    if table in OF_THE_CORPUS:
+        return not _painted(config, paths)
     if table == "surgery":
         return (read_json(paths.marker("surgery")) or {}).get("state") != "done"
     if table == "train":
         return key in changeable() or not _steps_done(paths)
     return table in MAY_CHANGE
+
+
+def _painted(config: Config, paths: RunPaths) -> bool:
+    """Whether the corpus has its first shard, here or at the run's address."""
+    from l2p_data.files import folder_exists, location
+
+    if (read_json(paths.marker("images")) or {}).get("state") == "done":
+        return True
+    corpus = location(config.train.corpus)
+    return folder_exists(corpus) and next(iter(corpus.glob("*.parquet")), None) is not None
 
 
 def _steps_done(paths: RunPaths) -> int:

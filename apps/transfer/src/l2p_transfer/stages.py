@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from l2p_data.errors import DataError
+
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths, shorten, write_json
@@ -95,8 +97,14 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
 
         with open_generator(run.config, run.paths, progress) as auditor:
             judged = audit_prompts(judged, auditor)
-    keep = kept(judged).height
-    write(judged, run.paths.filtered)
+    write(judged, run.paths.filtered)  # first: the drops say what was wrong
+    try:
+        keep = kept(judged).height
+    except DataError as error:
+        where = shorten(run.paths.filtered)
+        raise TransferError(
+            f"{error} in {where}; then change [filter] or [prompts], and add --update"
+        ) from None
     return Outcome(
         note=f"{keep:,} kept, {judged.height - keep:,} dropped",
         values={"kept": keep, "dropped": judged.height - keep, "reasons": reasons(judged)},

@@ -46,11 +46,14 @@ def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
 def claim(corpus: Path, settings: Mapping[str, Any]) -> None:
     """Note the settings in the corpus directory, or check that they are the ones it was begun with.
 
+    Settings that have made no shard bind nobody: what failed at the first one can be put right.
+
     Raises:
         DataError: they are not, or the directory holds something else.
     """
     path = corpus / "ledger" / "settings.json"
-    if path.is_file():
+    made = next(corpus.glob("*.parquet"), None) is not None
+    if path.is_file() and made:
         before = read_json(path)
         now = json.loads(json.dumps(settings))
         if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
@@ -58,7 +61,7 @@ def claim(corpus: Path, settings: Mapping[str, Any]) -> None:
             raise DataError(
                 f"{corpus} was begun with other settings ({differences}); choose another directory"
             )
-    elif next(corpus.glob("*.parquet"), None) is not None:
+    elif made:
         raise DataError(f"{corpus} holds Parquet files of another origin; choose another directory")
     else:
         write_json(path, settings)
