@@ -183,6 +183,7 @@ def test_every_shipped_ablation_loads_with_three_seeds_and_a_budget(path: Path) 
         ("train.trainable", "train.trianable", "did you mean 'trainable'"),
         ("surgery.trunk", "surgery.trunks", "trunks"),
         ("head_channels = [8, 8, 8, 8]", "head_channels = [-1]", "greater than or equal to 1"),
+        ("[ablation]", "[transfer]", "is no ablation: it has no [ablation] table"),
     ],
 )
 def test_bad_configs_are_one_line(

@@ -214,3 +214,28 @@ def test_results_of_an_interrupted_comparison_are_marked(
     assert [entry["name"] for entry in read["entries"]] == ["first"]
     assert not read["complete"] and read["problem"] == "1 of 2 entries are scored"
     assert "1 of 2 entries are scored" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_folder_has_as_many_images_a_prompt_as_are_asked_for(
+    write_folder: Callable[..., Path], error_of: Callable[..., str], tmp_path: Path
+) -> None:
+    command = [*GENEVAL, "--images", str(write_folder("a")), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main([*command, "--images-per-prompt", "2"]) == 0
+    assert "has 2 images, 4 are wanted" in error_of(*command, "--images-per-prompt", "4")
+
+
+def test_a_distance_on_other_features_has_no_fid_beside_it(
+    write_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder("a")
+    assert main([*FID, "--reference", str(folder), "--images", str(folder), "-o", str(tmp_path / "out")]) == 0
+    assert results(tmp_path / "out")["paper"]["rows"] == {}
+    assert "rests on fewer images than its features are wide" in capsys.readouterr().err
+
+
+def test_efficiency_counts_nothing_where_it_may_not_write(
+    error_of: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert "cannot write to" in error_of("efficiency", "--count", "z-image", "--sizes", "1024")

@@ -163,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="l2p-ablate",
         description="One of the paper's ablations on the miniature: arms x seeds, spread, chart, verdict."
         " Run the same command again to resume.",
-        epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 out of budget or a loss that is not finite, 130/143 interrupted.",
+        epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 out of budget or a loss that is not finite,"
+        " 130/143 interrupted.",
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG", help="a TOML file of configs/ablations/")

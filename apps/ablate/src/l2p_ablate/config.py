@@ -188,6 +188,11 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         AblateError: no such file, no TOML, an unknown key, a wrong type, an arm or corpus that is not there.
     """
     tables = _merged(_read(path, set()), overrides or {})
+    if "title" not in tables.get("ablation", {}):
+        raise AblateError(
+            f"{path} is no ablation: it has no [ablation] table with a title; base.toml is for the others to "
+            "extend, and configs of transfers are for l2p-transfer"
+        )
     try:
         config = Config.model_validate(_tuples(tables), context={"base": path.absolute().parent})
     except ValidationError as error:

@@ -28,7 +28,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_painting(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--images-per-prompt", type=positive, default=1, metavar="N", help="default 1; GenEval and DPG use 4")
+    add(
+        "--images-per-prompt",
+        type=positive,
+        metavar="N",
+        help="default 1; GenEval and DPG use 4. GenEval wants as many of a folder, where it is given",
+    )
     add("--seed", type=int, default=42, help="of the first image (default 42)")
     add("--height", type=positive, metavar="PX", help="default: the model's own, as for the following")
     add("--width", type=positive, metavar="PX")

@@ -38,7 +38,7 @@ class GenEval(Scorer):
         add("--color-model", type=Path, metavar="DIR", help="CLIP (ViT-L/14)")
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.per_prompt = options.images_per_prompt if options.model else None
+        self.per_prompt: int | None = options.images_per_prompt
         self.metadata: Path | None = options.metadata
         if options.model:
             need(self.metadata, "--metadata", "GenEval's evaluation_metadata.jsonl, or one in its format")
@@ -74,7 +74,7 @@ class GenEval(Scorer):
                 pictures.folder,
                 self.detector,
                 colors=self.colors,
-                images_per_prompt=self.per_prompt if pictures.model else None,
+                images_per_prompt=self.per_prompt or (1 if pictures.model else None),
                 on_image=lambda done, total: progress(done, total, f"judging {pictures.name}"),
                 on_score=scores.append,
             )
@@ -144,7 +144,7 @@ class Dpg(Scorer):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.csv, self.mode, self.grid = options.csv, options.mode, options.grid
-        self.per_prompt, self.output = options.images_per_prompt, options.output
+        self.per_prompt, self.output = options.images_per_prompt or 1, options.output
         self.rows = read_dpg(self.csv)
         self.prompts = [row.text for row in self.rows]
         from l2p_eval.judges import ServerJudge, VqaJudge

@@ -21,6 +21,7 @@ from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.full_size import CAPTION_TOKENS, FAMILIES, HEADS, count_size
 from l2p_evaluate.models import find_model, load_pipeline, resolve_dtype, weights_hash
 from l2p_evaluate.provenance import collect_provenance
+from l2p_evaluate.runner import make_folder
 from l2p_evaluate.scorers import device
 
 PAPER = {"step latency": 0.9767, "peak memory": 0.3881}
@@ -70,6 +71,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
         raise EvaluateError("measuring compares two models; give --model and --source")
     if not options.model and not options.count:
         raise EvaluateError("nothing to do; give --model and --source to measure, or --count z-image")
+    make_folder(options.output)
     rows: list[Row] = []
     sizes = options.sizes or ([64, 128, 256] if options.model else [1024, 2048, 4096, 8192])
     if options.model:
@@ -87,7 +89,6 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
         "paper": {"note": "the paper's own, at 4K, not measured here", "less than the source": PAPER},
         "provenance": collect_provenance(command),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "efficiency.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = table(rows, options.steps)
     (options.output / "efficiency.md").write_text(text + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,7 +58,8 @@ class Fid(Scorer):
         self.prompts = self.set.texts if self.set else ()
         self.prompt_file: Path | None = options.prompts
         self.patches = _patches(options.patches, options.patch_seed)
-        self.paper = "fid-patch" if self.patches else "fid"
+        # The paper's numbers are on Inception's features, and those on others are no FID.
+        self.paper = "" if options.features else "fid-patch" if self.patches else "fid"
         self.reference = find_images(options.reference)
         self._folder = {"reference": f"{options.reference.resolve().name}, {_hash_of(self.reference)}"}
         if bool(options.weights) == bool(options.features):
@@ -73,6 +75,12 @@ class Fid(Scorer):
             patches=self.patches,
             on_image=lambda done, total: progress(done, total, f"features of {pictures.name}"),
         )
+        if result.rank_deficient:
+            print(
+                f"note: {result.name} of {pictures.name} rests on fewer images than its features are wide; "
+                "compare it with distances of as many images only",
+                file=sys.stderr,
+            )
         row = result.to_row()
         return Score(
             values={result.name: row.pop("value")},
@@ -185,7 +193,7 @@ class Diversity(Scorer):
         self.set = prompt_set(options)
         self.prompts = self.set.texts if self.set else ()
         self.prompt_file: Path | None = options.prompts
-        if options.model and options.images_per_prompt < 2:
+        if options.model and (options.images_per_prompt or 1) < 2:
             raise EvaluateError("diversity compares seeds; give --images-per-prompt 2 or more")
         if bool(options.weights) == bool(options.features):
             raise EvaluateError("give --weights FILE for LPIPS, or --features efficientnet-lite0")

@@ -54,9 +54,9 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
     scorer = scorer_class(options.metric)(options)
     if models and not scorer.prompts:
         raise EvaluateError("a model needs prompts to paint; give --prompts FILE")
-    _make_folder(options.output)
+    make_folder(options.output)
     how = Painting(
-        images_per_prompt=options.images_per_prompt,
+        images_per_prompt=options.images_per_prompt or 1,
         seed=options.seed,
         batch_size=options.batch_size,
         workers=options.workers,
@@ -110,7 +110,8 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Create a folder for results; EvaluateError where that is not allowed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,7 +169,7 @@ def _entry(options: argparse.Namespace, pictures: Pictures, score: Score) -> Ent
     definition = {"metric version": f"l2p-eval {version('l2p-eval')}", **score.definition}
     if pictures.model:
         definition |= {f"sampling: {key}": value for key, value in pictures.model.settings.items()}
-        definition["sampling: seeds"] = f"{options.images_per_prompt} a prompt, from {options.seed}"
+        definition["sampling: seeds"] = f"{options.images_per_prompt or 1} a prompt, from {options.seed}"
     return Entry(
         name=pictures.name,
         values=score.values,
