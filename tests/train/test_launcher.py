@@ -118,7 +118,9 @@ def test_one_that_waits_for_an_interrupted_process_is_ended_and_counts_as_interr
     """NCCL waits at a barrier for a peer that is gone, and hears no signal."""
     monkeypatch.setattr(launcher, "GRACE", 0.5)
     started = time.monotonic()
-    codes = launcher._wait(ended_by(["sys.exit(143)", "time.sleep(300)"]), tmp_path / "metrics.jsonl", None)
+    codes = launcher._wait(
+        ended_by(["sys.exit(143)", "time.sleep(300)"]), tmp_path / "metrics.jsonl", None, []
+    )
     assert codes == [143, 143] and time.monotonic() - started < 100
     with pytest.raises(Interrupted):
         _outcome(config(tmp_path, tmp_path, tmp_path), codes, tmp_path)
@@ -126,7 +128,49 @@ def test_one_that_waits_for_an_interrupted_process_is_ended_and_counts_as_interr
 
 def test_one_that_ends_by_itself_within_the_grace_keeps_its_code(tmp_path: Path):
     late = "time.sleep(1); sys.exit(0)"
-    assert launcher._wait(ended_by(["sys.exit(130)", late]), tmp_path / "metrics.jsonl", None) == [130, 0]
+    assert launcher._wait(ended_by(["sys.exit(130)", late]), tmp_path / "metrics.jsonl", None, []) == [130, 0]
+
+
+def test_a_process_that_a_signal_ends_before_it_can_handle_it_counts_as_interrupted(tmp_path: Path):
+    plain = [sys.executable, "-c", "import time; time.sleep(300)"]
+    codes = launcher._wait([subprocess.Popen(plain)], tmp_path / "metrics.jsonl", None, [signal.SIGTERM])
+    assert codes == [143]
+
+
+INTERRUPTED = """
+import json, sys
+from l2p_train import Interrupted, config_from_mapping, launch
+try:
+    launch(config_from_mapping(json.load(open(sys.argv[1]))), processes=2)
+except Interrupted as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 1)]
+)
+def test_a_signal_while_processes_start_is_an_interruption(
+    number: signal.Signals, delay: float, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+):
+    """Python takes a moment to start and torch takes seconds to import."""
+    settings = config(tiny_model, tiny_corpus, tmp_path / "run", steps=1000)
+    (tmp_path / "run.json").write_text(json.dumps(settings.to_dict()))
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.json")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log, deadline = settings.output / "logs" / "rank-0.log", time.monotonic() + 300
+    while not log.is_file() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert (process.returncode, "Traceback" in said) == (128 + number, False), said
+    assert said.startswith("interrupted after step 0; run the same command again to resume")
+    for rank in range(2):
+        logged = (settings.output / "logs" / f"rank-{rank}.log").read_text()
+        assert "Traceback" not in logged, logged
 
 
 def test_processes_share_the_cores_and_on_gpus_a_users_choice_stays(monkeypatch: pytest.MonkeyPatch):

@@ -84,7 +84,24 @@ def _stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
+def _stop_at_once() -> None:
+    """Until `train` listens to signals itself there is nothing to save: they end this process.
+
+    The launcher starts us with both blocked. Imports take seconds, and Python's own handlers would end them
+    with a traceback and another exit code.
+    """
+
+    def stop(number: int, _frame: Any) -> None:
+        print("interrupted before the training began; run again to begin", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    _stop_at_once()
     # A clean interpreter exit joins gloo's threads, which can hang once a peer is gone.
     code = main()
     sys.stdout.flush()

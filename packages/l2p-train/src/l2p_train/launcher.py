@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from l2p_train.mirror import Mirror
 from l2p_train.run_directory import TrainResult, latest_checkpoint, read_result
 from l2p_train.shards import check_corpus
 
+STOP = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # s that the others have once a process has ended after a signal
 
 
@@ -109,23 +111,53 @@ def launch(
         raise TrainError(
             f"cannot write to {config.output}: {error.strerror}; choose another output directory"
         ) from error
-    # A session of their own: Ctrl-C reaches only us, and each process gets the signal once.
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "l2p_train", str(path)],
-            env=environment,
-            stdout=(logs / f"rank-{rank}.log").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        for rank, environment in enumerate(process_environments(processes, on_gpus=gpus > 0))
-    ]
-    codes = _wait(children, config.output / "metrics.jsonl", on_event)
+    with _noted_signals() as signals:
+        children = _start(path, process_environments(processes, on_gpus=gpus > 0), logs)
+        codes = _wait(children, config.output / "metrics.jsonl", on_event, signals)
     return _outcome(config, codes, logs)
 
 
+def _start(path: Path, environments: list[dict[str, str]], logs: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the processes. Each has its signals blocked until it can end in an orderly way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # inherited; __main__ unblocks
+    try:
+        # A session of their own: Ctrl-C reaches only us, and each process gets the signal once.
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "l2p_train", str(path)],
+                env=environment,
+                stdout=(logs / f"rank-{rank}.log").open("wb"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            for rank, environment in enumerate(environments)
+        ]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Yield a list that signals are added to, until they are handed on."""
+    signals: list[int] = []
+    before: dict[int, Any] = {}
+    try:
+        for one in STOP:
+            before[one] = signal.signal(one, lambda number, _frame: signals.append(number))
+    except ValueError:  # not in the main thread: our caller handles signals
+        pass
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _wait(
-    children: list[subprocess.Popen[bytes]], metrics: Path, on_event: Callable[[dict[str, Any]], None] | None
+    children: list[subprocess.Popen[bytes]],
+    metrics: Path,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    signals: list[int],
 ) -> list[int]:
     """Hand on signals and metrics until all processes have ended; if one fails, end the others.
 
@@ -134,25 +166,15 @@ def _wait(
     """
     overdue: set[int] = set()
     follow = _Follower(metrics, since=time.time())
-
-    def hand_on(number: int, _frame: Any) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    before: dict[int, Any] = {}
     stopped: float | None = None  # when the first one ended after a signal
     try:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            before[one] = signal.signal(one, hand_on)
-    except ValueError:  # not in the main thread: our caller handles signals
-        pass
-    try:
         while any(child.poll() is None for child in children):
+            while signals:
+                _send(children, signals.pop(0))
             for record in follow.new_records():
                 if on_event is not None:
                     on_event(record)
-            if any(child.poll() not in (None, 0, 130, 143) for child in children):
+            if any(_code(child) not in (None, 0, 130, 143) for child in children):
                 time.sleep(2)  # let the others find out by themselves
                 _kill(children)
             stopped = stopped or (time.monotonic() if _interrupted(children) else None)
@@ -162,15 +184,25 @@ def _wait(
         for record in follow.new_records():
             if on_event is not None:
                 on_event(record)
-        codes = [child.wait() for child in children]
+        codes = [_code(child) or 0 for child in children]
         late = [rank in overdue and code == -signal.SIGKILL for rank, code in enumerate(codes)]
         return [
             _interrupted(children) if is_late else code for is_late, code in zip(late, codes, strict=True)
         ]
     finally:
         _kill(children)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _send(children: list[subprocess.Popen[bytes]], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _code(child: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit code of one that has ended; a signal that it did not handle is an interruption, too."""
+    code = child.poll()
+    return 128 - code if code is not None and -code in STOP else code
 
 
 def _kill(children: list[subprocess.Popen[bytes]]) -> set[int]:
@@ -183,7 +215,7 @@ def _kill(children: list[subprocess.Popen[bytes]]) -> set[int]:
 
 def _interrupted(children: list[subprocess.Popen[bytes]]) -> int:
     """Return the exit code of one that ended after a signal, 0 if none did."""
-    return next((code for child in children if (code := child.poll()) in (130, 143)), 0)
+    return next((code for child in children if (code := _code(child)) in (130, 143)), 0)
 
 
 def _outcome(config: TrainConfig, codes: list[int], logs: Path) -> TrainResult:
