@@ -182,6 +182,11 @@ def test_a_model_paints_resumes_and_refuses_other_settings(
     stamp = painted.stat().st_mtime_ns
     assert main([*command, "--max-sequence-length", "32"]) == 0
     assert painted.stat().st_mtime_ns == stamp
+    # One that is on the device by turns paints the same: the folder is another, the pixels are not.
+    away = [str(tmp_path / "away") if word == str(out) else word for word in command]
+    assert main([*away, "--max-sequence-length", "32", "--cpu-offload"]) == 0
+    again = tmp_path / "away" / painted.relative_to(out)
+    assert Image.open(again).tobytes() == Image.open(painted).tobytes()
     err = error_of(capsys, *command, "--max-sequence-length", "16")
     assert "max_sequence_length: 32 -> 16" in err
 

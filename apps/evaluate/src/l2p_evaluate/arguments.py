@@ -42,6 +42,7 @@ def _add_painting(group: argparse._ArgumentGroup) -> None:
     add("--shift", type=float, help="noise shift, of pixel-space models")
     add("--max-sequence-length", type=positive, metavar="TOKENS")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--cpu-offload", action="store_true", help="text encoder, transformer, VAE on the GPU by turns")
     add("--batch-size", type=positive, default=8, metavar="N")
     add("--workers", type=not_negative, metavar="N", help="default one per GPU or core; 0: this process")
     add("--executor", choices=("processes", "ray"), default="processes", help="ray: also on a cluster")

@@ -29,6 +29,7 @@ class Model:
     pixel: bool  # an L2P model; else a latent one, through diffusers
     dtype: str
     options: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline's call, height and width too
+    cpu_offload: bool = False  # parts of the pipeline are on the device by turns; changes no image
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -44,7 +45,9 @@ class Model:
         """Loads the weights from the directory, never from the network."""
         import torch
 
-        pipeline = load_pipeline(self.directory, self.pixel, dtype=self.dtype, device=device)
+        pipeline = load_pipeline(
+            self.directory, self.pixel, dtype=self.dtype, device=device, cpu_offload=self.cpu_offload
+        )
         taken = inspect.signature(pipeline.__call__).parameters
         if unknown := [name for name in self.options if name not in taken]:
             raise EvaluateError(
@@ -62,8 +65,8 @@ class Model:
         return paint
 
 
-def load_pipeline(directory: Path, pixel: bool, *, dtype: str, device: str) -> Any:
-    """A pipeline on a device, loaded without the network and without noise.
+def load_pipeline(directory: Path, pixel: bool, *, dtype: str, device: str, cpu_offload: bool = False) -> Any:
+    """A pipeline on a device, or with `cpu_offload` its parts by turns, loaded without network and noise.
 
     Raises:
         EvaluateError: files of the model are missing or damaged.
@@ -85,7 +88,10 @@ def load_pipeline(directory: Path, pixel: bool, *, dtype: str, device: str) -> A
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise EvaluateError(f"{directory} cannot be loaded ({reason}); write the model again") from error
-    pipeline = pipeline.to(device)
+    if cpu_offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -108,7 +114,9 @@ def find_model(path: Path) -> tuple[Path, bool]:
     raise EvaluateError(f"--model {path} {found}; give a run of l2p-transfer or a diffusers directory")
 
 
-def open_model(path: Path, options: Mapping[str, Any], *, dtype: str = "auto") -> Model:
+def open_model(
+    path: Path, options: Mapping[str, Any], *, dtype: str = "auto", cpu_offload: bool = False
+) -> Model:
     """A model with its own sampling defaults, overridden by the `options` that are not None."""
     directory, pixel = find_model(path)
     given = {key: value for key, value in options.items() if value is not None}
@@ -116,7 +124,13 @@ def open_model(path: Path, options: Mapping[str, Any], *, dtype: str = "auto") -
         raise EvaluateError("--shift is of pixel-space models; a latent model brings its scheduler's own")
     known = _RELEASED | _stored_sampling(directory) if pixel else {}
     sampling = {key: value for key, value in (known | given).items() if value is not None}
-    return Model(directory=directory, pixel=pixel, dtype=resolve_dtype(dtype), options=sampling)
+    return Model(
+        directory=directory,
+        pixel=pixel,
+        dtype=resolve_dtype(dtype),
+        options=sampling,
+        cpu_offload=cpu_offload,
+    )
 
 
 def _stored_sampling(directory: Path) -> dict[str, Any]:

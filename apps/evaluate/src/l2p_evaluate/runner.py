@@ -48,8 +48,11 @@ def evaluate(options: argparse.Namespace, command: Sequence[str], progress: Prog
         EvalError, EvaluateError: before anything was scored.
     """
     entries = _entries(options)
+    how_to_load = {"dtype": options.dtype, "cpu_offload": options.cpu_offload}
     models = {
-        name: open_model(path, _sampling(options), dtype=options.dtype) for name, path, m in entries if m
+        name: open_model(path, _sampling(options), **how_to_load)
+        for name, path, is_model in entries
+        if is_model
     }
     scorer = scorer_class(options.metric)(options)
     if models and not scorer.prompts:
