@@ -12,6 +12,7 @@ from l2p_evaluate.cli import METRICS, main
 from l2p_evaluate.efficiency import Row, table
 from l2p_mini.grammar import draw_scene, geneval_row, parse
 from l2p_mini.world import render
+from PIL import Image
 
 PROMPTS = [
     "a red circle",
