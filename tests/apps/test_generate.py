@@ -3,8 +3,12 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -164,6 +168,37 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert len(err.strip().splitlines()) == 1, err
     assert message in err
     assert not Path("out.png").exists()
+
+
+def test_weights_that_are_not_for_this_user_are_one_line(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may read everything, so the command is somebody else's here."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        os.chmod(folder, 0o755)
+        shutil.copytree(untrained_run / "model", Path(folder) / "model")
+        weights = next((Path(folder) / "model" / "transformer").glob("*.safetensors"))
+        weights.chmod(0o600 if os.geteuid() == 0 else 0o000)
+        with another_user():
+            assert main(["--model", f"{folder}/model", "a ring"]) == 2
+    said = f"error: cannot open {weights}: Permission denied; its owner can allow it, with chmod\n"
+    assert capsys.readouterr().err == said
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Root is nobody for a while; others stay who they are."""
+    import l2p_arch.errors  # noqa: F401  nobody may not find them later
+    import l2p_generate.model  # noqa: F401
+    import l2p_generate.request  # noqa: F401
+
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
 
 
 def test_help_loads_nothing_heavy() -> None:

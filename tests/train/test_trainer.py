@@ -181,6 +181,21 @@ def test_the_final_directory_is_a_pipeline_and_samples_show_source_beside_ours(
     assert names == {path.name for path in tiny_model.iterdir()} | {"training.json", "surgery_report.json"}
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_whoever_the_umask_allows_can_read_what_a_run_leaves(umask, mode, settings):
+    before = os.umask(umask)
+    try:
+        config = settings(steps=1)
+        train(config)
+    finally:
+        os.umask(before)
+    written = {path.parent.name: path for path in config.output.rglob("*.safetensors")}
+    assert {"step-000001", "transformer"} < written.keys() and len(written) >= 3  # and the embeddings
+    for name, path in written.items():
+        if name != "text_encoder":  # a link to the source's
+            assert path.stat().st_mode & 0o777 == mode, path
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_signal_writes_a_checkpoint_and_the_next_run_goes_on(number, code, settings):
     config = settings(checkpoint_every=0, steps=3)
@@ -230,7 +245,7 @@ def test_a_non_finite_loss_stops_with_its_batch_saved(settings, tiny_model, tmp_
     ],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(settings, tmp_path, monkeypatch, error):
-    def save(tensors, path):
+    def save(tensors, path, metadata=None):
         if "000004" in str(path):
             raise error
         save_file(tensors, path)

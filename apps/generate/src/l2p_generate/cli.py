@@ -38,6 +38,10 @@ def _guarded(work: Callable[[], int]) -> int:
     except (ArchError, GenerateError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE_ERROR
+    except PermissionError as error:
+        where, why = error.filename, error.strerror
+        print(f"error: cannot open {where}: {why}; its owner can allow it, with chmod", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

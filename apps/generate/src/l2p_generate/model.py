@@ -48,6 +48,7 @@ def find_model(
 
     Raises:
         GenerateError, ArchError: there is none.
+        PermissionError: a file of it is not for this user.
     """
     if path.is_file():
         return _import_file(path, components, on_import)
@@ -58,6 +59,7 @@ def find_model(
                 raise GenerateError(
                     f"{candidate} is no L2P model (a latent one?); make one with l2p-transfer"
                 )
+            _open_all(candidate)
             return candidate
     if not path.exists():
         raise GenerateError(
@@ -68,6 +70,13 @@ def find_model(
     raise GenerateError(
         f"--model {path} holds no model_index.json; give a run directory or a model directory"
     )
+
+
+def _open_all(model: Path) -> None:
+    """Libraries say no such file, or nothing, of one that they may not open."""
+    for path in model.rglob("*"):
+        if path.is_file():
+            path.open("rb").close()
 
 
 def _import_file(file: Path, components: Path | None, on_import: Callable[[Path], None] | None) -> Path:

@@ -26,6 +26,7 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.masters import Masters
+from l2p_train.tensors import save_tensors
 
 if TYPE_CHECKING:
     from l2p_train.mirror import Mirror
@@ -88,8 +89,6 @@ def save_checkpoint(
     Raises:
         TrainError: the mirror cannot be written; the checkpoint is whole in `directory`.
     """
-    from safetensors.torch import save_file
-
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     final, temporary = directory / f"step-{step:06d}", directory / f".step-{step:06d}.tmp"
     if rank == 0:
@@ -98,7 +97,7 @@ def save_checkpoint(
     torch.distributed.barrier()
     temporary.mkdir(parents=True, exist_ok=True)  # with a mirror, other machines have disks of their own
     path = temporary / f"rank-{rank:03d}.safetensors"
-    save_file(_share(masters, ema, rank, world_size), path)
+    save_tensors(_share(masters, ema, rank, world_size), path)
     _sync(path)
     problem = mirror.put_part(path, step) if mirror else None
     written: list[Any] = [None] * world_size

@@ -19,6 +19,7 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.mirror import Mirror
+from l2p_train.tensors import save_tensors
 
 Conditioning = Mapping[str, Tensor]
 _PART_PROMPTS = 1024  # prompts per file
@@ -98,8 +99,6 @@ class ConditioningCache:
 
 def write_embeddings(directory: Path, encoded: Mapping[str, Conditioning]) -> Path:
     """Write prompt -> conditioning as one file whose name follows from its prompts; return its path."""
-    from safetensors.torch import save_file
-
     tensors = {
         f"{prompt_key(prompt)}/{entry}": tensor.detach().cpu().contiguous().clone()
         for prompt, conditioning in encoded.items()
@@ -108,7 +107,7 @@ def write_embeddings(directory: Path, encoded: Mapping[str, Conditioning]) -> Pa
     directory.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
     temporary = directory / f"{name}.tmp"
-    save_file(tensors, temporary)
+    save_tensors(tensors, temporary)
     return temporary.replace(directory / f"{name}.safetensors")
 
 

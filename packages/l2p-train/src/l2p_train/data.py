@@ -24,6 +24,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.corpus import Corpus, Size, bucket_size
 from l2p_train.errors import NonFiniteLossError
 from l2p_train.noise import draw, sample_generator
+from l2p_train.tensors import save_tensors
 
 
 @dataclass
@@ -44,15 +45,13 @@ class Batch:
 
 def save_batches(path: Path, batches: Sequence[Batch]) -> None:
     """Write what a process fed to the model in one step, with the ids of the images as metadata."""
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{index}/{name}": getattr(batch, name).contiguous()
         for index, batch in enumerate(batches)
         for name in ("x_0", "noise", "sigma")
     }
-    save_file(tensors, path, metadata={"ids": json.dumps([batch.ids for batch in batches])})
+    save_tensors(tensors, path, metadata={"ids": json.dumps([batch.ids for batch in batches])})
 
 
 def refuse_non_finite(loss: float, batches: Sequence[Batch], output: Path, step: int, rank: int) -> None:

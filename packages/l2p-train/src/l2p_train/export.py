@@ -10,6 +10,7 @@ from pathlib import Path
 
 from l2p_train.checkpoint import Checkpoint, TensorFiles, verify
 from l2p_train.errors import TrainError
+from l2p_train.tensors import save_tensors
 
 
 def weight_files(transformer: Path) -> list[Path]:
@@ -41,7 +42,6 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     that the initial file has. One shard is in memory at a time. Needs neither the engine nor a GPU.
     """
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     verify(checkpoint)
     trained = TensorFiles(checkpoint.files())
@@ -57,7 +57,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         for name in names & set(tensors):
             tensors[name] = read(name).to(tensors[name].dtype)
         names -= set(tensors)
-        save_file(tensors, temporary / "transformer" / path.name, metadata=metadata)
+        save_tensors(tensors, temporary / "transformer" / path.name, metadata=metadata)
     if names:
         raise TrainError(
             f"{model_dir} has no tensor {sorted(names)[0]!r}, which was trained; it is not the first model"
