@@ -189,7 +189,7 @@ def test_weights_that_are_not_for_this_user_are_one_line(
 def another_user() -> Iterator[None]:
     """Root is nobody for a while; others stay who they are."""
     import l2p_arch.errors  # noqa: F401  nobody may not find them later
-    import l2p_generate.model  # noqa: F401
+    import l2p_generate.model
     import l2p_generate.request  # noqa: F401
 
     mine = os.geteuid()

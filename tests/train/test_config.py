@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,32 @@ def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(TrainError, match="micro_batch_size 3"):
         config(micro_batch_size=3).batch_layout(1)
     assert config(batch_size=24, micro_batch_size=3).batch_layout(2) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "remedy"),
+    [
+        (8, None, 6, "use 1, 2, 4 or 8 processes, or a batch_size of 6 or 12"),
+        (2, None, 3, "use 1 or 2 processes, or a batch_size of 3"),
+        (8, 2, 3, "use 1, 2 or 4 processes, or a batch_size of 6 or 12"),
+        (8, 8, 3, "use 1 process, or a batch_size of 24"),
+        (8, 3, 6, "use a batch_size of 18"),
+        (8, 4, 4, "use 1 or 2"),
+    ],
+)
+def test_every_remedy_for_a_batch_that_does_not_divide_works(batch, micro, processes, remedy):
+    settings = config(batch_size=batch, micro_batch_size=micro)
+    with pytest.raises(TrainError) as refused:
+        settings.batch_layout(processes)
+    assert str(refused.value).endswith(remedy)
+    counts, _, sizes = remedy.partition("a batch_size of ")
+    for size in map(int, re.findall(r"\d+", sizes)):
+        config(batch_size=size, micro_batch_size=micro).batch_layout(processes)
+    for number in map(int, re.findall(r"\d+", counts)):
+        if sizes:
+            settings.batch_layout(number)
+        else:
+            config(batch_size=batch, micro_batch_size=number).batch_layout(processes)
 
 
 def test_a_resumed_run_may_change_its_reports_and_length_only():

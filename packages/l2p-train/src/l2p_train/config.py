@@ -163,16 +163,22 @@ class TrainConfig:
     def batch_layout(self, processes: int) -> tuple[int, int]:
         """Return (micro batch size, accumulation steps) for a number of processes, or raise `TrainError`."""
         if self.batch_size % processes:
+            micro = self.micro_batch_size or 1
+            fitting = _divisors(self.batch_size // micro) if self.batch_size % micro == 0 else []
+            ways = [f"{_one_of(fitting)} process{'es' if fitting != [1] else ''}"] if fitting else []
+            whole = processes * micro  # images of a step without accumulation
+            below = self.batch_size // whole * whole
+            near = [size for size in (below, below + whole) if size]
             raise TrainError(
                 f"batch_size {self.batch_size} does not divide over {processes} processes; "
-                f"use {self.batch_size // processes * processes or processes} or fewer processes"
+                f"use {', or '.join([*ways, f'a batch_size of {_one_of(near)}'])}"
             )
         per_process = self.batch_size // processes
         micro = self.micro_batch_size or per_process
         if per_process % micro:
             raise TrainError(
-                f"micro_batch_size {micro} does not divide the {per_process} images of each process "
-                f"(batch_size {self.batch_size} over {processes} processes)"
+                f"micro_batch_size {micro} does not divide the {per_process} images of each process (batch_size "
+                f"{self.batch_size} over {processes} processes); use {_one_of(_divisors(per_process))}"
             )
         return micro, per_process // micro
 
@@ -183,6 +189,15 @@ class TrainConfig:
             k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
             for k, v in plain.items()
         }
+
+
+def _divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
+def _one_of(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def changeable() -> set[str]:
