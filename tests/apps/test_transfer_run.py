@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import polars as pl
 import pytest
 import torch
 from l2p_train.errors import TrainError
@@ -181,43 +180,6 @@ def test_what_a_stage_failed_by_can_be_changed_while_it_has_left_nothing(
             assert main(["tiny.toml", *same, *dry]) == 2
             assert "choose another run.output" in capsys.readouterr().err
     assert Path("run/config.toml").read_bytes() == before
-
-
-def test_what_makes_the_corpus_can_be_changed_until_an_image_is_painted(
-    tmp_path: Path,
-    write_tiny_run: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A filter that drops every prompt, then a source that cannot be loaded."""
-    write_tiny_run(tmp_path, filter={"min_characters": 500}, prompts={"count": 3})
-    monkeypatch.chdir(tmp_path)
-    assert main(["tiny.toml"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: no prompt passed the filter (too-short: 3)")
-    assert said.endswith(
-        "in run/prompts/filtered.parquet; then change [filter] or [prompts], and add --update"
-    )
-    assert pl.read_parquet("run/prompts/filtered.parquet")["reason"].to_list() == ["too-short"] * 3
-
-    write_tiny_run(tmp_path, source={"dtype": "float32"})
-    assert main(["tiny.toml"]) == 2
-    assert "add --update to redo what depends on it" in capsys.readouterr().err
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("l2p_data.worker.load_generator", fails)
-        assert main(["tiny.toml", "--update"]) == 2
-    assert "out of memory" in capsys.readouterr().err
-    changed = ["--set", "images.batch_size=2", "--set", "source.num_inference_steps=2"]
-    assert main(["tiny.toml", *changed, "--update"]) == 0
-    assert pl.read_parquet("run/corpus/*.parquet").height == 4
-    Path("run/stages/images.json").unlink()  # as if it had been stopped with some shards
-    for change in ("prompts.count=5", "filter.brands=false", "source.dtype=bfloat16", "images.batch_size=1"):
-        assert main(["tiny.toml", *changed, "--set", change, "--update"]) == 2
-        assert "choose another run.output" in capsys.readouterr().err, change
 
 
 def test_a_run_that_another_process_holds_is_refused(

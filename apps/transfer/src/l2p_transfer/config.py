@@ -61,7 +61,7 @@ class PromptsSection:
 
     engine: Literal["grammar", "file", "openai", "vllm"] = "grammar"
     grammar: Path | None = None  # for engine = "grammar": a grammar file
-    file: Path | None = None  # for engine = "file": .jsonl, .txt, .csv or .parquet with prompts
+    file: Path | None = None  # for engine = "file": .jsonl, .txt, .csv or .parquet; dropped ones are left out
     server: str | None = None  # for engine = "openai": base URL; the key comes from OPENAI_API_KEY
     model: str | None = None  # for engine = "openai": the server's model
     llm: Path | None = None  # for engine = "vllm": a transformers directory of a language model

@@ -1,13 +1,17 @@
-"""The engine that `[prompts]` names: a grammar, a server, or vLLM on the run's Ray cluster."""
+"""The engine that `[prompts]` names: a grammar, a file, a server, or vLLM on the run's Ray cluster."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2p_transfer.config import Config
-from l2p_transfer.paths import RunPaths
+from l2p_transfer.errors import TransferError
+from l2p_transfer.paths import RunPaths, shorten
+
+if TYPE_CHECKING:
+    import polars
 
 LLM_ENGINES = ("openai", "vllm")
 
@@ -48,6 +52,26 @@ def open_generator(
             journal=_journal(config, paths),
             on_progress=lambda done, total: progress(done, total, "answers"),
         )
+
+
+def prompts_of_file(path: Path) -> "polars.DataFrame":
+    """The prompts of a file. What a filter dropped before is left out; the run's own judges the rest again.
+
+    Raises:
+        DataError, TransferError: there is no such file, or no prompt in it.
+    """
+    import polars as pl
+    from l2p_data.prompts import read_prompts
+
+    prompts = read_prompts(path)
+    if "status" in prompts.columns:
+        prompts = prompts.filter(pl.col("status").ne_missing("drop"))
+    if prompts.is_empty():
+        raise TransferError(
+            f"every prompt of {shorten(path)} has been dropped by a filter; judge them again by other rules,"
+            " or give the file that was judged"
+        )
+    return prompts
 
 
 def _journal(config: Config, paths: RunPaths) -> Path | str:

@@ -58,16 +58,16 @@ class Stage:
 
 def write_prompts(run: Run, progress: Progress) -> Outcome:
     """Category tree or file -> prompt records (sec. 3.2)."""
-    from l2p_data.prompts import generate_prompts, read_prompts
+    from l2p_data.prompts import generate_prompts
     from l2p_data.prompts import write_prompts as write
     from l2p_data.taxonomy import load_taxonomy
 
-    from l2p_transfer.language import LLM_ENGINES, open_generator
+    from l2p_transfer.language import LLM_ENGINES, open_generator, prompts_of_file
 
     section, seed = run.config.prompts, run.config.run.seed
     if section.engine == "file":
         assert section.file is not None
-        prompts = read_prompts(section.file).head(section.count)
+        prompts = prompts_of_file(section.file).head(section.count)
     else:
         leaves = load_taxonomy(section.taxonomy).categories if section.engine in LLM_ENGINES else None
         with open_generator(run.config, run.paths, progress) as generator:

@@ -177,8 +177,9 @@ class TrainConfig:
         micro = self.micro_batch_size or per_process
         if per_process % micro:
             raise TrainError(
-                f"micro_batch_size {micro} does not divide the {per_process} images of each process (batch_size "
-                f"{self.batch_size} over {processes} processes); use {_one_of(_divisors(per_process))}"
+                f"micro_batch_size {micro} does not divide the {per_process} images of each process "
+                f"(batch_size {self.batch_size} over {processes} processes); "
+                f"use {_one_of(_divisors(per_process))}"
             )
         return micro, per_process // micro
 
