@@ -1,4 +1,4 @@
-"""Prompts, filter and images of a run: what a file brings, and what may be changed while nothing is painted."""
+"""Prompts, filter and images of a run: what a file brings, what may be changed before anything is painted."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -84,6 +84,7 @@ class ImagesSection:
     height: int = 1024  # px
     buckets: tuple[str, ...] | None = None  # instead: "1152x896" and so on, each image gets one of them
     batch_size: int = 8
+    cpu_offload: bool = False  # text encoder, transformer, VAE are on the GPU by turns: slower, less memory
     rows_per_shard: int = 64
     workers: int | None = (
         None  # None: one per GPU, or as many as the CPUs hold; 0: without Ray, in this process
@@ -118,6 +119,7 @@ class EvaluateSection:
     guidance_scale: float = 2.0
     noise_shift: float | None = None  # None: the model's scheduler decides
     batch_size: int = 16
+    cpu_offload: bool = False  # text encoder, transformer, VAE are on the GPU by turns: slower, less memory
     workers: int | None = None  # None: one per GPU or per CPU core; 0: in the command's own process
     seed: int = 42  # of the first image
     dtype: Dtype = "auto"

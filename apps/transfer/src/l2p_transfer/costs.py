@@ -16,6 +16,7 @@ from l2p_transfer.errors import TransferError
 from l2p_transfer.full_size import FULL_SIZES, FullSize
 from l2p_transfer.paths import shorten
 from l2p_transfer.sizes import evaluated_size, largest, painted_sizes, source_size, trained_sizes
+from l2p_transfer.weights import SourceWeights, of_directory, published
 
 CAPTION_TOKENS = 256
 PNG_BYTES_PER_PIXEL = 1.6  # of a photograph at 1024 px, 24 bits: assumed
@@ -91,31 +92,28 @@ def estimate_costs(
     """
     parameters = needs.plan.trainable_count + needs.plan.frozen_count
     known = FULL_SIZES.get(family)
-    others = known.others if known else 0
+    local = config.source.model.is_dir()
+    source = of_directory(config.source.model) if local else published(known, parameters)
     stored = {"float32": 4, "bfloat16": 2, "float16": 2}.get(config.surgery.dtype or "")
-    weight = stored or (known.transformer_bytes if known else 2)  # bytes of one in the models
+    weight = stored or source.parameter_bytes  # of one in the models
     checkpoints = (
         config.train.keep_checkpoints + 1 + bool(config.train.validation_images)
     )  # one is being saved
     texts = config.prompts.count * sum(
         value.numel() for value in _conditioning(config, family, trunk).values()
     )
-    source_gb = (parameters * (known.transformer_bytes if known else 2) + others * 2) / 1e9
     flops = _flops(config, family, trunk, model, needs.plan)
     work = _work(config, family, flops) if flops else {}
     return Costs(
-        downloads=_downloads(config, known, source_gb) if known else (),
+        downloads=_downloads(config, known, source.disk_bytes / 1e9) if known else (),
         disk_gb={
-            "source": round(source_gb, 1),
+            "source": round(source.disk_bytes / 1e9, 1),
             "corpus": round(_corpus_bytes(config) / 1e9, 1),
-            "initial and final model": round((2 * parameters * weight + others * 2) / 1e9, 1),
+            "initial and final model": round((2 * parameters * weight + source.others_bytes) / 1e9, 1),
             "checkpoints": round(needs.checkpoint_gb * checkpoints, 1),
             "text embeddings": round(texts * 2 / 1e9, 1),
         },
-        gpu_memory_gb={
-            "images": round((parameters + others) * 2 / 1e9 + WORKSPACE_GB, 1),
-            "training": round(needs.total_gb, 1),
-        },
+        gpu_memory_gb=_gpu_memory(config, source, parameters, needs),
         gpu_hours={name: round(value / (machine.tflops * 1e12 * 3600), 1) for name, value in work.items()},
         tflop=flops.in_tera() if flops else {},
         assumptions=(
@@ -125,6 +123,21 @@ def estimate_costs(
             f" {GENEVAL_PROMPTS} prompts",
         ),
     )
+
+
+def _gpu_memory(config: Config, source: SourceWeights, parameters: int, needs: Any) -> dict[str, float]:
+    """GB of the stages that need a GPU. What judges the images is small beside what paints them."""
+    images, evaluate = config.images, config.evaluate
+    painted = source.in_memory(cpu_offload=images.cpu_offload, dtype=config.source.dtype)
+    judged = max(
+        source.in_memory(cpu_offload=evaluate.cpu_offload, dtype=config.source.dtype),
+        source.in_memory(cpu_offload=evaluate.cpu_offload, dtype=evaluate.dtype, pixel_parameters=parameters),
+    )
+    return {
+        "images": round(painted / 1e9 + WORKSPACE_GB, 1),
+        "training": round(needs.total_gb, 1),
+        "evaluation": round(judged / 1e9 + WORKSPACE_GB, 1),
+    }
 
 
 def _downloads(config: Config, known: FullSize, gigabytes: float) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
             width=source_width,
             height=source_height,
             options=config.source.sampling,
+            cpu_offload=section.cpu_offload,
         ),
         "l2p": Painter(
             kind="l2p",
@@ -98,6 +99,7 @@ def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
                 "noise_shift": section.noise_shift,
                 "max_sequence_length": config.source.max_sequence_length,
             },
+            cpu_offload=section.cpu_offload,
         ),
     }
 

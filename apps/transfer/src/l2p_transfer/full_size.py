@@ -14,7 +14,7 @@ class FullSize:
 
     repository: str  # on the Hugging Face hub
     licence: str  # of the weights; a transferred model is a derivative
-    others: int  # parameters besides the transformer: text encoders and VAE
+    others: Mapping[str, int]  # parameters of the parts besides the transformer
     exclude: tuple[str, ...] = ()  # what the repository holds a second time, in another layout
     transformer_bytes: int = 2  # per parameter, as published
     transformer: Mapping[str, Any] = field(default_factory=dict)  # where it differs from diffusers' defaults
@@ -28,23 +28,25 @@ FULL_SIZES: dict[str, FullSize] = {
     "z-image": FullSize(
         repository="Tongyi-MAI/Z-Image-Turbo",
         licence="Apache-2.0",
-        others=QWEN3_4B + VAE,
+        others={"text_encoder": QWEN3_4B, "vae": VAE},
         transformer_bytes=4,
     ),
     "flux": FullSize(
         repository="black-forest-labs/FLUX.1-dev",
         licence="FLUX.1 [dev] Non-Commercial License; accept it on the model's page first",
-        others=T5_XXL + CLIP_L + VAE,
+        others={"text_encoder": CLIP_L, "text_encoder_2": T5_XXL, "vae": VAE},
         exclude=("flux1-dev.safetensors", "ae.safetensors"),
         transformer={"guidance_embeds": True},
     ),
     "qwen-image": FullSize(
-        repository="Qwen/Qwen-Image", licence="Apache-2.0", others=QWEN25_VL_7B + 127_000_000
+        repository="Qwen/Qwen-Image",
+        licence="Apache-2.0",
+        others={"text_encoder": QWEN25_VL_7B, "vae": 127_000_000},
     ),
     "sd3": FullSize(
         repository="stabilityai/stable-diffusion-3.5-large",
         licence="Stability AI Community License; accept it on the model's page first",
-        others=T5_XXL + CLIP_L + CLIP_G + VAE,
+        others={"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL, "vae": VAE},
         exclude=("sd3.5_large.safetensors", "text_encoders/*"),
         transformer={
             "num_layers": 38,

@@ -21,6 +21,7 @@ class Painter:
     height: int  # px
     dtype: str
     options: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline's call
+    cpu_offload: bool = False  # parts of the pipeline are on the device by turns
 
     @property
     def title(self) -> str:
@@ -29,8 +30,8 @@ class Painter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What defines its images beside prompts and seeds; a directory may be moved."""
-        return {name: value for name, value in asdict(self).items() if name != "model"}
+        """What defines its images beside prompts and seeds; a directory may be moved, and memory saved."""
+        return {name: value for name, value in asdict(self).items() if name not in ("model", "cpu_offload")}
 
     def __call__(self, device: str) -> Paint:
         """Loads the weights from the directory, never from the network; an image does not depend on its
@@ -47,7 +48,11 @@ class Painter:
         kind = L2PPipeline if self.kind == "l2p" else DiffusionPipeline
         pipeline = kind.from_pretrained(
             self.model, dtype=getattr(torch, self.dtype), local_files_only=True, use_safetensors=True
-        ).to(device)
+        )
+        if self.cpu_offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         size = {"height": self.height, "width": self.width}
 
