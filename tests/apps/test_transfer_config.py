@@ -38,6 +38,16 @@ def test_paths_start_from_the_file_and_the_output_from_the_working_directory(con
     assert load_config(config_file, ["source.model=elsewhere"]).source.model == here / "elsewhere"
 
 
+def test_the_corpus_cache_starts_where_other_paths_do(config_file: Path) -> None:
+    here = Path.cwd()
+    config_file.write_text(f'{config_file.read_text()}\n[train]\ncorpus_cache = "cache"\n')
+    assert load_config(config_file).train.corpus_cache == here / "configs" / "cache"
+    given = load_config(config_file, ["train.corpus_cache=cache"])
+    assert given.train.corpus_cache == here / "cache"
+    with pytest.raises(TransferError, match=r"train\.corpus_cache is 3; it must be a path"):
+        load_config(config_file, ["train.corpus_cache=3"])
+
+
 def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
     import tomli_w
 
@@ -68,6 +78,7 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
         ("images.buckets=['64x64', '96x48']", "say at which one to evaluate: evaluate.width and"),
         ("evaluate.width=64", "evaluate.width is given without evaluate.height"),
         ("train.resolution=100", "train.resolution 100 is not a multiple of surgery.patch_size 16; use 96"),
+        ("train.validation_images=20000", "20,000 images; use 19,998 or fewer, so that one prompt is left"),
         ("images.workers=-1", "images.workers is -1; it must be at least 0"),
     ],
 )
@@ -155,6 +166,19 @@ def test_a_dry_run_without_weights_counts_the_full_size(
     ("overrides", "message"),
     [
         ([], "source.model configs/source does not exist; give a diffusers directory"),
+        (
+            ["source.pipeline_kwargs={guidance_scal = 1.0}"],
+            "source.pipeline_kwargs.guidance_scal is no argument of the source's ZImagePipeline; did you mean"
+            " guidance_scale?",
+        ),
+        (
+            ["source.pipeline_kwargs={foo = 1}"],
+            "ZImagePipeline; it takes num_inference_steps, sigmas, guidance_scale",
+        ),
+        (
+            ["source.pipeline_kwargs={width = 64}"],
+            "source.pipeline_kwargs.width is set for each image by the",
+        ),
         (["source.model=configs"], "is no diffusers pipeline directory"),
         (["prompts.grammar=none.toml"], "none.toml"),
         (["prompts.engine=file", "prompts.file=empty.txt"], "empty.txt is empty"),

@@ -45,6 +45,25 @@ def test_what_makes_the_corpus_can_be_changed_until_an_image_is_painted(
         assert "choose another run.output" in capsys.readouterr().err, change
 
 
+def test_held_out_images_that_leave_none_to_train_on_are_refused_before_any_is_painted(
+    tmp_path: Path,
+    write_tiny_run: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four prompts would be enough, and the filter keeps two."""
+    (tmp_path / "prompts.txt").write_text("a cat\na red circle on gray\na dog\ntwo blue rings on white\n")
+    prompts = {"grammar": None, "engine": "file", "file": "prompts.txt"}
+    write_tiny_run(tmp_path, prompts=prompts, filter={"min_characters": 10}, train={"validation_images": 2})
+    monkeypatch.chdir(tmp_path)
+    assert main(["tiny.toml"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "train.validation_images is 2, and 2 prompts" in said
+    assert "use 1 or fewer" in said
+    assert not Path("run/corpus").exists()
+    assert main(["tiny.toml", "--set", "train.validation_images=1", "--dry-run", "--update"]) == 0
+
+
 def test_prompts_that_a_filter_dropped_do_not_come_back(
     tmp_path: Path,
     write_tiny_run: Callable[..., None],

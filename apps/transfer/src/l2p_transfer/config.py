@@ -250,6 +250,8 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
             raise TransferError(
                 f"train.{key} cannot be set; it follows from [run], [source] and the run directory"
             )
+    if "corpus_cache" in train:
+        train["corpus_cache"] = _absolute(train["corpus_cache"], "train.corpus_cache", base)
     paths = {
         "model": str(run.output / "initial"),
         "corpus": str(run.output / "corpus"),
@@ -290,7 +292,7 @@ def _override(tables: dict[str, Any], override: str, here: Path) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     kinds = {f.name: f.type for f in dataclasses.fields(TABLES[table])}
-    if "Path" in str(kinds.get(name, "")) and table != "train":
+    if "Path" in str(kinds.get(name, "")) and (table, name) != ("train", "corpus"):
         value = _absolute(value, f"{table}.{name}", here)
     tables.setdefault(table, {})[name] = value
 

@@ -17,6 +17,7 @@ from l2p_transfer.paths import RunPaths, read_json, shorten
 from l2p_transfer.runner import identities
 from l2p_transfer.sizes import evaluated_size, in_words, largest, painted_sizes, source_size, trained_sizes
 from l2p_transfer.storage import RunStorage
+from l2p_transfer.validation import check_sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ def _problems(config: Config) -> Iterator[Exception]:
     checks = (
         _check_storage,
         _check_source,
+        check_sampling,
         _check_prompts,
         _check_detector,
         _check_features,

@@ -18,6 +18,7 @@ from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths, shorten, write_json
 from l2p_transfer.sizes import evaluated_size, painted_sizes
+from l2p_transfer.validation import check_held_out
 
 Progress = Callable[[float, float, str], None]
 """Called with (done, total, note)."""
@@ -113,11 +114,14 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
 
 def make_images(run: Run, progress: Progress) -> Outcome:
     """The source paints the corpus on Ray actors (sec. 3.2)."""
+    from l2p_data.filters import kept
     from l2p_data.prompts import read_prompts
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
 
     from l2p_transfer.generation import resolve_dtype
 
+    prompts = kept(read_prompts(run.paths.filtered))
+    check_held_out(run.config, prompts.height)
     images, source = run.config.images, run.config.source
     settings = SynthesisConfig(
         model=source.model,
@@ -133,7 +137,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     def report(state: SynthesisProgress) -> None:
         progress(state.images, state.total, f"{state.failed} failed" if state.failed else "")
 
-    manifest = synthesize(read_prompts(run.paths.filtered), settings, on_progress=report)
+    manifest = synthesize(prompts, settings, on_progress=report)
     failed = len(manifest.failures)
     return Outcome(
         note=f"{_count(manifest.rows, 'image')} in {_count(len(manifest.shards), 'shard')}"

@@ -1,5 +1,7 @@
 """What a table of the config cannot know alone."""
 
+import difflib
+import json
 from typing import TYPE_CHECKING, Any, cast
 
 from l2p_arch.errors import ArchError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 NEEDED = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
 """Keys of [prompts] that an engine cannot do without."""
+OF_THE_PAINTER = ("prompt", "width", "height", "generator", "output_type")
+"""Arguments of a pipeline that say which image."""
 OWN_SETTINGS = {
     "CPU": "cluster.cpus_per_process for the training",
     "GPU": "prompts.tensor_parallel for an LLM; the other workers take one each",
@@ -36,6 +40,7 @@ def check_config(config: "Config") -> None:
     _check_prompts(config)
     _check_start(config)
     _check_resources(config.cluster)
+    check_held_out(config, config.prompts.count)
     if config.processes:  # auto always divides
         config.train.batch_layout(config.processes)
 
@@ -60,6 +65,49 @@ def _check_counts(config: "Config") -> None:
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise TransferError(f"{name} is {value}; it must be at least {lowest}")
+
+
+def check_held_out(config: "Config", prompts: int) -> None:
+    """Raises where the held-out images would leave none to train on, which the trainer says after painting.
+
+    Whole prompts are held out.
+
+    Args:
+        prompts: how many are painted, or the most that can be.
+    """
+    held, seeds = config.train.validation_images, config.images.seeds_per_prompt
+    if held > (most := (prompts - 1) * seeds):
+        raise TransferError(
+            f"train.validation_images is {held:,}, and {prompts:,} prompts with images.seeds_per_prompt"
+            f" {seeds} are {prompts * seeds:,} images; use {most:,} or fewer, so that one prompt is left to"
+            " train on"
+        )
+
+
+def check_sampling(config: "Config") -> None:
+    """Raises for an argument that the source's pipeline does not take, where the source is there."""
+    import inspect
+
+    import diffusers
+
+    try:
+        index = json.loads((config.source.model / "model_index.json").read_text(encoding="utf-8"))
+        pipeline = getattr(diffusers, index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # the source's own check says what is wrong
+    parameters = inspect.signature(pipeline.__call__).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    extra = config.source.pipeline_kwargs
+    for name in config.source.sampling:
+        where = f"source.pipeline_kwargs.{name}" if name in extra else f"source.{name}"
+        if name in OF_THE_PAINTER:
+            raise TransferError(f"{where} is set for each image by the run; leave it out")
+        if name not in parameters:
+            known = [one for one in parameters if one not in ("self", *OF_THE_PAINTER)]
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise TransferError(f"{where} is no argument of the source's {pipeline.__name__}; {remedy}")
 
 
 def _check_sizes(config: "Config") -> None:
