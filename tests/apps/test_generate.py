@@ -140,8 +140,8 @@ def test_a_published_single_file_needs_only_the_components(
         ([], "nothing to paint: give a prompt"),
         (["a ring", "--strength", "0.5"], "--strength is for image-to-image"),
         (["a ring", "--image", "none.png"], "--image none.png does not exist"),
-        (["--prompts", "none.txt"], "cannot read --prompts none.txt"),
         (["--prompts", "empty.txt"], "holds no prompt"),
+        (["--prompts", "none.txt"], "--prompts none.txt does not exist; give a file with one prompt a line"),
         (["--prompts", "bad.jsonl"], 'bad.jsonl, line 2 needs a text "prompt"'),
         (["--from-image", "plain.png"], "carries no recipe"),
         (["--from-image", "empty.txt"], "is no readable image"),
@@ -199,6 +199,16 @@ def another_user() -> Iterator[None]:
         yield
     finally:
         os.seteuid(mine)
+
+
+@pytest.mark.parametrize("arguments", [["--model", "m", "a ring", "--steps", "0"], ["serve"], ["a ring"]])
+def test_a_mistake_in_the_arguments_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n"), said[:7]) == (2, 1, "error: "), said
 
 
 def test_help_loads_nothing_heavy() -> None:

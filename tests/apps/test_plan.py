@@ -51,6 +51,9 @@ def test_a_real_model_is_planned_at_its_published_size(
     assert model["tokens"] == 4096
     assert 0 < model["trainable"] < model["frozen"] * 2
     assert costs["downloads"][0].startswith(f"hf download {repository} --local-dir ")
+    judges = [line for line in costs["downloads"] if "mask2former" in line or "clip-vit-large" in line]
+    assert len(judges) == 2 and all(line.startswith("hf download ") for line in judges)
+    assert "evaluation_metadata.jsonl" in costs["downloads"][-1]
     assert set(costs["gpu_hours"]) == {"images", "training", "evaluation"}
     # A forward is about 2 FLOPs per parameter and token; two-stream families run half of theirs on the text.
     step = costs["gpu_hours"]["training"] * 3600 * 0.4 * 989.4e12 / (100_000 * 8)

@@ -70,7 +70,7 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
         ("prompts.count=0", "prompts.count is 0; it must be at least 1"),
         ("prompts.engine='file'", "needs prompts.file"),
         ("train.model='x'", "train.model cannot be set"),
-        ("train.batch_size=7", "does not divide over 2 processes"),
+        ("train.batch_size=7", "^train.batch_size 7 does not divide over 2 processes; use 1 or 7 processes"),
         ("steps=3", "not of the form table.key=value"),
         ("images.buckets=[64]", "images.buckets is \\[64\\]; it must be a list of texts"),
         ("images.buckets=['64']", "images.buckets: size '64' is not of the form WIDTHxHEIGHT"),
@@ -78,6 +78,12 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
         ("images.buckets=['64x64', '96x48']", "say at which one to evaluate: evaluate.width and"),
         ("evaluate.width=64", "evaluate.width is given without evaluate.height"),
         ("train.resolution=100", "train.resolution 100 is not a multiple of surgery.patch_size 16; use 96"),
+        (
+            "run.storage=s3:/bucket",
+            "run.storage is 's3:/bucket'; it must be an address such as s3://bucket/run",
+        ),
+        ("train.steps=0", "^train.steps is 0; it must be positive"),
+        ('train.export="best"', '^train.export = "best" needs validation_images > 0'),
         ("train.validation_images=20000", "20,000 images; use 19,998 or fewer, so that one prompt is left"),
         ("images.workers=-1", "images.workers is -1; it must be at least 0"),
     ],
@@ -86,6 +92,22 @@ def test_a_bad_setting_is_named_with_its_path(config_file: Path, override: str, 
     overrides = [override, "train.processes=2"] if "batch_size" in override else [override]
     with pytest.raises(ValueError, match=message):
         load_config(config_file, overrides)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS[0].parent.glob("ablations/*.toml")), ids=lambda path: path.stem
+)
+def test_the_config_of_an_ablation_is_known(path: Path) -> None:
+    with pytest.raises(TransferError, match=r"is for l2p-ablate .*; give that command the file"):
+        load_config(path)
+
+
+def test_a_mistake_in_the_arguments_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["c.toml", "--utilisation", "35"], [], ["c.toml", "--utilization", "0.3"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert (stopped.value.code, said.count("\n"), said[:7]) == (2, 1, "error: "), said
 
 
 def test_a_missing_key_and_a_missing_file_are_named(config_file: Path) -> None:
@@ -184,7 +206,11 @@ def test_a_dry_run_without_weights_counts_the_full_size(
         (["prompts.engine=file", "prompts.file=empty.txt"], "empty.txt is empty"),
         (["evaluate.metadata=none.jsonl"], "no metadata file"),
         (["evaluate.detector=yolo"], "evaluate.detector is 'yolo'; there is scenes, coco"),
-        (["evaluate.detector=coco"], "evaluate.detector_model is missing"),
+        (
+            ["evaluate.detector=coco"],
+            "evaluate.detector_model is missing; evaluate.color_model is missing; detector",
+        ),
+        (["prompts.engine=file", "prompts.file=none.txt"], "none.txt does not exist; give one that ends in"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(

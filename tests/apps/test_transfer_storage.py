@@ -162,8 +162,14 @@ def test_another_run_at_the_address_is_refused(
 ) -> None:
     config = folder / "config.toml"
     assert main(["tiny.toml", "--set", "run.output=out", "--set", "prompts.count=1", "--dry-run"]) == 0
-    config.write_text("[prompts]\ncount = 99\n")
-    Store(f"{bucket}/other").put(config, "config.toml")
-    capsys.readouterr()
-    assert main(["tiny.toml", "--set", f"run.storage={bucket}/other"]) == 2
-    assert "prompts.count: 99 -> 4" in capsys.readouterr().err
+    config.write_text(f'[run]\nstorage = "{bucket}/other"\n[prompts]\ncount = 99\n')
+    store = Store(f"{bucket}/other")
+    store.put(config, "config.toml")
+    for painted, remedy in ((False, "or add --update to redo"), (True, "or choose another run.output")):
+        if painted:
+            store.put(config, "corpus/part-00000.parquet")
+        capsys.readouterr()
+        assert main(["tiny.toml", "--set", f"run.storage={bucket}/other"]) == 2
+        said = capsys.readouterr().err
+        assert "prompts.count: 99 -> 4" in said
+        assert remedy in said

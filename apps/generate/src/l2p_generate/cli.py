@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 USAGE_ERROR = 2
 
@@ -174,8 +174,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=positive, metavar="PX", help="the Detailer Head in tiles: the same image, less memory")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Without the usage."""
+        self.exit(USAGE_ERROR, f"error: {message}; {self.prog} --help says more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="l2p-generate",
         description="Text to image with an L2P model. `l2p-generate serve` opens a web page instead.",
     )

@@ -34,6 +34,10 @@ def read_prompts(options: argparse.Namespace) -> list[tuple[str, int | None]]:
         name = "stdin" if str(options.prompts) == "-" else str(options.prompts)
         try:
             text = sys.stdin.read() if name == "stdin" else options.prompts.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise GenerateError(
+                f"--prompts {name} does not exist; give a file with one prompt a line, or - for stdin"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise GenerateError(f"cannot read --prompts {name}: {error}") from None
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]

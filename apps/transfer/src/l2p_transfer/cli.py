@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 USAGE_ERROR = 2
 
@@ -120,8 +121,14 @@ def _share(text: str) -> float:
     return value
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other mistake."""
+        self.exit(USAGE_ERROR, f"error: {message}; {self.prog} --help says more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="l2p-transfer",
         description="Turn a latent diffusion model into a pixel-space one: prompts, filter, images, surgery,"
         " training, evaluation, report. Run the same command again to resume.",

@@ -16,7 +16,7 @@ from l2p_train.config import TrainConfig, config_from_mapping
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.schema import check_keys, convert, read_table, to_table
-from l2p_transfer.validation import check_config
+from l2p_transfer.validation import check_config, check_kind, check_storage
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -221,6 +221,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TransferError(f"{path} is not valid TOML: {error}") from None
+    check_kind(tables, path)
     check_keys(tables, TABLES, "")
     base, here = path.absolute().parent, Path.cwd()
     if "output" in tables.get("run", {}):
@@ -257,6 +258,7 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
         "corpus": str(run.output / "corpus"),
         "output": str(run.output / "train"),
     }
+    check_storage(run.storage)
     if run.storage:
         paths |= {"corpus": f"{run.storage}/corpus", "mirror": f"{run.storage}/train"}
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}

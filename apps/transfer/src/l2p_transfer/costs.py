@@ -2,7 +2,7 @@
 and stated assumptions. Nothing here was timed on a GPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from l2p_data.buckets import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.full_size import FULL_SIZES, FullSize
+from l2p_transfer.full_size import FULL_SIZES, GENEVAL_METADATA, PUBLISHED_JUDGES, FullSize
 from l2p_transfer.paths import shorten
 from l2p_transfer.sizes import evaluated_size, largest, painted_sizes, source_size, trained_sizes
 from l2p_transfer.weights import SourceWeights, of_directory, published
@@ -105,7 +105,10 @@ def estimate_costs(
     flops = _flops(config, family, trunk, model, needs.plan)
     work = _work(config, family, flops) if flops else {}
     return Costs(
-        downloads=_downloads(config, known, source.disk_bytes / 1e9) if known else (),
+        downloads=(
+            *(_downloads(config, known, source.disk_bytes / 1e9) if known else ()),
+            *_judges(config),
+        ),
         disk_gb={
             "source": round(source.disk_bytes / 1e9, 1),
             "corpus": round(_corpus_bytes(config) / 1e9, 1),
@@ -152,6 +155,18 @@ def _downloads(config: Config, known: FullSize, gigabytes: float) -> tuple[str, 
         f"hf download {repository} --local-dir {shorten(config.source.model)}{twice}",
         f"  {about} {gigabytes:.0f} GB; {known.licence}",
     )
+
+
+def _judges(config: Config) -> Iterator[str]:
+    """What GenEval needs and is not there."""
+    section = config.evaluate
+    if section.detector == "coco":
+        for key, repository in PUBLISHED_JUDGES.items():
+            directory = getattr(section, key)
+            if directory is not None and not directory.is_dir():
+                yield f"hf download {repository} --local-dir {shorten(directory)}"
+    if not section.metadata.is_file():
+        yield f"{GENEVAL_METADATA} as {shorten(section.metadata)}"
 
 
 def _corpus_bytes(config: Config) -> float:

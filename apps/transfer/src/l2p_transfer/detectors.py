@@ -9,6 +9,7 @@ from l2p_eval.geneval import ColorClassifier, Detector
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.generation import best_device
+from l2p_transfer.paths import shorten
 
 if TYPE_CHECKING:
     from l2p_transfer.config import EvaluateSection
@@ -35,7 +36,7 @@ def _coco(section: "EvaluateSection") -> Eyes:
     from l2p_eval.detectors import ClipColors, Mask2FormerDetector
 
     device = best_device()
-    models = [_directory(section, key) for key in COCO_KEYS]
+    models: list[Path] = [getattr(section, key) for key in COCO_KEYS]
     return Eyes(
         description="Mask2Former and CLIP through transformers (close to official GenEval, not bit-equal)",
         detector=Mask2FormerDetector(models[0], device=device),
@@ -47,7 +48,10 @@ DETECTORS: dict[str, Callable[["EvaluateSection"], Eyes]] = {
     "scenes": _scenes,
     "coco": _coco,
 }
-COCO_KEYS = ("detector_model", "color_model")
+COCO_KEYS = {
+    "detector_model": "a Mask2Former (Swin-S, COCO instance)",
+    "color_model": "a CLIP (ViT-L/14)",
+}
 
 
 def check_detector(section: "EvaluateSection") -> None:
@@ -55,8 +59,10 @@ def check_detector(section: "EvaluateSection") -> None:
     if section.detector not in DETECTORS:
         raise TransferError(f"evaluate.detector is {section.detector!r}; there is {', '.join(DETECTORS)}")
     if section.detector == "coco":
-        for key in COCO_KEYS:
-            _directory(section, key)
+        faults = [fault for key in COCO_KEYS if (fault := _fault(section, key))]
+        if faults:
+            wanted = " and of ".join(COCO_KEYS.values())
+            raise TransferError(f'{"; ".join(faults)}; detector "coco" needs the directories of {wanted}')
 
 
 def load_detector(section: "EvaluateSection") -> Eyes:
@@ -65,13 +71,10 @@ def load_detector(section: "EvaluateSection") -> Eyes:
     return DETECTORS[section.detector](section)
 
 
-def _directory(section: "EvaluateSection", key: str) -> Path:
+def _fault(section: "EvaluateSection", key: str) -> str | None:
+    """What is wrong with the directory of a model, if anything is."""
     path: Path | None = getattr(section, key)
-    if path is None or not (path / "config.json").is_file():
-        given = f"{path} is no transformers model directory" if path else "is missing"
-        wanted = {
-            "detector_model": "a Mask2Former (Swin-S, COCO instance)",
-            "color_model": "a CLIP (ViT-L/14)",
-        }[key]
-        raise TransferError(f'evaluate.{key} {given}; detector "coco" needs the directory of {wanted}')
-    return path
+    if path is not None and (path / "config.json").is_file():
+        return None
+    given = f"{shorten(path)} is no transformers model directory" if path else "is missing"
+    return f"evaluate.{key} {given}"

@@ -58,6 +58,12 @@ FULL_SIZES: dict[str, FullSize] = {
     ),
 }
 
+PUBLISHED_JUDGES = {
+    "detector_model": "facebook/mask2former-swin-small-coco-instance",
+    "color_model": "openai/clip-vit-large-patch14",
+}
+GENEVAL_METADATA = "prompts/evaluation_metadata.jsonl of the repository djghosh13/geneval"
+
 
 def full_transformer_config(family: str, transformer_class: str) -> dict[str, Any]:
     """The transformer config of a family at its published size; diffusers' defaults for one not listed."""

@@ -2,12 +2,16 @@
 
 import difflib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from l2p_arch.errors import ArchError
 from l2p_arch.head_widths import check_head_channels
 from l2p_arch.initialisation import check_initialisation
 from l2p_data.errors import DataError
+from l2p_train.errors import TrainError
+from l2p_train.storage import is_address
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.sizes import painted_sizes
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 NEEDED = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
 """Keys of [prompts] that an engine cannot do without."""
+OF_AN_ABLATION = ("ablation", "extends", "arm", "claim", "data")
+"""Keys of the configs of l2p-ablate that a transfer does not have."""
 OF_THE_PAINTER = ("prompt", "width", "height", "generator", "output_type")
 """Arguments of a pipeline that say which image."""
 OWN_SETTINGS = {
@@ -28,12 +34,26 @@ OWN_SETTINGS = {
 """Ray's own resources: no custom ones, and where to set them instead."""
 
 
+def check_kind(tables: Mapping[str, Any], path: Path) -> None:
+    """Raises for a file of the neighbour's."""
+    if found := next((name for name in OF_AN_ABLATION if name in tables), None):
+        raise TransferError(
+            f"{path} is for l2p-ablate (it has {found!r}); give that command the file, or this one a config"
+            " such as configs/mini.toml"
+        )
+
+
+def check_storage(storage: str | None) -> None:
+    """Raises for what is no address; the trainer would speak of its own settings, which follow from it."""
+    if storage is not None and not is_address(storage):
+        raise TransferError(f"run.storage is {storage!r}; it must be an address such as s3://bucket/run")
+
+
 def check_config(config: "Config") -> None:
     """Raises for the first setting that does not go with another.
 
     Raises:
         TransferError: what was given, what was wanted, what to write.
-        TrainError: a batch that does not divide over the processes.
     """
     _check_counts(config)
     _check_sizes(config)
@@ -42,7 +62,10 @@ def check_config(config: "Config") -> None:
     _check_resources(config.cluster)
     check_held_out(config, config.prompts.count)
     if config.processes:  # auto always divides
-        config.train.batch_layout(config.processes)
+        try:
+            config.train.batch_layout(config.processes)
+        except TrainError as error:
+            raise TransferError(f"train.{error}") from None
 
 
 def _check_counts(config: "Config") -> None:

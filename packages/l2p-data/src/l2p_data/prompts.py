@@ -197,7 +197,9 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"prompt file {path} does not exist")
+        raise DataError(
+            f"prompt file {path} does not exist; give one that ends in .parquet, .jsonl, .csv or .txt"
+        )
     readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".parquet": pl.read_parquet,
         ".jsonl": pl.read_ndjson,

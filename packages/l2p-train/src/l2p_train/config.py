@@ -234,9 +234,12 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "train") -> Tra
     missing = [name for name in ("model", "corpus", "output") if name not in values]
     if missing:
         raise TrainError(f"{source}: missing key {missing[0]!r}")
-    return TrainConfig(
-        **{key: _coerce(value, hints[key], f"{source}.{key}") for key, value in values.items()}
-    )
+    settings = {key: _coerce(value, hints[key], f"{source}.{key}") for key, value in values.items()}
+    try:
+        return TrainConfig(**settings)
+    except TrainError as error:
+        # They begin with the setting's name; a table's stands before it, and a file's apart.
+        raise TrainError(f"{source}{'.' if source == 'train' else ': '}{error}") from None
 
 
 def load_config(path: str | Path) -> TrainConfig:

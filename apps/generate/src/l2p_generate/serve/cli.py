@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2p_generate.cli import add_model_options, announce_import, positive
+from l2p_generate.cli import Parser, add_model_options, announce_import, positive
 from l2p_generate.errors import GenerateError
 
 FIRST_PORT = 7860
@@ -19,7 +19,7 @@ FIRST_PORT = 7860
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags after `serve`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="l2p-generate serve",
         description="A web page to try an L2P model, beside its source if it is at hand.",
     )
