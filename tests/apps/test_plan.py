@@ -93,6 +93,19 @@ def test_a_plan_at_4096_px_counts_the_trained_size_and_the_source_at_its_own(
     assert work["Evaluation"] == "1 image a prompt, 4096x4096 px; of the source 1024x1024 px"
 
 
+def test_one_gpu_is_said_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    for processes, gpus in ((1, "on 1 GPU  "), (8, "on 8 GPUs ")):
+        main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--set", f"train.processes={processes}"])
+        assert f"\n{gpus}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.6, "0.6"), (0.043, "0.043"), (9.64, "9.6"), (1234.5, "1,234")])
+def test_a_slow_training_has_a_rate(rate: float, said: str) -> None:
+    from l2p_transfer.stages import _rate
+
+    assert _rate(rate) == said
+
+
 def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     hours = []
     for flags in (["--gpu", "H100"], ["--gpu", "A100"], ["--gpu", "A100", "--utilisation", "0.2"]):

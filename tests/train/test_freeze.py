@@ -99,3 +99,18 @@ def test_the_table_counts_everything_and_joins_equal_blocks(tmp_path: Path):
     assert "trunk.layers.2 ... 9" in table and len(table.splitlines()) == 9
     found.save(tmp_path / "table.json")
     assert '"frozen_parameters": 80' in (tmp_path / "table.json").read_text()
+
+
+def test_blocks_of_two_kinds_are_two_lines():
+    """FLUX.1 has 19 double and 38 single blocks, of very different sizes."""
+    blocks = [f"trunk.double.{i}" for i in range(3)] + [f"trunk.single.{i}" for i in range(4)]
+    sizes = {f"{name}.w": 10 for name in blocks} | {"head.w": 1}
+    table = plan_freeze(sizes, blocks=blocks, shallow=["head"], new_ends=["head"], trainable=1).table()
+    names = [line[:44].rstrip() for line in table.splitlines()[1:-1]]
+    assert names == [
+        "head",
+        "trunk.double.0",
+        "trunk.double.1 ... 2",
+        "trunk.single.0 ... 2",
+        "trunk.single.3",
+    ]

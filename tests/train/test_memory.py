@@ -144,6 +144,15 @@ def test_the_one_gpu_recipe_fits_24_gb_and_says_what_each_saving_is_worth(z_imag
         assert gb(z_image, **recipe | saving).total_gb > 24
 
 
+@pytest.mark.parametrize(("longest", "caption"), [(None, 256), (77, 77)])
+def test_the_estimate_says_how_much_text_it_counts(z_image: Path, longest: int | None, caption: int):
+    paths = {"model": z_image, "corpus": z_image, "output": z_image, "resolution": 1024}
+    needs = estimate(TrainConfig(**paths, max_sequence_length=longest))
+    assert needs.tokens - needs.image_tokens == caption
+    assert f"captions of {caption} tokens" in needs.assumptions
+    assert "per process, 1 process\n" in needs.text()
+
+
 def test_the_papers_recipe_fits_eight_cards_of_80_gb(z_image: Path):
     found = gb(z_image, processes=8)  # Table 3: batch 1 on each of 8
     assert found.total_gb < 0.9 * 80

@@ -74,9 +74,8 @@ class Costs:
                 parts = ", ".join(f"{name} {value:,.1f}" for name, value in values.items())
                 lines.append(f"{title:15} {parts} {unit}{total}")
         if self.gpu_hours:
-            lines.append(
-                f"{'on ' + str(gpus) + ' GPUs':15} about {sum(self.gpu_hours.values()) / gpus:,.0f} hours"
-            )
+            on = f"on {gpus} GPU{'' if gpus == 1 else 's'}"
+            lines.append(f"{on:15} about {sum(self.gpu_hours.values()) / gpus:,.0f} hours")
         return [*lines, *(f"  - {assumption}" for assumption in self.assumptions)]
 
 

@@ -188,7 +188,9 @@ def train(run: Run, progress: Progress) -> Outcome:
     def report(event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
             progress(
-                event["step"], steps, f"loss {event['loss']:.4f}, {event['images_per_second']:.1f} images/s"
+                event["step"],
+                steps,
+                f"loss {event['loss']:.4f}, {_rate(event['images_per_second'])} images/s",
             )
         elif event["event"] == "embed":
             progress(0, steps, f"text {event['done']}/{event['of']}")
@@ -201,7 +203,7 @@ def train(run: Run, progress: Progress) -> Outcome:
         result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
     link_model(run.paths)
-    speed = f"{result.images_per_second:.0f} images/s"
+    speed = f"{_rate(result.images_per_second)} images/s"
     return Outcome(
         note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {speed}",
         values=asdict(result) | {"model": "model"},
@@ -289,6 +291,11 @@ def link_model(paths: RunPaths) -> None:
     elif paths.model.exists():
         raise TransferError(f"{paths.model} is in the way of the trained model; move it away and run again")
     os.symlink(Path("train") / "model", paths.model)
+
+
+def _rate(images_per_second: float) -> str:
+    """Two digits at least: a large model on one card does one image in some seconds."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -169,14 +169,18 @@ def _rows(
     )
 
 
+def _kind(row: FreezeRow) -> tuple[str, str, bool]:
+    """What blocks of one line share: FLUX has two lists of blocks, of different kinds."""
+    return row.role, row.module.rpartition(".")[0], row.trainable > 0
+
+
 def _merged(rows: Sequence[FreezeRow]) -> list[FreezeRow]:
-    """Join neighbouring blocks with equal counts: `trunk.layers.5 ... trunk.layers.24`."""
+    """Join neighbouring blocks of one list that all train, or do not: `trunk.layers.5 ... 24`."""
     merged: list[FreezeRow] = []
     runs: list[list[FreezeRow]] = []
     for row in rows:
         last = runs[-1][-1] if runs else None
-        same = last is not None and row.role == last.role == "block"
-        if same and last is not None and (row.trainable > 0) == (last.trainable > 0):
+        if last is not None and _kind(row) == _kind(last) and row.role == "block":
             runs[-1].append(row)
         else:
             runs.append([row])

@@ -61,7 +61,8 @@ class Estimate:
             self.plan.table(),
             "",
             f"tokens per image       {self.tokens} ({self.image_tokens} of the image)",
-            f"images per forward     {self.images_per_forward} per process, {self.processes} processes",
+            f"images per forward     {self.images_per_forward} per process, {self.processes} "
+            f"process{'' if self.processes == 1 else 'es'}",
             "GB per process:",
             f"  weights              {self.weights_gb:9.3f}",
             f"  gradients            {self.gradients_gb:9.3f}",
@@ -110,7 +111,7 @@ def estimate(
         images_per_forward=micro,
         activations_gb=activations * _bytes(config) / 1e9,
         checkpoint_gb=plan.trainable_count * (16 if config.ema_decay else 12) / 1e9,
-        assumptions=_assumptions(config),
+        assumptions=_assumptions(config, tokens - image_tokens),
         **_state_bytes(config, model, plan, processes),
     )
 
@@ -119,11 +120,11 @@ def _bytes(config: TrainConfig) -> int:
     return 2 if config.precision == "bf16" else 4
 
 
-def _assumptions(config: TrainConfig) -> tuple[str, ...]:
+def _assumptions(config: TrainConfig, caption_tokens: int) -> tuple[str, ...]:
     frozen = ", frozen blocks in 8 bit" if config.frozen_weights == "int8" else ""
     lines = [
         f"{config.precision} weights{frozen}, float32 masters of what trains, ZeRO {config.zero_stage}",
-        "captions of 256 tokens, or as many as their family pads them to",
+        f"captions of {caption_tokens} tokens",
         "attention without the score matrix (flash or equivalent)",
         f"{SLACK:.0%} of a card stay free for workspaces and the allocator's slack",
     ]
