@@ -91,6 +91,26 @@ def test_export_and_import_round_trip_bit_by_bit(model: Path, untrained_source: 
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 
+def test_an_export_beside_its_model_may_be_repeated(model: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
+    for overwrite in (False, True):
+        export_public(own, own / "mine.safetensors", overwrite=overwrite)
+    with pytest.raises(ArchError, match="already exists"):
+        export_public(own, own / "mine.safetensors")
+
+
+def test_keys_of_a_config_that_say_nothing_of_the_trunk_do_not_hinder(
+    model: Path, untrained_source: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
+    config = json.loads((own / "transformer/config.json").read_text())
+    config["trunk_config"] |= {"_class_name": "ZImageTransformer2DModel", "_diffusers_version": "0.1"}
+    (own / "transformer/config.json").write_text(json.dumps(config))
+    export_public(own, tmp_path / "one.safetensors")
+    import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "again")
+    assert same_tensors(own / WEIGHTS, tmp_path / "again" / WEIGHTS)
+
+
 def test_an_imported_model_is_the_same_function(model: Path, untrained_source: Path, tmp_path: Path) -> None:
     export_public(model, tmp_path / "one.safetensors")
     import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "model")
@@ -177,6 +197,8 @@ def test_high_resolution_layouts_round_trip(
     assert export_public(tmp_path / "first", tmp_path / "one.safetensors") == name
     assert import_public(tmp_path / "one.safetensors", untrained_source, tmp_path / "second") == name
     assert same_tensors(tmp_path / "first" / WEIGHTS, tmp_path / "second" / WEIGHTS)
+    export_public(tmp_path / "second", tmp_path / "one.safetensors", overwrite=True)
+    assert L2PTransformer.load_config(tmp_path / "second/transformer")["trunk_config"]["dim"] == trunk["dim"]
 
 
 def test_a_delta_merged_into_its_base_is_the_trained_model(model: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_model_is_fetched_from_the_hub_without_pickles_and_code(
 def test_half_a_pipeline_says_what_it_cannot_do(pipeline: L2PPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "model")
     silent = L2PPipeline.from_pretrained(tmp_path / "model", text_encoder=None)
-    with pytest.raises(ArchError, match="without its text encoders; pass prompt_conditioning"):
+    with pytest.raises(ArchError, match="without its text_encoder; pass prompt_conditioning"):
         silent("a", **SMALL)
     blind = L2PPipeline.from_pretrained(tmp_path / "model", transformer=None)
     for call in (blind.encode, blind):
@@ -302,6 +302,8 @@ def test_an_image_is_the_same_start_in_every_form(pipeline: L2PPipeline) -> None
         Image.fromarray(levels),
         levels,
         levels[None],
+        [levels],
+        levels[::-1][::-1],
         levels / 255,
         [pixels[0]],
         pixels,
@@ -344,6 +346,10 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
         ({"seeds": [2**64]}, "seed 18446744073709551616 has more than 64 bits"),
         ({"image": torch.full((1, 3, 32, 32), 255.0)}, "values up to 255; wanted floats in"),
         ({"image": np.zeros((32, 32, 4))}, "image has the shape"),
+        ({"image": np.zeros((32, 32))}, r"image is an array of the shape \(32, 32\)"),
+        ({"image": np.zeros((32, 32, 3), np.uint16)}, "and uint16; wanted"),
+        ({"image": torch.full((1, 3, 32, 32), float("nan"))}, "values up to nan"),
+        ({"image": [torch.zeros(3, 32, 32), torch.zeros(3, 16, 16)]}, "the images have the shapes"),
         ({"image": torch.zeros(1, 3, 32, 32, dtype=torch.long)}, "torch.int64 values"),
         ({"distilled_guidance_scale": 3.5}, "this z-image does not; use guidance_scale"),
         ({"output_type": "jpeg"}, "output_type 'jpeg'"),

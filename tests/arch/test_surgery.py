@@ -128,6 +128,16 @@ def test_new_tensors_of_an_8_bit_source_are_bfloat16(source_copy: Path, tmp_path
     assert {record.dtype for record in report.new} == {"BF16"}
 
 
+def test_an_8_bit_source_may_become_16_bits_wide(source_copy: Path, tmp_path: Path) -> None:
+    tensors = {
+        name: value.to(torch.float8_e4m3fn) for name, value in load_file(source_copy / WEIGHTS).items()
+    }
+    save_file(tensors, source_copy / WEIGHTS)
+    convert(source_copy, tmp_path / "out", head_channels=HEAD, dtype="float16")
+    found = load_file(tmp_path / "out" / WEIGHTS)["trunk.layers.0.attention.to_q.weight"]
+    assert torch.equal(found, tensors["layers.0.attention.to_q.weight"].half())
+
+
 def test_what_float16_cannot_hold_is_not_made_infinite(source_copy: Path, tmp_path: Path) -> None:
     edit_weights(lambda tensors: tensors["layers.0.attention.to_q.weight"].fill_(70_000))(source_copy)
     convert(source_copy, tmp_path / "out", head_channels=HEAD, dtype="bfloat16")
@@ -268,8 +278,27 @@ def test_a_wrong_source_is_named_and_nothing_is_written(
 
 
 def test_a_pixel_model_is_not_operated_on_twice(converted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArchError, match="already a pixel-space model"):
-        convert(converted, tmp_path / "out")
+    L2PPipeline.from_pretrained(converted).save_pretrained(tmp_path / "saved")
+    for model in (converted, tmp_path / "saved"):
+        with pytest.raises(ArchError, match="already a pixel-space model"):
+            convert(model, tmp_path / "out")
+
+
+def test_a_model_may_lie_beside_the_components_of_its_source(
+    source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source_copy)
+    convert(".", "run/model", head_channels=HEAD)
+    assert L2PTransformer.from_pretrained(source_copy / "run/model/transformer").patch_size == 16
+
+
+def test_files_that_are_no_variants_keep_their_names(source_copy: Path, tmp_path: Path) -> None:
+    """Some encoders bring their original files beside those that are loaded."""
+    for name in ("consolidated.00.safetensors", "consolidated.01.safetensors"):
+        save_file({"x": torch.zeros(1)}, source_copy / "text_encoder" / name)
+    convert(source_copy, tmp_path / "out", head_channels=HEAD)
+    names = {path.name for path in (tmp_path / "out/text_encoder").iterdir()}
+    assert names == {path.name for path in (source_copy / "text_encoder").iterdir()}
 
 
 @pytest.mark.parametrize(

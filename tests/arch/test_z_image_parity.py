@@ -252,8 +252,9 @@ def with_adapter(model: Any, target: str) -> Any:
     return model
 
 
-def test_an_adapter_is_saved_and_loaded_again(tmp_path: Path) -> None:
-    model = with_adapter(tiny_model(), r".*(attention\.to_q|detailer_head\.up1\.1)")
+@pytest.mark.parametrize("layers", [r"up1\.1", r"(bottleneck\.0|out_conv|enc2\.0)"])
+def test_an_adapter_is_saved_and_loaded_again(tmp_path: Path, layers: str) -> None:
+    model = with_adapter(tiny_model(), rf".*(attention\.to_q|detailer_head\.{layers})")
     inputs = (torch.randn(1, 3, 8, 8), torch.tensor([0.3]), captions(5))
     model.save_lora_adapter(tmp_path)
     again = tiny_model()
@@ -281,3 +282,26 @@ def test_an_adapter_of_the_source_acts_on_the_blocks_as_it_does_there(tmp_path: 
     expected = rearrange(tokens[0][:, :32], "b (h w) d -> b d h w", h=4, w=8)
     assert torch.equal(adapted, expected)
     assert not torch.equal(adapted, plain)
+
+
+def test_a_quantised_embedder_is_fed_in_the_dtype_of_the_head() -> None:
+    class Quantised(torch.nn.Module):
+        """In place of an 8-bit layer, which needs a GPU."""
+
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__()
+            self.scale = float(linear.weight.abs().max()) / 127
+            levels = (linear.weight / self.scale).round().to(torch.int8)
+            self.weight = torch.nn.Parameter(levels, requires_grad=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens @ (self.weight * self.scale).T
+
+    model = tiny_model()
+    embedder = model.trunk.all_x_embedder["1-1"]
+    torch.nn.init.zeros_(embedder.bias)
+    inputs = (torch.randn(1, 3, 8, 8), torch.tensor([0.3]), captions(5))
+    with torch.no_grad():
+        wanted = model(*inputs)
+        model.trunk.all_x_embedder["1-1"] = Quantised(embedder)
+        torch.testing.assert_close(model(*inputs), wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))

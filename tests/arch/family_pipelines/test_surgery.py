@@ -49,6 +49,14 @@ def test_a_pipeline_directory_becomes_a_pixel_space_pipeline(
     assert torch.isfinite(images).all()
 
 
+@pytest.mark.parametrize("source", ["sd3"], indirect=True)
+def test_sd3_may_be_loaded_without_its_largest_encoder_alone(source: Any, tmp_path: Path) -> None:
+    convert(source.directory, tmp_path / "out", head_channels=(8, 8, 8, 8))
+    pipeline = L2PPipeline.from_pretrained(tmp_path / "out", text_encoder_3=None)
+    [sample] = pipeline.encode("a red circle", max_sequence_length=64)
+    assert not sample["text"][77:].any()  # zeros stand for T5, as in diffusers
+
+
 @pytest.mark.parametrize("source", ["flux"], indirect=True)
 def test_the_guidance_that_a_distilled_model_embeds_can_be_chosen(source: Any, tmp_path: Path) -> None:
     convert(source.directory, tmp_path / "out", head_channels=(8, 8, 8, 8))

@@ -82,7 +82,7 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
         raise ArchError(
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"
         )
-    if _config_hash(config) != metadata.get("base_config_sha256"):
+    if _config_hash(config) != metadata.get("base_config_sha256", _config_hash(config)):
         raise ArchError(
             f"{delta} was trained from a base with another config than {base}'s transformer/config.json; "
             "restore it"

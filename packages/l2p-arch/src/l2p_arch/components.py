@@ -65,7 +65,7 @@ def _plain_name(file: str) -> str:
     if match is None:
         return file
     if match["index"]:
-        return f"{match['index']}.json"
+        return f"{match['stem']}{match['index']}.json"
     return f"{match['stem']}{match['shard'] or ''}{match['suffix']}"
 
 

@@ -52,6 +52,7 @@ class DetailerHead(nn.Module):
                 "widths, the former one per level, finest first"
             )
         self.levels = len(channels)
+        self._widths = pixel_channels, feature_channels  # asked of the layers, an adapter would hide them
         self.tile: int | None = None
         self.gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing
         encoder = (pixel_channels, *channels)
@@ -104,8 +105,7 @@ class DetailerHead(nn.Module):
         return torch.cat(rows, dim=2)
 
     def _check(self, pixels: Tensor, features: Tensor) -> None:
-        colours, least = self.out_conv.out_channels, 2**self.levels
-        width = self.bottleneck[0].in_channels - self.get_submodule(f"enc{self.levels}")[0].out_channels
+        (colours, width), least = self._widths, 2**self.levels
         if pixels.ndim != 4 or pixels.shape[1] != colours or min(pixels.shape[2:]) < least:
             raise ArchError(
                 f"pixels have the shape {tuple(pixels.shape)}; wanted (B, {colours}, H, W) with sides of at "

@@ -40,8 +40,7 @@ def appearing_file(out: Path, sources: Sequence[Path], overwrite: bool) -> Itera
     try:
         with _failures_named(out):
             yield partial
-            _refuse_existing(out, overwrite)  # it may have come meanwhile
-            partial.replace(out)
+            _take_the_name(partial, out, overwrite)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -72,8 +71,7 @@ def appearing_complete(out: Path, sources: Sequence[Path], overwrite: bool) -> I
     try:
         with _failures_named(out):
             yield partial
-            _refuse_existing(out, overwrite)  # it may have come meanwhile
-        if out.exists():
+        if overwrite and out.exists():
             replaced = _staging(out, "replaced")
             out.rename(replaced)
             try:
@@ -81,9 +79,14 @@ def appearing_complete(out: Path, sources: Sequence[Path], overwrite: bool) -> I
             except BaseException:
                 replaced.rename(out)
                 raise
-            shutil.rmtree(replaced, ignore_errors=True)
+            shutil.rmtree(replaced.rename(_staging(out, "partial")), ignore_errors=True)
         else:
-            partial.rename(out)
+            _refuse_existing(out, overwrite)  # it may have come meanwhile
+            try:
+                partial.rename(out)
+            except OSError:
+                _refuse_existing(out, overwrite)  # or just now
+                raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -96,10 +99,27 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         )
 
 
+def _take_the_name(partial: Path, out: Path, overwrite: bool) -> None:
+    """Rename a file, but never over one that came meanwhile unless that is asked for."""
+    if overwrite:
+        partial.replace(out)
+        return
+    try:
+        os.link(partial, out)  # fails where there is one, which a renaming would not
+    except OSError:
+        _refuse_existing(out, overwrite)
+        partial.replace(out)  # a file system without links
+    else:
+        partial.unlink()
+
+
 def _refuse_near(out: Path, sources: Sequence[Path]) -> None:
     for source in sources:
-        if source.is_dir() and source.resolve() in out.resolve().parents:
-            raise ArchError(f"{out} lies in the source {source}; choose a place outside of it for the result")
+        for part in _folders_read(source):
+            if part.resolve() == out.resolve() or part.resolve() in out.resolve().parents:
+                raise ArchError(
+                    f"{out} lies in {part}, which is read; choose a place outside of it for the result"
+                )
         for path in _what_is_read([source]):
             if out.resolve() == path or out.resolve() in path.parents:
                 raise ArchError(f"{out} holds the source {source}; choose another directory for the result")
@@ -107,8 +127,20 @@ def _refuse_near(out: Path, sources: Sequence[Path]) -> None:
 
 def _what_is_read(sources: Sequence[Path]) -> set[Path]:
     """The files of model directories, as they are named and where links lead to."""
-    named = [path for source in sources for path in (source, *source.glob("*"), *source.glob("*/*"))]
+    named = [*sources]
+    for source in sources:
+        named += [source / name for name in ("model_index.json", "README.md", "LICENSE", "LICENSE.md")]
+        named += [path for folder in _folders_read(source) for path in (folder, *folder.glob("*"))]
     return {path for each in named for path in (Path(os.path.abspath(each)), each.resolve())}
+
+
+def _folders_read(source: Path) -> list[Path]:
+    """The folders of a pipeline's components; none of a single file."""
+    try:
+        index = read_json(source / "model_index.json", "")
+    except ArchError:
+        index = {}
+    return [source / name for name in {*index, "transformer"} if (source / name).is_dir()]
 
 
 @contextmanager
@@ -125,10 +157,12 @@ def _failures_named(out: Path) -> Iterator[None]:
             errno.EDQUOT: full,
             errno.EFBIG: "raise the limit (ulimit -f), or write smaller shards",
         }
-        where = f" ({error.filename})" if error.filename else ""
         remedy = remedies.get(error.errno or 0, "mend that, and run it again")
+        path = str(error.filename or out)
+        verb = "write" if path == str(out) or f".{out.name}.partial-" in path else "read"
+        shown = out if verb == "write" else path
         raise ArchError(
-            f"cannot write {out}: {error.strerror}{where}; {remedy}. Nothing is left of it"
+            f"cannot {verb} {shown}: {error.strerror}; {remedy}. Nothing is left of {out}"
         ) from error
 
 

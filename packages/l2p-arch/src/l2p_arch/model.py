@@ -97,6 +97,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         # What they compute in, not what they are stored in; a frozen trunk may differ from a trained head.
         embedder = self.trunk.get_submodule(self.source_family.embedder)
         dtypes = get_parameter_dtype(embedder), get_parameter_dtype(self.detailer_head)
+        if not dtypes[0].is_floating_point:  # quantised
+            dtypes = (dtypes[1], dtypes[1])
         patches = pixels_to_patches(pixels.to(dtypes[0]), self.patch_size)
         sigma = sigma.to(pixels.device, torch.float32)
         try:

@@ -116,18 +116,15 @@ class L2PPipeline(DiffusionPipeline):
             )
         family = self.transformer.source_family
         components = {name: getattr(self, name) for name in family.text_components}
-        # SD3 may be saved without T5, but not without both parts of an encoder that it has.
-        pairs = [
-            [name, name.replace("text_encoder", "tokenizer")]
-            for name in components
-            if name.startswith("text_encoder")
-        ]
-        if all(component is None for component in components.values()) or any(
-            (components[encoder] is None) != (components.get(tokenizer) is None)
-            for encoder, tokenizer in pairs
-        ):
+        # SD3 may do without T5, but nothing without the first encoder, or without an encoder's tokenizer.
+        missing = [] if self.text_encoder is not None else ["text_encoder"]
+        for name, encoder in components.items():
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            if name.startswith("text_encoder") and encoder is not None and components[tokenizer] is None:
+                missing.append(tokenizer)
+        if missing:
             raise ArchError(
-                "this pipeline was loaded without its text encoders; pass prompt_conditioning, and "
+                f"this pipeline was loaded without its {', '.join(missing)}; pass prompt_conditioning, and "
                 "negative_conditioning where guidance_scale is above 1"
             )
         encode = (negative and family.encode_negative_text) or family.encode_text
@@ -259,7 +256,7 @@ class L2PPipeline(DiffusionPipeline):
         self, conditioning: Sequence[Conditioning], guidance: float | None, copies: int
     ) -> list[Conditioning]:
         """The conditioning of each image, with the guidance that a distilled model embeds."""
-        if guidance is not None and not self.transformer.config["trunk_config"].get("guidance_embeds"):
+        if guidance is not None and not self.transformer.trunk.config.get("guidance_embeds"):
             family = self.transformer.source_family.name
             raise ArchError(
                 f"distilled_guidance_scale {guidance} is for models that embed their guidance, and this "

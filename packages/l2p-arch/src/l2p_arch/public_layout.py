@@ -227,15 +227,16 @@ def _untold(config: Mapping[str, Any], plan: Sequence[PlannedTensor], layout: Pu
     told = _config_from({tensor.name: tensor for tensor in plan}, layout)["trunk_config"]
     defaults = {**_trunk_defaults(), **told}
     own = {**_trunk_defaults(), **config["trunk_config"]}
-    latent = ("all_patch_size", "all_f_patch_size", "in_channels")  # of the source's ends, which are gone
-    untold = {key: value for key, value in own.items() if key not in latent and defaults.get(key) != value}
+    # The ends are gone, and what the class does not take, such as its version, says nothing of the trunk.
+    known = _trunk_defaults().keys() - {"all_patch_size", "all_f_patch_size", "in_channels"}
+    untold = {key: value for key, value in own.items() if key in known and defaults.get(key) != value}
     return {_UNTOLD: json.dumps(untold)} if untold else {}
 
 
 def _read_untold(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         untold = json.loads(metadata.get(_UNTOLD, "{}"))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         untold = None
     if not isinstance(untold, dict) or not untold.keys() <= _trunk_defaults().keys():
         raise ArchError(f"{file}: its metadata {_UNTOLD} is no config of a Z-Image transformer")

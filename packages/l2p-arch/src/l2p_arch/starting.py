@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -64,11 +63,16 @@ def start_from(image: Any, noise: Tensor, scheduler: Any, strength: float) -> tu
 
 def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
     """Given images as (count, 3, height, width) in [-1, 1], float32."""
-    if isinstance(image, np.ndarray):
-        array = torch.from_numpy(np.moveaxis(image, -1, -3))
-        image = array if array.dtype == torch.uint8 else array * 2 - 1
-    elif not isinstance(image, Tensor):
+    if not isinstance(image, np.ndarray | Tensor):
         image = _stacked(image, height, width)
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (3, 4) or (image.dtype.kind != "f" and image.dtype != np.uint8):
+            raise ArchError(
+                f"image is an array of the shape {image.shape} and {image.dtype}; "
+                "wanted (N, H, W, 3) floats in [0, 1], or uint8"
+            )
+        array = torch.from_numpy(np.moveaxis(image, -1, -3).copy())
+        image = array if array.dtype == torch.uint8 else array * 2 - 1
     image = image[None] if image.ndim == 3 else image
     if image.dtype == torch.uint8:
         image = image / 127.5 - 1
@@ -76,7 +80,8 @@ def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
         raise ArchError(
             f"image has the shape {tuple(image.shape)}; wanted ({count}, 3, {height}, {width}), or 1 for all"
         )
-    if not image.is_floating_point() or image.abs().max() > 2:  # what was sampled may leave [-1, 1] a little
+    # What was sampled may leave [-1, 1] a little; the comparison is false for NaN, too.
+    if not (image.is_floating_point() and bool(image.abs().max() <= 2)):
         raise ArchError(
             f"image holds {image.dtype} values up to {float(image.abs().max()):g}; wanted floats in [-1, 1] "
             "(arrays in [0, 1]), or uint8"
@@ -84,17 +89,17 @@ def _to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
     return image.float().expand(count, -1, -1, -1)
 
 
-def _stacked(image: Any, height: int, width: int) -> Tensor:
-    """One picture, or a list of pictures or tensors, as a batch."""
-    images = [image] if isinstance(image, Image.Image) else list(image)
-    if images and all(isinstance(each, Tensor) for each in images):
-        return torch.stack(images)
-    if not images or not all(isinstance(each, Image.Image) for each in images):
-        raise ArchError(
-            f"image is a list of {', '.join(sorted({type(each).__name__ for each in images})) or 'nothing'}; "
-            "wanted PIL images, tensors or an array"
-        )
-    sized = [
-        np.asarray(each.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)) for each in images
-    ]
-    return rearrange(torch.from_numpy(np.stack(sized)), "n h w c -> n c h w")
+def _stacked(image: Any, height: int, width: int) -> Any:
+    """One picture, or a list of pictures, arrays or tensors, as a batch."""
+    images: list[Any] = [image] if isinstance(image, Image.Image) else list(image)
+    if images and all(isinstance(each, Image.Image) for each in images):
+        resized = (each.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for each in images)
+        return np.stack([np.array(each) for each in resized])
+    for kind, stack in ((Tensor, torch.stack), (np.ndarray, np.stack)):
+        if images and all(isinstance(each, kind) for each in images):
+            shapes = [tuple(each.shape) for each in images]
+            if len(set(shapes)) > 1:
+                raise ArchError(f"the images have the shapes {shapes}; wanted one for all")
+            return stack(images)
+    kinds = ", ".join(sorted({type(each).__name__ for each in images})) or "nothing"
+    raise ArchError(f"image is a list of {kinds}; wanted PIL images, tensors or arrays")

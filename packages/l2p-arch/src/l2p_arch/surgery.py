@@ -175,7 +175,7 @@ def open_source(source: Path) -> Source:
     if not source.is_dir():
         raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
     index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
-    if index.get("transformer") == ["l2p_arch", "L2PTransformer"]:
+    if "L2PTransformer" in (index.get("transformer") or ()):
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
     config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
     known = find_source_format(config.get("_class_name", ""))

@@ -38,8 +38,9 @@ FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 """Those of them in which weights are kept, unquantised."""
 WEIGHTS = "diffusion_pytorch_model"
 VARIANT_FILE = re.compile(
-    r"(?P<stem>[^.]+)\.(?P<variant>[^.-]+)(?P<shard>-\d{5}-of-\d{5})?(?P<suffix>\.safetensors)"
-    r"|(?P<index>.+\.safetensors\.index)\.(?P<of>[^.]+)\.json"
+    r"(?P<stem>model|(diffusion_)?pytorch_model)"
+    r"(\.(?P<variant>[^.-]+)(?P<shard>-\d{5}-of-\d{5})?(?P<suffix>\.safetensors)"
+    r"|(?P<index>\.safetensors\.index)\.(?P<of>[^.]+)\.json)"
 )
 """Names of weights that were saved with `variant=`, and of the index of their shards."""
 

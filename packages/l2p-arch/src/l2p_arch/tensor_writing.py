@@ -270,7 +270,7 @@ def _bytes_of(tensor: PlannedTensor) -> memoryview:
     if tuple(value.shape) != tensor.shape:
         raise AssertionError(f"{tensor.name}: planned {tensor.shape}, made {tuple(value.shape)}")
     stored = value.detach().to("cpu", torch_dtype(tensor.dtype)).contiguous()
-    if tensor.dtype == "F16" and bool((stored.isinf() & value.detach().cpu().isfinite()).any()):
+    if tensor.dtype == "F16" and bool((stored.isinf() & value.detach().cpu().float().isfinite()).any()):
         raise ArchError(f"{tensor.name} has values beyond float16's 65504; use bfloat16 or float32")
     return stored.reshape(-1).view(torch.uint8).numpy().data
 
