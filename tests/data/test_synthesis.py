@@ -24,6 +24,7 @@ from l2p_data import (
 from l2p_data.filters import filter_prompts
 from l2p_data.identity import image_seed
 from l2p_data.images import decode_image
+from l2p_data.ledger import release
 from l2p_data.synthesis import plan_shards
 from l2p_data.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard
 
@@ -166,6 +167,22 @@ def test_a_pipeline_that_cannot_run_is_one_clear_error(untrained_source: Path, t
         wrong, pipeline_kwargs=PIPELINE, seeds_per_prompt=1
     )  # it has made nothing to disagree with
     assert synthesize(prompt_records(["a cat"]), right).rows == 1
+
+
+def test_a_directory_that_others_are_at_work_in_is_refused_before_its_first_shard(
+    untrained_source: Path, tmp_path: Path
+) -> None:
+    first = config(untrained_source, tmp_path / "c")
+    synthesize(prompt_records(["a cat"]), first)
+    for path in (tmp_path / "c").glob("*.parquet"):
+        path.unlink()  # as it is while the first worker loads its weights
+    other = replace(first, batch_size=1)
+    with pytest.raises(
+        DataError, match=r"was begun with other settings .batch_size: was 3, now 1.*or delete"
+    ):
+        synthesize(prompt_records(["a cat"]), other)
+    release(tmp_path / "c")
+    assert synthesize(prompt_records(["a cat"]), other).settings["batch_size"] == 1
 
 
 def test_rows_that_fail_are_listed_and_cost_nobody_else(tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
 
 def make_images(run: Run, progress: Progress) -> Outcome:
     """The source paints the corpus on Ray actors (sec. 3.2)."""
+    from l2p_data.files import folder_exists, location
     from l2p_data.filters import kept
+    from l2p_data.ledger import release
     from l2p_data.prompts import read_prompts
     from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
 
@@ -137,6 +139,9 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     def report(state: SynthesisProgress) -> None:
         progress(state.images, state.total, f"{state.failed} failed" if state.failed else "")
 
+    corpus = location(run.config.train.corpus)
+    if folder_exists(corpus):
+        release(corpus)  # --update may have changed what a killed run began with
     manifest = synthesize(prompts, settings, on_progress=report)
     failed = len(manifest.failures)
     return Outcome(

@@ -46,25 +46,34 @@ def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
 def claim(corpus: Path, settings: Mapping[str, Any]) -> None:
     """Note the settings in the corpus directory, or check that they are the ones it was begun with.
 
-    Settings that have made no shard bind nobody: what failed at the first one can be put right.
-
     Raises:
         DataError: they are not, or the directory holds something else.
     """
     path = corpus / "ledger" / "settings.json"
-    made = next(corpus.glob("*.parquet"), None) is not None
-    if path.is_file() and made:
+    if path.is_file():
         before = read_json(path)
         now = json.loads(json.dumps(settings))
         if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
             differences = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
             raise DataError(
                 f"{corpus} was begun with other settings ({differences}); choose another directory"
+                + ("" if _is_painted(corpus) else ", or delete this one if nobody is at work in it")
             )
-    elif made:
+    elif _is_painted(corpus):
         raise DataError(f"{corpus} holds Parquet files of another origin; choose another directory")
     else:
         write_json(path, settings)
+
+
+def release(corpus: Path) -> None:
+    """Forget the settings if they have made no shard, so that what was wrong with them can be put right; for
+    whoever is at work in the directory, alone."""
+    if not _is_painted(corpus):
+        (corpus / "ledger" / "settings.json").unlink(missing_ok=True)
+
+
+def _is_painted(corpus: Path) -> bool:
+    return next(corpus.glob("*.parquet"), None) is not None
 
 
 def remove_partial_files(corpus: Path) -> None:

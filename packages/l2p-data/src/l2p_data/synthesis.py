@@ -24,7 +24,7 @@ from l2p_data.executor import RayShare, run_here, run_on_ray
 from l2p_data.files import location, make_directory, read_json
 from l2p_data.filters import kept
 from l2p_data.identity import digest, image_seed, model_fingerprint
-from l2p_data.ledger import claim, finished_shards, remove_partial_files
+from l2p_data.ledger import claim, finished_shards, release, remove_partial_files
 from l2p_data.models import local_directory
 from l2p_data.prompts import check_prompts
 from l2p_data.worker import WorkerSettings
@@ -126,17 +126,11 @@ def synthesize(
     make_directory(corpus)
     settings = _settings(config, model, shards)
     claim(corpus, settings)
-    entries = finished_shards(corpus, len(shards))
-    progress = _Reporter(shards, entries, on_progress)
-    missing = [index for index in range(len(shards)) if index not in entries]
-    if missing:
-        remove_partial_files(corpus)
-        for entry in _made(config, model, corpus, settings["source_model"], shards, missing):
-            entries[entry["shard"]] = entry
-            if not any("file" in known for known in entries.values()):
-                cause = entry["failures"][0]["error"]
-                raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
-            progress.report()
+    try:
+        entries = _all_made(config, model, corpus, settings["source_model"], shards, on_progress)
+    except BaseException:
+        release(corpus)
+        raise
     manifest = Manifest(
         shards=tuple(
             Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]
@@ -146,6 +140,29 @@ def synthesize(
     )
     manifest.save(corpus)
     return manifest
+
+
+def _all_made(
+    config: SynthesisConfig,
+    model: Path,
+    corpus: Path,
+    source_model: str,
+    shards: list[list[dict[str, Any]]],
+    on_progress: Callable[[SynthesisProgress], None] | None,
+) -> dict[int, dict[str, Any]]:
+    """The ledger entries of all shards, by index, once those that are missing are made."""
+    entries = finished_shards(corpus, len(shards))
+    progress = _Reporter(shards, entries, on_progress)
+    missing = [index for index in range(len(shards)) if index not in entries]
+    if missing:
+        remove_partial_files(corpus)
+        for entry in _made(config, model, corpus, source_model, shards, missing):
+            entries[entry["shard"]] = entry
+            if not any("file" in known for known in entries.values()):
+                cause = entry["failures"][0]["error"]
+                raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
+            progress.report()
+    return entries
 
 
 def _settings(config: SynthesisConfig, model: Path, shards: Sequence[Sequence[Any]]) -> dict[str, Any]:

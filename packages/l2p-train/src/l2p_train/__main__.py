@@ -92,7 +92,7 @@ def _stop_at_once() -> None:
     """
 
     def stop(number: int, _frame: Any) -> None:
-        print("interrupted before the training began; run again to begin", file=sys.stderr, flush=True)
+        print("interrupted; run again to go on", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -80,7 +80,7 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    diverged = trainer.fit().return_value
+    diverged = getattr(trainer.fit(), "return_value", None)  # of Ray Train V2
     if diverged is not None:
         raise NonFiniteLossError(diverged)
     mirror.fetch()
