@@ -13,6 +13,7 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
+from l2p_arch.guidance import guided
 from l2p_arch.model import L2PTransformer
 from l2p_arch.patchify import check_size
 from l2p_arch.schedule import flow_schedule
@@ -168,8 +169,7 @@ class L2PPipeline(DiffusionPipeline):
             height, width: px, multiples of the patch size.
             num_inference_steps: steps of the sampler.
             guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
-            guidance_rescale: 0 to 1, how far the guided velocity's spread is pulled back to the unguided
-                one's, against the burnt look of strong guidance.
+            guidance_rescale: 0 to 1, see `guided`.
             distilled_guidance_scale: what guidance-distilled models (FLUX.1 [dev], FLUX.2 [dev]) embed beside
                 the time, in every pass; None is the default of the family's own pipeline.
             negative_prompt: one for all, or one per prompt; None is the empty one.
@@ -311,13 +311,7 @@ class L2PPipeline(DiffusionPipeline):
         both = self.transformer(
             torch.cat((x_t, x_t)), torch.cat((sigmas, sigmas)), [*positive, *negative]
         ).float()
-        pos, neg = both.chunk(2)
-        guided = neg + guidance_scale * (pos - neg)
-        if guidance_rescale:
-            spread = pos.std(dim=(1, 2, 3), keepdim=True)
-            spread = spread / guided.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-            guided = guided * (1 + guidance_rescale * (spread - 1))
-        return guided
+        return guided(*both.chunk(2), guidance_scale, guidance_rescale)
 
 
 def _to_images(x_0: Tensor, output_type: str) -> Any:

@@ -127,9 +127,20 @@ class Family:
         return trunk
 
 
+def width_of_heads(config: Mapping[str, Any]) -> int:
+    """The width of the tokens, in the words of most configs."""
+    return int(config["num_attention_heads"] * config["attention_head_dim"])
+
+
 class FeaturesOnly(nn.Module):
     """Stands where a final norm or projection stood and hands the tokens on untouched, whatever else is
     passed."""
 
     def forward(self, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
         return tokens
+
+
+def strip_norm_and_projection(trunk: Any) -> None:
+    """`Family.strip_output`, in the words of most classes."""
+    trunk.norm_out = FeaturesOnly()
+    trunk.proj_out = FeaturesOnly()

@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
 from l2p_arch.families.running import (
+    embedded_guidance,
     exact_time,
     in_groups_of_equal_text,
     source_pipeline,
@@ -22,11 +29,6 @@ from l2p_arch.families.running import (
 )
 
 DEFAULT_GUIDANCE = 3.5
-
-
-def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
 
 
 def position_ids(grid: Sequence[int], device: torch.device) -> Tensor:
@@ -39,17 +41,13 @@ def position_ids(grid: Sequence[int], device: torch.device) -> Tensor:
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     grid = patches.shape[-2:]
     text = stacked(conditioning, "text", patches)
-    guidance = None
-    if trunk.config.guidance_embeds:
-        default = torch.tensor(DEFAULT_GUIDANCE)
-        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
     with exact_time(trunk.time_text_embed.time_proj, sigma * 1000):
         tokens = trunk(
             hidden_states=to_tokens(patches),
             encoder_hidden_states=text,
             pooled_projections=stacked(conditioning, "pooled", patches),
             timestep=sigma,
-            guidance=guidance,
+            guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
             img_ids=position_ids(grid, patches.device),
             txt_ids=torch.zeros(text.shape[1], 3, device=patches.device),
             return_dict=False,
@@ -58,11 +56,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     pipeline = source_pipeline("FluxPipeline", components)
     text, pooled, _ = pipeline.encode_prompt(
@@ -77,9 +71,9 @@ FLUX = Family(
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     shallow=("x_embedder", "context_embedder", "time_text_embed"),
     velocity_sign=1,
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=_strip_output,
+    strip_output=strip_norm_and_projection,
     run=in_groups_of_equal_text(_run),
     padded_text=0,
     encode_text=_encode_text,

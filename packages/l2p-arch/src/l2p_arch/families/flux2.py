@@ -12,8 +12,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
 from l2p_arch.families.running import (
+    embedded_guidance,
     exact_time,
     in_groups_of_equal_text,
     source_pipeline,
@@ -25,18 +32,9 @@ from l2p_arch.families.running import (
 DEFAULT_GUIDANCE = 4.0
 
 
-def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
-
-
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     grid = patches.shape[-2:]
     text = stacked(conditioning, "text", patches)
-    guidance = None
-    if trunk.config.guidance_embeds:
-        default = torch.tensor(DEFAULT_GUIDANCE)
-        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
     zero = torch.zeros(1, dtype=torch.long)
     rows, columns, places = (torch.arange(count) for count in (*grid, text.shape[1]))
     with exact_time(trunk.time_guidance_embed.time_proj, sigma * 1000):
@@ -44,7 +42,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
             hidden_states=to_tokens(patches),
             encoder_hidden_states=text,
             timestep=sigma,
-            guidance=guidance,
+            guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
             img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(patches.device),
             txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(patches.device),
             return_dict=False,
@@ -53,11 +51,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     small = type(components["text_encoder"]).__name__.startswith("Qwen")  # FLUX.2 [klein]
     pipeline = source_pipeline("Flux2KleinPipeline" if small else "Flux2Pipeline", components)
@@ -93,9 +87,9 @@ FLUX2 = Family(
         "single_stream_modulation",
     ),
     velocity_sign=1,
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=_strip_output,
+    strip_output=strip_norm_and_projection,
     run=in_groups_of_equal_text(_run),
     padded_text=0,
     encode_text=_encode_text,

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
 from l2p_arch.families.ddpm import ddpm_step, to_ddpm
 from l2p_arch.families.running import padded, source_pipeline
 
@@ -38,8 +44,7 @@ def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, A
 
 
 def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
+    strip_norm_and_projection(trunk)
     trunk.out_channels = trunk.inner_dim  # makes the unpatchify of diffusers' forward a plain reshape
     # The forward itself modulates the last tokens, by this table and the embedded time: both become zero.
     del trunk.scale_shift_table
@@ -64,11 +69,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     pipeline = source_pipeline("PixArtSigmaPipeline", components)
     text, mask, _, _ = pipeline.encode_prompt(
@@ -86,7 +87,7 @@ PIXART_SIGMA = Family(
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "adaln_single", "caption_projection"),
     velocity_sign=1,
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,

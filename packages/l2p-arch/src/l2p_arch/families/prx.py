@@ -38,11 +38,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     from diffusers.utils import is_ftfy_available
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
 from l2p_arch.families.running import exact_time, padded, source_pipeline, to_grid, to_tokens
-
-
-def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
 
 
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
@@ -35,11 +36,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     pipeline = source_pipeline("QwenImagePipeline", components)
     text, mask = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
@@ -64,9 +61,9 @@ QWEN_IMAGE = Family(
     shallow=("img_in", "txt_norm", "txt_in", "time_text_embed"),
     velocity_sign=1,
     idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "patch_size": 1},
-    strip_output=_strip_output,
+    strip_output=strip_norm_and_projection,
     run=_run,
     encode_text=_encode_text,
     encode_latents=_encode_latents,

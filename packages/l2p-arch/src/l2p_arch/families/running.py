@@ -39,6 +39,16 @@ def stacked(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> Ten
     return torch.stack([sample[key].to(like.device, like.dtype) for sample in conditioning])
 
 
+def embedded_guidance(
+    trunk: Any, conditioning: Sequence[Conditioning], default: float, sigma: Tensor
+) -> Tensor | None:
+    """What a guidance-distilled model embeds beside the time, (B,); None for others."""
+    if not trunk.config.guidance_embeds:
+        return None
+    samples = [{"guidance": torch.tensor(default), **sample} for sample in conditioning]
+    return stacked(samples, "guidance", sigma)
+
+
 def padded(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """Entries of unequal length as a batch padded with zeros (B, L, D), and its mask (B, L), None if all are
     full."""

@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
-from l2p_arch.families.running import padded, source_pipeline, stacked
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
+from l2p_arch.families.running import embedded_guidance, padded, source_pipeline
 
 
 def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
@@ -29,17 +35,14 @@ def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, A
 
 
 def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
+    strip_norm_and_projection(trunk)
     trunk.register_parameter("scale_shift_table", None)  # of the final norm
 
 
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     text, mask = padded(conditioning, "text", patches)
-    guidance = None
-    if trunk.config.guidance_embeds:
-        default = torch.tensor(4.5)
-        guidance = stacked([{"guidance": default, **sample} for sample in conditioning], "guidance", sigma)
+    guidance = embedded_guidance(trunk, conditioning, 4.5, sigma)
+    if guidance is not None:
         guidance = guidance * trunk.config.guidance_embeds_scale
     return trunk(
         hidden_states=patches,
@@ -80,7 +83,7 @@ SANA = Family(
     block_lists=("transformer_blocks",),
     shallow=("patch_embed", "time_embed", "caption_projection", "caption_norm"),
     velocity_sign=1,
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=_run,

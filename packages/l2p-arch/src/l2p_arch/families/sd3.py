@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import (
+    Conditioning,
+    Family,
+    LatentEmbedder,
+    strip_norm_and_projection,
+    width_of_heads,
+)
 from l2p_arch.families.running import check_grid, in_groups_of_equal_text, source_pipeline, stacked
 
 
@@ -27,8 +33,7 @@ def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, A
 
 
 def _strip_output(trunk: Any) -> None:
-    trunk.norm_out = FeaturesOnly()
-    trunk.proj_out = FeaturesOnly()
+    strip_norm_and_projection(trunk)
     trunk.out_channels = trunk.inner_dim  # makes the unpatchify of diffusers' forward a plain reshape
 
 
@@ -44,11 +49,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 
 def _encode_text(
-    components: Mapping[str, Any],
-    prompts: Sequence[str],
-    *,
-    device: torch.device,
-    max_sequence_length: int,
+    components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
     pipeline = source_pipeline("StableDiffusion3Pipeline", components)
     text, _, pooled, _ = pipeline.encode_prompt(
@@ -68,7 +69,7 @@ SD3 = Family(
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "context_embedder", "time_text_embed"),
     velocity_sign=1,
-    feature_channels=lambda config: config["num_attention_heads"] * config["attention_head_dim"],
+    feature_channels=width_of_heads,
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),

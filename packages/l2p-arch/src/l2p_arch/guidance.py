@@ -1,0 +1,19 @@
+"""Classifier-free guidance of velocities."""
+
+from torch import Tensor
+
+
+def guided(positive: Tensor, negative: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """neg + s * (pos - neg), as in the released inference.
+
+    Args:
+        positive, negative: velocities with the prompt and with what is led away from, (B, 3, H, W).
+        scale: s; 1 returns the positive one.
+        rescale: 0 to 1, how far the result's spread is pulled back to the positive one's, against the burnt
+            look of strong guidance (Lin et al. 2024, "Common diffusion noise schedules", eq. 15, 16).
+    """
+    velocity = negative + scale * (positive - negative)
+    if not rescale:
+        return velocity
+    spreads = [each.std(dim=(1, 2, 3), keepdim=True) for each in (positive, velocity)]
+    return velocity * (1 + rescale * (spreads[0] / spreads[1].clamp_min(1e-12) - 1))
