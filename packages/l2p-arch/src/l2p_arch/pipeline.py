@@ -311,7 +311,8 @@ class L2PPipeline(DiffusionPipeline):
         both = self.transformer(
             torch.cat((x_t, x_t)), torch.cat((sigmas, sigmas)), [*positive, *negative]
         ).float()
-        return guided(*both.chunk(2), guidance_scale, guidance_rescale)
+        with_prompt, without = both.chunk(2)
+        return guided(with_prompt, without, guidance_scale, guidance_rescale)
 
 
 def _to_images(x_0: Tensor, output_type: str) -> Any:
