@@ -10,7 +10,7 @@ def guided(positive: Tensor, negative: Tensor, scale: float, rescale: float = 0.
         positive, negative: velocities with the prompt and with what is led away from, (B, 3, H, W).
         scale: s; 1 returns the positive one.
         rescale: 0 to 1, how far the result's spread is pulled back to the positive one's, against the burnt
-            look of strong guidance (Lin et al. 2024, "Common diffusion noise schedules", eq. 15, 16).
+            look of strong guidance (Lin et al. 2024, arXiv 2305.08891, sec. 3.4).
     """
     velocity = negative + scale * (positive - negative)
     if not rescale:
