@@ -1,10 +1,14 @@
 """Fixtures that several packages' tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+
+# Under `uv run` Ray would build an environment of its own for every worker; it reads this when it is imported.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 
 @pytest.fixture(scope="session")
