@@ -7,7 +7,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-# Under `uv run` Ray would build an environment of its own for every worker; it reads this when it is imported.
+# Under `uv run` Ray would build every worker an environment of its own; it reads this when it is imported.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 
