@@ -130,9 +130,8 @@ def _execute_stage(
         marker |= {"state": "done", "note": outcome.note, "values": dict(outcome.values)}
     finally:
         marker |= {
-            "seconds": round(
-                time.perf_counter() - started + resumed.get("seconds", 0.0), 4
-            ),  # the first stages of a small run take milliseconds
+            # To a tenth of a millisecond: the first stages of a small run take a few.
+            "seconds": round(time.perf_counter() - started + resumed.get("seconds", 0.0), 4),
             "peak_bytes": max(meter.peak_bytes, resumed.get("peak_bytes", 0)),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         }
