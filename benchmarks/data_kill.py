@@ -115,7 +115,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
     from diffusers import DiffusionPipeline  # noqa: F401 - imported once, for all forks
-    from l2p_data import synthesis as _  # noqa: F401
+    from l2p_data.synthesis import synthesize as _  # noqa: F401
     from l2p_mini.architecture import write_untrained_source
 
     torch.set_num_threads(1)

@@ -34,8 +34,8 @@ def parse_arguments() -> argparse.Namespace:
 def time_turns(options: argparse.Namespace, model: Path, folder: Path) -> Times:
     """Paint the same shards by the bare loop and by the synthesis, in turns; the first turn warms up."""
     from l2p_data import SynthesisConfig, prompt_records
-    from l2p_data.synthesis import plan_shards
-    from l2p_data.worker import WorkerSettings, batches, load_generator, make_shard
+    from l2p_data.synthesis.synthesize import plan_shards
+    from l2p_data.synthesis.worker import WorkerSettings, batches, load_generator, make_shard
 
     size = options.batch_size
     settings = WorkerSettings(

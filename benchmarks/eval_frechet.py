@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from l2p_eval.frechet import frechet_distance
+from l2p_eval.metrics.frechet import frechet_distance
 from scipy import linalg
 from torchmetrics.image.fid import _compute_fid
 

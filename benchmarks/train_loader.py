@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from l2p_train import TrainConfig, train
-from l2p_train.corpus import Corpus
-from l2p_train.data import BatchMaker
+from l2p_train.data.batches import BatchMaker
+from l2p_train.data.corpus import Corpus
 from train_inputs import write_inputs
 
 

@@ -72,8 +72,8 @@ def child(settings: dict[str, Any], report: Path) -> None:
     """Train one step and write what this process holds."""
     import torch
     from l2p_train import config_from_mapping
-    from l2p_train.engine import attention_for_device, distributed, load_model
     from l2p_train.trainer import Session
+    from l2p_train.zero.engine import attention_for_device, distributed, load_model
 
     torch.set_num_threads(1)
     config = config_from_mapping(settings)
@@ -91,7 +91,7 @@ def child(settings: dict[str, Any], report: Path) -> None:
 
 def run_group(settings: dict[str, Any], processes: int, folder: Path) -> list[dict[str, float]]:
     """Run `child` in forked processes; return their reports."""
-    from l2p_train.launcher import free_port
+    from l2p_train.run.launcher import free_port
 
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = []
@@ -115,7 +115,7 @@ def measure_stage(stage: int, options: argparse.Namespace, folder: Path) -> dict
     """Return what a process keeps at a ZeRO stage, and what the estimate says, MB."""
     from l2p_train import config_from_mapping, estimate
     from l2p_train.memory import meta_model
-    from l2p_train.zero import bucket_elements
+    from l2p_train.zero.settings import bucket_elements
 
     settings = {
         "model": str(folder / "model"),

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 from l2p_train import TrainConfig
-from l2p_train.conditioning import ConditioningCache
-from l2p_train.corpus import Corpus
-from l2p_train.data import Batch, BatchMaker, prefetched
-from l2p_train.engine import attention_for_device, distributed, load_model
+from l2p_train.data.batches import Batch, BatchMaker, prefetched
+from l2p_train.data.conditioning import ConditioningCache
+from l2p_train.data.corpus import Corpus
 from l2p_train.flops import training_flops
 from l2p_train.freeze import plan_for_model
 from l2p_train.memory import meta_model
 from l2p_train.objective import l2p_loss
 from l2p_train.trainer import Session
+from l2p_train.zero.engine import attention_for_device, distributed, load_model
 from train_inputs import write_inputs
 
 

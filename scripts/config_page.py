@@ -22,7 +22,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal
 
-from l2p_data.filters import FilterRules
+from l2p_data.filters.filtering import FilterRules
 from l2p_train.config import TrainConfig, changeable
 from l2p_transfer.config import TABLES
 from l2p_transfer.runner import IRRELEVANT, MAY_CHANGE, OF_THE_CORPUS

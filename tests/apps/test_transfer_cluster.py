@@ -158,7 +158,7 @@ def probe(note: Path) -> Any:
 
 
 def test_the_painters_of_an_evaluation_take_its_resources(ray: Any, tmp_path: Path) -> None:
-    from l2p_eval.generation import generate_images, plan_jobs
+    from l2p_eval.painting import generate_images, plan_jobs
 
     jobs = plan_jobs(["a circle"], 1, seed=0)
     note = tmp_path / "resources.json"
@@ -177,9 +177,9 @@ def test_the_painters_of_an_evaluation_take_its_resources(ray: Any, tmp_path: Pa
 def test_workers_that_paint_the_corpus_take_its_resources(
     ray: Any, tmp_path: Path, untrained_source: Path
 ) -> None:
-    from l2p_data.grammar import GrammarGenerator
-    from l2p_data.prompts import generate_prompts
-    from l2p_data.synthesis import SynthesisConfig, synthesize
+    from l2p_data.prompts.generation import generate_prompts
+    from l2p_data.prompts.grammar import GrammarGenerator
+    from l2p_data.synthesis.synthesize import SynthesisConfig, synthesize
 
     prompts = generate_prompts(GrammarGenerator(GRAMMAR, seed=0), 2, categories=None, seed=0)
     settings = SynthesisConfig(
@@ -200,7 +200,7 @@ def test_workers_that_paint_the_corpus_take_its_resources(
 def test_training_processes_take_their_resources(ray: Any, tmp_path: Path, untrained_source: Path) -> None:
     """They are refused, having been placed: the model directory is not there."""
     from l2p_train import TrainConfig
-    from l2p_train.ray_train import train_on_ray
+    from l2p_train.run.ray_train import train_on_ray
 
     settings = TrainConfig(
         model=tmp_path / "none", corpus=tmp_path / "none", output=tmp_path / "out", batch_size=2

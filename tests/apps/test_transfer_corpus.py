@@ -33,7 +33,7 @@ def test_what_makes_the_corpus_can_be_changed_until_an_image_is_painted(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("l2p_data.worker.load_generator", fails)
+        patch.setattr("l2p_data.synthesis.worker.load_generator", fails)
         assert main(["tiny.toml", "--update"]) == 2
     assert "out of memory" in capsys.readouterr().err
     changed = ["--set", "images.batch_size=2", "--set", "source.num_inference_steps=2"]
@@ -71,8 +71,8 @@ def test_prompts_that_a_filter_dropped_do_not_come_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two of five are dropped, and `count` counts the others."""
-    from l2p_data.filters import FilterRules, filter_prompts
-    from l2p_data.prompts import prompt_records
+    from l2p_data.filters.filtering import FilterRules, filter_prompts
+    from l2p_data.prompts.generation import prompt_records
     from l2p_transfer.config import load_config
     from l2p_transfer.paths import RunPaths
     from l2p_transfer.stages import Run, write_prompts

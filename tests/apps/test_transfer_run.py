@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("l2p_data.prompts.generate_prompts", full)
+    monkeypatch.setattr("l2p_data.prompts.generation.generate_prompts", full)
     assert main(["tiny.toml"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: [Errno 28] No space left on device; free some and run the same command again"
@@ -160,7 +160,7 @@ def test_what_a_stage_failed_by_can_be_changed_while_it_has_left_nothing(
     def fails(*_: object, **__: object) -> None:
         raise TrainError("out of memory")
 
-    for stage in ("l2p_arch.surgery.convert", "l2p_train.launcher.launch"):
+    for stage in ("l2p_arch.surgery.convert.convert", "l2p_train.run.launcher.launch"):
         with monkeypatch.context() as patch:
             patch.setattr(stage, fails)
             assert main(["tiny.toml"]) == 2

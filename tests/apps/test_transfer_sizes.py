@@ -51,8 +51,8 @@ def default_size(folder: Path) -> tuple[int, int]:
 
 def test_a_run_with_buckets_trains_all_shapes_and_evaluates_at_the_stated_one(folder: Path) -> None:
     from l2p_train.config import config_from_mapping
-    from l2p_train.corpus import Corpus
-    from l2p_train.data import BatchPlan
+    from l2p_train.data.batches import BatchPlan
+    from l2p_train.data.corpus import Corpus
 
     assert main(["tiny.toml", *sets(BUCKETS)]) == 0
     corpus = pl.read_parquet(folder / "run/corpus/*.parquet", columns=["width", "height"])

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import tomli_w
 from l2p_data import PromptRequest
-from l2p_data.taxonomy import load_taxonomy
-from l2p_train.storage import Store
+from l2p_data.prompts.taxonomy import load_taxonomy
+from l2p_train.run.storage import Store
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.language import open_generator
@@ -125,7 +125,7 @@ def test_another_machine_finds_what_a_language_model_answered_to_the_one_that_di
                 asked.append(seed)
                 yield index, json.dumps({"prompt": f"circle number {seed}"})
 
-    monkeypatch.setattr("l2p_data.engines.open_engine", lambda **_: nullcontext(Engine()))
+    monkeypatch.setattr("l2p_data.engines.choice.open_engine", lambda **_: nullcontext(Engine()))
     overrides = {"prompts": {"engine": "openai", "server": "http://localhost/v1", "model": "m"}}
     tables = tomllib.loads(Path("tiny.toml").read_text()) | overrides
     tables["run"] |= {"storage": f"{bucket}/run"}

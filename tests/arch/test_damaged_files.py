@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from l2p_arch import ArchError, identify
-from l2p_arch.tensor_files import index_directory, read_header
+from l2p_arch.files.tensor_files import index_directory, read_header
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 

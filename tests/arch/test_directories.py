@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import l2p_arch.public_layout as public_layout
-import l2p_arch.surgery as surgery
+import l2p_arch.files.public_layout as public_layout
+import l2p_arch.surgery.convert as surgery
 import pytest
 from l2p_arch import ArchError, L2PTransformer, convert, export_public
 
@@ -21,10 +21,10 @@ HEAD = (8, 8, 16, 16)
 @pytest.mark.parametrize(
     "moment",
     [
-        "l2p_arch.tensor_writing.copy_range",
-        "l2p_arch.surgery.new_tensors",
-        "l2p_arch.surgery.copy_components",
-        "l2p_arch.surgery.write_json",
+        "l2p_arch.files.tensor_writing.copy_range",
+        "l2p_arch.surgery.convert.new_tensors",
+        "l2p_arch.surgery.convert.copy_components",
+        "l2p_arch.surgery.convert.write_json",
     ],
 )
 def test_an_interrupted_surgery_leaves_nothing_and_can_be_repeated(
@@ -46,7 +46,7 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
     untrained_source: Path, tmp_path: Path
 ) -> None:
     kill_at_the_end = (
-        "import os, signal, sys, l2p_arch.surgery as surgery\n"
+        "import os, signal, sys, l2p_arch.surgery.convert as surgery\n"
         "surgery.write_model_card = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "surgery.convert(sys.argv[1], sys.argv[2], head_channels=(8, 8, 16, 16))\n"
     )
@@ -69,7 +69,9 @@ def test_what_a_killed_surgery_left_is_removed_by_the_next_and_nothing_else_is(
     assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
 
 
-@pytest.mark.parametrize("moment", ["l2p_arch.tensor_writing.copy_range", "l2p_arch.components.copy_file"])
+@pytest.mark.parametrize(
+    "moment", ["l2p_arch.files.tensor_writing.copy_range", "l2p_arch.files.components.copy_file"]
+)
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from l2p_arch import ArchError, L2PPipeline, convert
 from l2p_arch.detailer import DetailerHead
-from l2p_arch.gated_filters import _slope, _write_finest_level, _write_readout, basis, openings
+from l2p_arch.surgery.gated_filters import _slope, _write_finest_level, _write_readout, basis, openings
 
 
 def test_the_head_computes_gated_filters_of_its_input() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_arch import ArchError, L2PPipeline, convert, upscale
-from l2p_arch.head_widths import check_head_channels, default_head_channels
-from l2p_arch.public_layout import PUBLIC_LAYOUTS
+from l2p_arch.files.public_layout import PUBLIC_LAYOUTS
+from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
 
 
 def test_the_defaults_are_table_3_and_the_public_4k_head() -> None:

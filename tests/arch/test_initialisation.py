@@ -8,17 +8,17 @@ import pytest
 import torch
 from einops import rearrange
 from l2p_arch import ArchError, L2PTransformer, convert
-from l2p_arch.calibration import fit_patches_to_latents, paired_tokens
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.families import FAMILIES
-from l2p_arch.initialisation import (
+from l2p_arch.surgery.calibration import fit_patches_to_latents, paired_tokens
+from l2p_arch.surgery.convert import open_source
+from l2p_arch.surgery.starts import (
     STARTS_WITH_IMAGES,
     STARTS_WITHOUT_IMAGES,
     check_initialisation,
     new_tensors,
     resolve_initialisation,
 )
-from l2p_arch.surgery import open_source
 from torch import Tensor
 
 

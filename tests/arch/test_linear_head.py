@@ -14,8 +14,8 @@ from l2p_arch import (
     pixels_to_patches,
     upscale,
 )
-from l2p_arch.initialisation import check_initialisation
 from l2p_arch.linear_head import LinearHead
+from l2p_arch.surgery.starts import check_initialisation
 
 TINY: dict[str, Any] = {
     "dim": 32,

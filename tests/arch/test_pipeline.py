@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2 import pipeline_flux2
 from l2p_arch import FAMILIES, ArchError, L2PPipeline, convert
-from l2p_arch.schedule import flow_schedule
+from l2p_arch.sampling.schedule import flow_schedule
 from l2p_mini.architecture import write_untrained_source
 from PIL import Image
 

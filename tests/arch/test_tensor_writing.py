@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from l2p_arch.tensor_files import dtype_name, index_directory, read_header
-from l2p_arch.tensor_writing import DirectoryWriter, PlannedTensor, copy_range, write_directory, write_file
+from l2p_arch.files.tensor_files import dtype_name, index_directory, read_header
+from l2p_arch.files.tensor_writing import (
+    DirectoryWriter,
+    PlannedTensor,
+    copy_range,
+    write_directory,
+    write_file,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,7 +82,7 @@ def test_every_way_of_copying_gives_the_same_tensors(
 ) -> None:
     if kernel is not None:
         monkeypatch.setattr(os, "copy_file_range", kernel)
-    monkeypatch.setattr("l2p_arch.tensor_writing._PIECE", 8192)  # smaller than the largest tensors
+    monkeypatch.setattr("l2p_arch.files.tensor_writing._PIECE", 8192)  # smaller than the largest tensors
     wanted = {name: value for name, value in many_tensors().items() if name not in dropped}
     write_file(tmp_path / "out.safetensors", planned(source, list(wanted)))
     written = load_file(tmp_path / "out.safetensors")
@@ -146,8 +152,8 @@ def test_what_was_started_goes_on_in_the_background_and_stops_with_its_context(
         waiting.set()
         assert go_on.wait(60)
 
-    monkeypatch.setattr("l2p_arch.tensor_writing.copy_range", slow)
-    monkeypatch.setattr("l2p_arch.tensor_writing._PIECE", 1000)
+    monkeypatch.setattr("l2p_arch.files.tensor_writing.copy_range", slow)
+    monkeypatch.setattr("l2p_arch.files.tensor_writing._PIECE", 1000)
     with pytest.raises(KeyboardInterrupt), DirectoryWriter(tmp_path, 1 << 20) as writer:
         writer.start(planned(source))
         assert waiting.wait(60)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from l2p_data import DataError, load_manifest, read_corpus, verify
-from l2p_data.dataset import write_corpus, write_shard
-from l2p_data.folders import export_folder, import_folder
-from l2p_data.images import decode_image, encode_image
-from l2p_data.preview import contact_sheet, corpus_stats
-from l2p_data.schema import CORPUS_SCHEMA
+from l2p_data.corpus.dataset import write_corpus, write_shard
+from l2p_data.corpus.folders import export_folder, import_folder
+from l2p_data.corpus.preview import contact_sheet, corpus_stats
+from l2p_data.corpus.schema import CORPUS_SCHEMA
+from l2p_data.synthesis.images import decode_image, encode_image
 from PIL import Image
 
 
@@ -67,11 +67,11 @@ def test_equal_rows_give_equal_bytes(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_large_images_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l2p_data.dataset._BYTES_PER_GROUP", 8_000)  # a row is over 3 kB
+    monkeypatch.setattr("l2p_data.corpus.dataset._BYTES_PER_GROUP", 8_000)  # a row is over 3 kB
     shard = write_shard(tmp_path, 0, [corpus_row(index, size=32) for index in range(7)])
     metadata = pq.ParquetFile(tmp_path / shard.file).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 2, 1]
-    monkeypatch.setattr("l2p_data.dataset._BYTES_PER_GROUP", 1)
+    monkeypatch.setattr("l2p_data.corpus.dataset._BYTES_PER_GROUP", 1)
     shard = write_shard(tmp_path, 1, [corpus_row(0)])
     assert pq.ParquetFile(tmp_path / shard.file).metadata.num_row_groups == 1
 

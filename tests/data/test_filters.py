@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_data import DataError, FilterRules, filter_prompts, prompt_records
-from l2p_data.filters import REASONS, kept, reasons
-from l2p_data.rules import RULES, with_helper_columns
+from l2p_data.filters.filtering import REASONS, kept, reasons
+from l2p_data.filters.rules import RULES, with_helper_columns
 
 
 def verdict(prompt: str, rules: FilterRules | None = None, **columns: str) -> str | None:

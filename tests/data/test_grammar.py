@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from l2p_data import Category, DataError, GrammarGenerator, PromptRequest, TextGenerator, generate_prompts
-from l2p_data.grammar import fill, load_grammar
+from l2p_data.prompts.grammar import fill, load_grammar
 
 
 def test_grammar_generator_is_a_text_generator_and_answers_json(grammar_file: Path) -> None:

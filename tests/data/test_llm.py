@@ -19,13 +19,13 @@ from l2p_data import (
     generate_prompts,
     prompt_records,
 )
-from l2p_data.audit import audit_prompts, parse_verdict
-from l2p_data.chat import ChatGenerator
 from l2p_data.cli import main
-from l2p_data.files import location
-from l2p_data.openai import OpenAIEngine, OpenAIServer
-from l2p_data.taxonomy import load_taxonomy
-from l2p_data.template import audit_message, generation_message
+from l2p_data.corpus.files import location
+from l2p_data.engines.chat import ChatGenerator
+from l2p_data.engines.openai import OpenAIEngine, OpenAIServer
+from l2p_data.filters.audit import audit_prompts, parse_verdict
+from l2p_data.prompts.taxonomy import load_taxonomy
+from l2p_data.prompts.template import audit_message, generation_message
 
 SIGN = Category(superclass="Synthetic text", subclass="English Text", category="neon bar sign", group="Sign")
 

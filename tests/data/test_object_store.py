@@ -10,8 +10,8 @@ import fsspec
 import pytest
 from l2p_data import DataError, SynthesisConfig, prompt_records, read_corpus, synthesize
 from l2p_data.cli import main
-from l2p_data.dataset import write_shard
-from l2p_data.files import location, write_bytes
+from l2p_data.corpus.dataset import write_shard
+from l2p_data.corpus.files import location, write_bytes
 
 PROMPTS = [f"a red circle number {index}" for index in range(3)]
 SETTINGS = """seeds_per_prompt=1, width=64, height=64, rows_per_shard=1,

@@ -19,7 +19,7 @@ from l2p_data import (
     read_prompts,
     write_prompts,
 )
-from l2p_data.prompts import PROMPT_SCHEMA, apportion, parse_answer
+from l2p_data.prompts.generation import PROMPT_SCHEMA, apportion, parse_answer
 
 
 class Moody:

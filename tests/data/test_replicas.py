@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 from l2p_data import DataError
-from l2p_data.vllm_engine import VLLMEngine, VLLMSettings
+from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings
 from ray.exceptions import ActorUnavailableError
 
 MESSAGES = [(f"message {index}", index) for index in range(6)]
@@ -49,8 +49,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[i
     monkeypatch.setitem(globals(), "SimpleNamespace", Reference)
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", lambda references, num_returns: (references[:1], references[1:]))
-    monkeypatch.setattr("l2p_data.vllm_engine.find_spec", lambda name: True)
-    monkeypatch.setattr("l2p_data.vllm_engine._PAUSE", 0.0)
+    monkeypatch.setattr("l2p_data.engines.vllm_engine.find_spec", lambda name: True)
+    monkeypatch.setattr("l2p_data.engines.vllm_engine._PAUSE", 0.0)
     (tmp_path / "config.json").write_text("{}")
 
     def made(*replicas: Replica, patience: float = 60.0) -> dict[int, str]:

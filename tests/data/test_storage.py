@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from l2p_data import DataError, SynthesisConfig, commands, prompt_records, read_corpus, synthesize, verify
-from l2p_data.dataset import iterate_corpus, write_corpus
-from l2p_data.files import location, write_bytes
-from l2p_data.folders import export_folder, import_folder
-from l2p_data.images import encode_image
+from l2p_data.corpus.dataset import iterate_corpus, write_corpus
+from l2p_data.corpus.files import location, write_bytes
+from l2p_data.corpus.folders import export_folder, import_folder
+from l2p_data.synthesis.images import encode_image
 from PIL import Image
 
 PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}

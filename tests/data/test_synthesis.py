@@ -21,12 +21,12 @@ from l2p_data import (
     synthesize,
     verify,
 )
-from l2p_data.filters import filter_prompts
-from l2p_data.identity import image_seed
-from l2p_data.images import decode_image
-from l2p_data.ledger import release
-from l2p_data.synthesis import plan_shards
-from l2p_data.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard
+from l2p_data.corpus.identity import image_seed
+from l2p_data.filters.filtering import filter_prompts
+from l2p_data.synthesis.images import decode_image
+from l2p_data.synthesis.ledger import release
+from l2p_data.synthesis.synthesize import plan_shards
+from l2p_data.synthesis.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard
 
 PROMPTS = [f"a red circle number {index}" for index in range(5)]
 PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}

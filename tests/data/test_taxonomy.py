@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from l2p_data import DataError, filter_prompts, prompt_records
-from l2p_data.prompts import apportion
-from l2p_data.taxonomy import NAMED_SUBCLASSES, Taxonomy, load_taxonomy, near_duplicates
+from l2p_data.prompts.generation import apportion
+from l2p_data.prompts.taxonomy import NAMED_SUBCLASSES, Taxonomy, load_taxonomy, near_duplicates
 
 
 @pytest.fixture(scope="module")

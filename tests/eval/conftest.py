@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from l2p_eval.detectors import COLORS
+from l2p_eval.geneval.detectors import COLORS
 from PIL import Image
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_eval.alignment import TextImageModel, alignment_of
 from l2p_eval.errors import EvalError
+from l2p_eval.metrics.alignment import TextImageModel, alignment_of
 from PIL import Image
 
 PROMPTS = ["a photo of a cat", "a photo of a red dog", "a blue object"]

@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from l2p_eval.detectors import COLORS, ClipColors, Mask2FormerDetector, MaskedDetection, box_of, cut_out
 from l2p_eval.errors import EvalError
 from l2p_eval.geneval import judge, parse_row
+from l2p_eval.geneval.detectors import (
+    COLORS,
+    ClipColors,
+    Mask2FormerDetector,
+    MaskedDetection,
+    box_of,
+    cut_out,
+)
 from PIL import Image
 
 

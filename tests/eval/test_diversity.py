@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from l2p_eval.diversity import diversity_of, mean_pairwise_distance
 from l2p_eval.errors import EvalError
-from l2p_eval.features import load_extractor
+from l2p_eval.metrics.diversity import diversity_of, mean_pairwise_distance
+from l2p_eval.metrics.features import load_extractor
 from PIL import Image
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from l2p_eval.dpg import DpgPrompt, Question, ask, crops, read_dpg, score_image, summarise_dpg
+from l2p_eval.dpg.benchmark import DpgPrompt, Question, ask, crops, read_dpg, score_image, summarise_dpg
 from l2p_eval.errors import EvalError
 from PIL import Image
 

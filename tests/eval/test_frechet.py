@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_eval.errors import EvalError
-from l2p_eval.features import extract_features, load_extractor
-from l2p_eval.frechet import Patches, frechet_between, frechet_distance
+from l2p_eval.metrics.features import extract_features, load_extractor
+from l2p_eval.metrics.frechet import Patches, frechet_between, frechet_distance
 from PIL import Image
 from torch import Tensor, nn
 

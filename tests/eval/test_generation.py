@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from l2p_eval.errors import EvalError
-from l2p_eval.generation import generate_images, plan_jobs
-from l2p_eval.pictures import grid_sheet
+from l2p_eval.painting import generate_images, plan_jobs
+from l2p_eval.report.pictures import grid_sheet
 from PIL import Image
 
 SETTINGS = {"model": "squares", "steps": 1}

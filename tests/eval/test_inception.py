@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_eval.errors import EvalError
-from l2p_eval.features import extract_features
-from l2p_eval.frechet import frechet_between, metric_name
-from l2p_eval.inception import inception
-from l2p_eval.inception_score import inception_score, inception_score_of
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.features import extract_features
+from l2p_eval.metrics.frechet import frechet_between, metric_name
+from l2p_eval.metrics.inception import inception
+from l2p_eval.metrics.inception_score import inception_score, inception_score_of
 
 
 def test_the_features_are_torch_fidelitys_and_other_weights_are_not_called_fid(

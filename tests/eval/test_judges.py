@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from l2p_eval.dpg.judges import ServerJudge, VqaJudge, says_yes
 from l2p_eval.errors import EvalError
-from l2p_eval.judges import ServerJudge, VqaJudge, says_yes
 from PIL import Image
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_eval.diversity import diversity_of, mean_pairwise_lpips
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
-from l2p_eval.lpips import Lpips
+from l2p_eval.metrics.diversity import diversity_of, mean_pairwise_lpips
+from l2p_eval.metrics.lpips import Lpips
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from l2p_eval.geneval import GenEvalScores
-from l2p_eval.report import Pair, Picture, RunReport, StageCost, Table, duration, memory, write_report
+from l2p_eval.report.page import Pair, Picture, RunReport, StageCost, Table, duration, memory, write_report
 from PIL import Image
 
 

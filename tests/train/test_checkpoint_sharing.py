@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import TrainError
-from l2p_train.checkpoint import Checkpoint, file_hash, verify, verify_together
-from l2p_train.engine import COLLECTIVE_TIMEOUT, distributed
+from l2p_train.run.checkpoint import Checkpoint, file_hash, verify, verify_together
+from l2p_train.zero.engine import COLLECTIVE_TIMEOUT, distributed
 
 
 @pytest.fixture

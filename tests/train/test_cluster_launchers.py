@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from l2p_train import NonFiniteLossError, TrainConfig, train
-from l2p_train.launcher import free_port
+from l2p_train.run.launcher import free_port
 
 BIN = Path(sys.executable).parent
 
@@ -110,7 +110,7 @@ def ray() -> Iterator[Any]:
 def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(
     ray: Any, settings, wanted, tmp_path: Path
 ):
-    from l2p_train.ray_train import train_on_ray
+    from l2p_train.run.ray_train import train_on_ray
 
     config = settings(tmp_path / "run")
     result = train_on_ray(config, 2, use_gpu=False, max_failures=0)
@@ -126,7 +126,7 @@ def test_ray_trains_in_two_workers_and_a_second_call_finds_the_result(
 def test_ray_does_not_try_again_what_a_loss_that_is_not_a_number_ended(
     ray: Any, settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    from l2p_train.ray_train import train_on_ray
+    from l2p_train.run.ray_train import train_on_ray
 
     config = replace(settings(tmp_path / "run"), learning_rate=1e30, offload_optimizer=True)
     with pytest.raises(NonFiniteLossError, match=r"the loss of step \d is .*Lower learning_rate"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from l2p_arch import L2PTransformer
 from l2p_train.config import TrainConfig, config_from_mapping
-from l2p_train.engine import compile_blocks, uncompiled
 from l2p_train.errors import TrainError
+from l2p_train.zero.engine import compile_blocks, uncompiled
 
 
 @pytest.fixture

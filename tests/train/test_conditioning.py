@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import TrainError
-from l2p_train.conditioning import (
+from l2p_train.data.conditioning import (
     ConditioningCache,
     encode_missing,
     encoder_hash,

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_train import TrainConfig, TrainError
-from l2p_train.corpus import Corpus, bucket_size
-from l2p_train.data import BatchMaker, BatchPlan, prefetched
+from l2p_train.data.batches import BatchMaker, BatchPlan, prefetched
+from l2p_train.data.corpus import Corpus, bucket_size
 
 Sizes = st.lists(st.sampled_from([(32, 32), (32, 64), (64, 32)]), min_size=1, max_size=40)
 

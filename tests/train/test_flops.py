@@ -71,8 +71,8 @@ def test_the_log_reports_flops_utilisation_and_the_loaders_share(tiny_model, tin
     step = steps[-1]
     per_image = step["tflops"] * 1e12 * step["seconds_per_step"] / 4
     (folder,) = (tmp_path / "conditioning").iterdir()
-    from l2p_train.conditioning import ConditioningCache
-    from l2p_train.corpus import Corpus
+    from l2p_train.data.conditioning import ConditioningCache
+    from l2p_train.data.corpus import Corpus
 
     caption = ConditioningCache(folder)[Corpus(tiny_corpus).rows[0].prompt]["caption"]
     assert per_image == pytest.approx(flops(tiny_model, 1, caption, 32).step, rel=0.02)

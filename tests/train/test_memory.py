@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import TrainConfig, estimate
-from l2p_train.engine import attention_for_device, distributed
 from l2p_train.memory import head_values, meta_model
 from l2p_train.trainer import Session
-from l2p_train.zero import bucket_bytes
+from l2p_train.zero.engine import attention_for_device, distributed
+from l2p_train.zero.settings import bucket_bytes
 
 # GB per GPU on 8 GPUs for weights + gradients + Adam, 1.82 B trainable, by ZeRO stage, measured with bf16
 # gradients. Ours are float32: beside them in stage 1, in their place in a process's share of stages 2 and 3.

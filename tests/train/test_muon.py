@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from l2p_train import TrainConfig, TrainError
-from l2p_train.muon import Muon, orthogonalise
+from l2p_train.zero.muon import Muon, orthogonalise
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:

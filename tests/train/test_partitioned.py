@@ -7,9 +7,9 @@ import pytest
 import torch
 from l2p_arch import L2PTransformer
 from l2p_train import TrainConfig
-from l2p_train.engine import distributed
-from l2p_train.partitioned import load_partitioned
-from l2p_train.zero import deepspeed_config
+from l2p_train.zero.engine import distributed
+from l2p_train.zero.partitioned import load_partitioned
+from l2p_train.zero.settings import deepspeed_config
 
 SHARED: dict[str, Any] = {
     "num_attention_heads": 2,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_train import TrainConfig, plan_for_model, train
-from l2p_train.quantised import LEVELS, Int8Linear, quantise_frozen
+from l2p_train.zero.quantised import LEVELS, Int8Linear, quantise_frozen
 from safetensors.torch import load_file
 
 

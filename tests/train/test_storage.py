@@ -13,11 +13,11 @@ from pathlib import Path
 import fsspec
 import pytest
 from l2p_train import TrainConfig, TrainError, launch, train
-from l2p_train.corpus import Corpus
-from l2p_train.launcher import free_port
-from l2p_train.mirror import Mirror
-from l2p_train.shards import RemoteShards
-from l2p_train.storage import Store
+from l2p_train.data.corpus import Corpus
+from l2p_train.data.shards import RemoteShards
+from l2p_train.run.launcher import free_port
+from l2p_train.run.mirror import Mirror
+from l2p_train.run.storage import Store
 from safetensors.torch import load_file
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from l2p_train import TrainConfig, TrainError
-from l2p_train.metrics import Reporter
+from l2p_train.report.metrics import Reporter
 from PIL import Image
 
 LOSSES = [0.5, 0.25]

@@ -61,9 +61,9 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def plain_loop(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory):
     """Losses and weights of the same maths in bare PyTorch, float32: what every ZeRO stage must reproduce."""
     from l2p_arch import L2PTransformer
-    from l2p_train.conditioning import ConditioningCache, encode_missing
-    from l2p_train.corpus import Corpus
-    from l2p_train.data import BatchMaker
+    from l2p_train.data.batches import BatchMaker
+    from l2p_train.data.conditioning import ConditioningCache, encode_missing
+    from l2p_train.data.corpus import Corpus
     from l2p_train.freeze import plan_for_model
     from l2p_train.objective import l2p_loss
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import TrainConfig, TrainError, train
-from l2p_train.checkpoint import list_checkpoints
-from l2p_train.corpus import Corpus
+from l2p_train.data.corpus import Corpus
 from l2p_train.noise import shift_sigma
-from l2p_train.validation import Validation, split_rows
+from l2p_train.report.validation import Validation, split_rows
+from l2p_train.run.checkpoint import list_checkpoints
 
 
 def config(tiny_model: Path, tiny_corpus: Path, output: Path, **changes) -> TrainConfig:
@@ -87,7 +87,7 @@ def test_the_best_checkpoint_stays_and_can_be_the_model(tiny_model, tiny_corpus,
 def held_out_loss(settings: TrainConfig, model_dir: Path) -> float:
     """Eq. 5 on the held-out images with the exported weights, without the trainer."""
     from l2p_arch import L2PTransformer
-    from l2p_train.conditioning import ConditioningCache
+    from l2p_train.data.conditioning import ConditioningCache
 
     corpus = Corpus(settings.corpus)
     (folder,) = (settings.output / "conditioning").iterdir()

@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
-from l2p_data.template import ANSWER_SCHEMA
+from l2p_data.prompts.template import ANSWER_SCHEMA
 
 pytest.importorskip("vllm")
-from l2p_data.vllm_engine import VLLMEngine, VLLMSettings
+from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings
 
 MESSAGES = [(f"Number {index}.", index) for index in range(24)]
 PATIENCE = 300  # s

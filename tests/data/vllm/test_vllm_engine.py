@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 from l2p_data import ChatGenerator, DataError, PromptRequest, filter_prompts, load_taxonomy, prompt_records
-from l2p_data.openai import OpenAIEngine, OpenAIServer
-from l2p_data.prompts import parse_answer
-from l2p_data.template import ANSWER_SCHEMA, VERDICT_SCHEMA, generation_list_schema
+from l2p_data.engines.openai import OpenAIEngine, OpenAIServer
+from l2p_data.prompts.generation import parse_answer
+from l2p_data.prompts.template import ANSWER_SCHEMA, VERDICT_SCHEMA, generation_list_schema
 
 pytest.importorskip("vllm")
-from l2p_data.vllm_engine import VLLMEngine, VLLMSettings
+from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings
 
 LEAVES = [load_taxonomy().find(subclass=name).categories[0] for name in ("Animals", "Posters", "Landscape")]
 REQUESTS = [PromptRequest(category=leaf, seed=seed) for seed in range(2) for leaf in LEAVES]

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from l2p_eval.features import load_extractor
-from l2p_eval.frechet import frechet_between
-from l2p_eval.generation import default_workers, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, judge, summarise
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.features import load_extractor
+from l2p_eval.metrics.frechet import frechet_between
+from l2p_eval.painting import default_workers, generate_images, plan_jobs
 from l2p_evaluate.models import Model, resolve_dtype
 from PIL import Image
 
@@ -50,7 +50,7 @@ def run_arm(
         folder: the run's own (`Store.run`).
         workers: processes that train and paint; None: one per device, 0: paint in this one.
     """
-    from l2p_train.launcher import launch
+    from l2p_train.run.launcher import launch
 
     if known := read_result(folder):
         return known
@@ -100,9 +100,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def check_arms(config: Config) -> None:
     """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
-    from l2p_arch.initialisation import check_initialisation
     from l2p_arch.model import L2PTransformer
-    from l2p_arch.surgery import open_source
+    from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.starts import check_initialisation
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
@@ -116,8 +116,8 @@ def check_arms(config: Config) -> None:
 
 def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
     """The pixel-space initialisation of an arm."""
-    from l2p_arch.initialisation import measures_source
-    from l2p_arch.surgery import convert
+    from l2p_arch.surgery.convert import convert
+    from l2p_arch.surgery.starts import measures_source
 
     surgery = config.surgery_of(arm)
     calibrated = measures_source(surgery.initialisation)
@@ -222,7 +222,7 @@ def _judged(held: Held, paths: Sequence[Path]) -> list[ImageScore]:
 def held_out_loss(model: Path, held: Held, max_sequence_length: int, *, batch_size: int = 32) -> float:
     """Eq. 5 on the held-out pictures, over `SIGMAS`; the same noise for every model."""
     from l2p_arch import L2PPipeline
-    from l2p_arch.starting import draw_noise, generators_of
+    from l2p_arch.sampling.initial_state import draw_noise, generators_of
     from l2p_train.objective import l2p_loss
 
     dtype = getattr(torch, resolve_dtype("auto"))
@@ -250,8 +250,8 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
 def _calibration(corpus: Path) -> torch.Tensor:
     """Some images of the corpus, (N, 3, H, W) in [-1, 1]."""
-    from l2p_data.dataset import iterate_corpus
-    from l2p_data.images import decode_image
+    from l2p_data.corpus.dataset import iterate_corpus
+    from l2p_data.synthesis.images import decode_image
 
     rows = iterate_corpus(corpus, ["id", "image"])
     images = [decode_image(row["image"]) for row, _ in zip(rows, range(CALIBRATION_IMAGES), strict=False)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.pictures import grid_sheet
+from l2p_eval.report.pictures import grid_sheet
 
 from l2p_ablate.config import METRICS, Config
 
@@ -49,7 +49,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
 
 def _curves(axes: Any, summary: Mapping[str, Any]) -> None:
     """Training loss, the mean over seeds of a running mean."""
-    from l2p_eval.charts import running_mean
+    from l2p_eval.report.charts import running_mean
 
     for name, arm in summary["arms"].items():
         curves = [run["curve"] for run in summary["runs"] if run["arm"] == name and run["curve"]]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from l2p_eval.generation import default_workers, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, read_metadata
 from l2p_eval.layout import image_path, write_image
+from l2p_eval.painting import default_workers, generate_images, plan_jobs
 from l2p_evaluate.models import Model, resolve_dtype
 from PIL import Image, ImageFilter
 
@@ -21,15 +21,15 @@ Progress = Callable[[str], None]
 
 def make_corpus(config: Config, name: str, folder: Path, workers: int | None, progress: Progress) -> Path:
     """The corpus `[data.NAME]`, complete; one that is there is taken as it is."""
-    from l2p_data.grammar import GrammarGenerator
-    from l2p_data.prompts import generate_prompts
+    from l2p_data.prompts.generation import generate_prompts
+    from l2p_data.prompts.grammar import GrammarGenerator
 
     data = config.data[name]
     prompts = generate_prompts(GrammarGenerator(data.grammar, seed=0), data.prompts, seed=0)
     if data.kind == "scenes":
         _render_corpus(prompts, data, config.size, folder)
         return folder
-    from l2p_data.synthesis import SynthesisConfig, synthesize
+    from l2p_data.synthesis.synthesize import SynthesisConfig, synthesize
 
     settings = SynthesisConfig(
         model=data.model or config.source.model,
@@ -53,8 +53,8 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
 
 def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
     """Scenes of the miniature's own world, in which the prompts are true."""
-    from l2p_data.dataset import load_manifest, write_corpus
-    from l2p_data.images import encode_image
+    from l2p_data.corpus.dataset import load_manifest, write_corpus
+    from l2p_data.synthesis.images import encode_image
 
     settings = {"renderer": "l2p-mini scenes", **data.model_dump(mode="json", exclude={"grammar", "model"})}
     if (folder / "manifest.json").is_file():

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from l2p_data.identity import sha256_file
+from l2p_data.corpus.identity import sha256_file
 
 from l2p_ablate.config import ArmTable, Config
 from l2p_ablate.errors import AblateError

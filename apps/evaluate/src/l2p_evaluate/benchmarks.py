@@ -7,12 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.dpg import DpgPrompt, ask, crops, read_dpg, summarise_dpg
+from l2p_eval.dpg.benchmark import DpgPrompt, ask, crops, read_dpg, summarise_dpg
 from l2p_eval.errors import EvalError
-from l2p_eval.generation import plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, prompts_sha256, read_metadata, summarise
 from l2p_eval.layout import image_path, open_image, read_folder, score_folder, write_prompts
-from l2p_eval.scorecard import Failure
+from l2p_eval.painting import plan_jobs
+from l2p_eval.report.scorecard import Failure
 
 from l2p_evaluate.arguments import positive
 from l2p_evaluate.errors import EvaluateError
@@ -50,7 +50,7 @@ class GenEval(Scorer):
 
             self.detector: Any = ExactDetector()
         else:
-            from l2p_eval.detectors import ClipColors, Mask2FormerDetector
+            from l2p_eval.geneval.detectors import ClipColors, Mask2FormerDetector
 
             wanted = "a transformers directory; --detector scenes needs none, for the miniature"
             paths = [
@@ -147,7 +147,7 @@ class Dpg(Scorer):
         self.per_prompt, self.output = options.images_per_prompt or 1, options.output
         self.rows = read_dpg(self.csv)
         self.prompts = [row.text for row in self.rows]
-        from l2p_eval.judges import ServerJudge, VqaJudge
+        from l2p_eval.dpg.judges import ServerJudge, VqaJudge
 
         if bool(options.judge_model) == bool(options.judge_server):
             raise EvaluateError("give one judge: --judge-model DIR, or --judge-server URL with --judge-name")

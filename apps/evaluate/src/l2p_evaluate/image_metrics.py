@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l2p_eval.alignment import Kind, TextImageModel, alignment_of
-from l2p_eval.diversity import diversity_of
 from l2p_eval.errors import EvalError
-from l2p_eval.features import FeatureExtractor, load_extractor
-from l2p_eval.frechet import Patches, frechet_between
-from l2p_eval.inception import inception
-from l2p_eval.inception_score import inception_score_of
-from l2p_eval.lpips import Lpips
+from l2p_eval.metrics.alignment import Kind, TextImageModel, alignment_of
+from l2p_eval.metrics.diversity import diversity_of
+from l2p_eval.metrics.features import FeatureExtractor, load_extractor
+from l2p_eval.metrics.frechet import Patches, frechet_between
+from l2p_eval.metrics.inception import inception
+from l2p_eval.metrics.inception_score import inception_score_of
+from l2p_eval.metrics.lpips import Lpips
 from l2p_eval.prompt_sets import find_images
 
 from l2p_evaluate.arguments import positive

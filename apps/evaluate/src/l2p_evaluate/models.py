@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.generation import Paint
+from l2p_eval.painting import Paint
 
 from l2p_evaluate.errors import EvaluateError
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2p_eval.generation import Executor, default_workers, generate_images, plan_jobs
+from l2p_eval.painting import Executor, default_workers, generate_images, plan_jobs
 
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.models import Model

@@ -12,9 +12,9 @@ from typing import Any
 from l2p_arch.errors import ArchError
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
-from l2p_eval.paper import rows_for
 from l2p_eval.prompt_sets import find_images
-from l2p_eval.scorecard import Entry, Scorecard, write_scorecard
+from l2p_eval.report.paper import rows_for
+from l2p_eval.report.scorecard import Entry, Scorecard, write_scorecard
 
 from l2p_evaluate.cli import METRICS
 from l2p_evaluate.errors import EvaluateError

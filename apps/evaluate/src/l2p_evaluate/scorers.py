@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from l2p_eval.layout import read_folder
 from l2p_eval.prompt_sets import PromptSet, find_images, read_prompt_set
-from l2p_eval.scorecard import Failure
+from l2p_eval.report.scorecard import Failure
 
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.pictures import Pictures, Progress
@@ -35,7 +35,7 @@ class Scorer(ABC):
 
     title: ClassVar[str]
     better: ClassVar[str] = "higher is better"
-    paper: str = ""  # key of l2p_eval.paper.rows_for
+    paper: str = ""  # key of l2p_eval.report.paper.rows_for
     prompts: Sequence[str] = ()
 
     @staticmethod

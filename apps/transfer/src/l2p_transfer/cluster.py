@@ -32,7 +32,7 @@ def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], Non
         TransferError: no cluster at the address, or the training failed there.
         NonFiniteLossError: the loss is not a number.
     """
-    from l2p_train.ray_train import train_on_ray
+    from l2p_train.run.ray_train import train_on_ray
 
     section = config.cluster
     wanted = section.training_resources
@@ -63,7 +63,7 @@ def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], Non
 @contextmanager
 def painting(config: Config) -> Iterator[dict[str, Any]]:
     """Where the evaluation paints, as arguments of `generate_images`: here, or on the cluster's nodes."""
-    from l2p_eval.generation import default_workers
+    from l2p_eval.painting import default_workers
 
     workers, address = config.evaluate.workers, config.cluster.address
     # Its images come back through a folder that all nodes share; `storage` is for those that share none.
@@ -164,8 +164,8 @@ def _followed(train: TrainConfig, on_event: Callable[[Mapping[str, Any]], None] 
 def _records(train: TrainConfig) -> list[dict[str, Any]]:
     """What the training has reported; with a mirror, until its last checkpoint."""
     from l2p_train.errors import TrainError
-    from l2p_train.metrics import read_metrics
-    from l2p_train.storage import Store
+    from l2p_train.report.metrics import read_metrics
+    from l2p_train.run.storage import Store
 
     if not train.mirror:
         return read_metrics(train.output / "metrics.jsonl")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from l2p_data.filters import FilterRules
+from l2p_data.filters.filtering import FilterRules
 from l2p_train.config import TrainConfig, config_from_mapping
 
 from l2p_transfer.errors import TransferError

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from l2p_data.buckets import Size
+from l2p_data.synthesis.buckets import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError

@@ -33,7 +33,7 @@ def _scenes(section: "EvaluateSection") -> Eyes:
 
 def _coco(section: "EvaluateSection") -> Eyes:
     """GenEval's own models, from the user's directories."""
-    from l2p_eval.detectors import ClipColors, Mask2FormerDetector
+    from l2p_eval.geneval.detectors import ClipColors, Mask2FormerDetector
 
     device = best_device()
     models: list[Path] = [getattr(section, key) for key in COCO_KEYS]

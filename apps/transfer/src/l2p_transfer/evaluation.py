@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.features import FeatureExtractor, load_extractor
-from l2p_eval.frechet import frechet_between
-from l2p_eval.generation import Job, generate_images, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
 from l2p_eval.layout import image_path, score_folder, write_prompts
+from l2p_eval.metrics.features import FeatureExtractor, load_extractor
+from l2p_eval.metrics.frechet import frechet_between
+from l2p_eval.painting import Job, generate_images, plan_jobs
 
 from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
@@ -69,7 +69,7 @@ def features_on(device: str, name: str) -> FeatureExtractor:
 
 def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
     """The two models and how each samples."""
-    from l2p_data.identity import model_fingerprint
+    from l2p_data.corpus.identity import model_fingerprint
 
     section = config.evaluate
     source_width, source_height = source_size(config)

@@ -27,13 +27,13 @@ def open_generator(
     """
     section = config.prompts
     if section.engine == "grammar":
-        from l2p_data.grammar import GrammarGenerator
+        from l2p_data.prompts.grammar import GrammarGenerator
 
         assert section.grammar is not None
         yield GrammarGenerator(section.grammar, seed=config.run.seed)
         return
-    from l2p_data.chat import ChatGenerator
-    from l2p_data.engines import open_engine
+    from l2p_data.engines.chat import ChatGenerator
+    from l2p_data.engines.choice import open_engine
 
     with open_engine(
         server=section.server if section.engine == "openai" else None,
@@ -61,7 +61,7 @@ def prompts_of_file(path: Path) -> "polars.DataFrame":
         DataError, TransferError: there is no such file, or no prompt in it.
     """
     import polars as pl
-    from l2p_data.prompts import read_prompts
+    from l2p_data.prompts.generation import read_prompts
 
     prompts = read_prompts(path)
     if "status" in prompts.columns:

@@ -138,7 +138,7 @@ def _check_storage(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    from l2p_arch.surgery import open_source
+    from l2p_arch.surgery.convert import open_source
 
     if not config.source.model.is_dir():
         raise TransferError(
@@ -148,9 +148,9 @@ def _check_source(config: Config) -> None:
 
 
 def _check_prompts(config: Config) -> None:
-    from l2p_data.grammar import load_grammar
-    from l2p_data.models import local_directory
-    from l2p_data.taxonomy import load_taxonomy
+    from l2p_data.prompts.grammar import load_grammar
+    from l2p_data.prompts.taxonomy import load_taxonomy
+    from l2p_data.synthesis.models import local_directory
 
     from l2p_transfer.language import prompts_of_file
 
@@ -169,7 +169,7 @@ def _check_detector(config: Config) -> None:
 
 
 def _check_features(config: Config) -> None:
-    from l2p_eval.features import EXTRACTORS
+    from l2p_eval.metrics.features import EXTRACTORS
 
     if config.evaluate.features not in EXTRACTORS:
         raise TransferError(
@@ -184,7 +184,7 @@ def _check_metadata(config: Config) -> None:
 
 
 def _check_gpus(config: Config) -> None:
-    from l2p_train.launcher import usable_gpus
+    from l2p_train.run.launcher import usable_gpus
 
     marker = RunPaths(config.run.output).marker("training")
     trained = marker.is_file() and (read_json(marker) or {}).get("state") == "done"
@@ -244,7 +244,7 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
 def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
     """(family, transformer config, where that came from)."""
     from l2p_arch.families import find_family
-    from l2p_arch.surgery import open_source
+    from l2p_arch.surgery.convert import open_source
 
     if not config.source.model.is_dir() and config.source.family:
         family = find_family(config.source.family)

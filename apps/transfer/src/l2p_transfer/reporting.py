@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.frechet import FrechetResult
 from l2p_eval.geneval import GenEvalScores
 from l2p_eval.layout import open_image
-from l2p_eval.report import Pair, Picture, RunReport, StageCost, Table, duration, write_report
+from l2p_eval.metrics.frechet import FrechetResult
+from l2p_eval.report.page import Pair, Picture, RunReport, StageCost, Table, duration, write_report
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths, read_json

@@ -261,7 +261,7 @@ def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
 
 def _painted(config: Config, paths: RunPaths) -> bool:
     """Whether the corpus has its first shard, here or at the run's address."""
-    from l2p_data.files import folder_exists, location
+    from l2p_data.corpus.files import folder_exists, location
 
     if (read_json(paths.marker("images")) or {}).get("state") == "done":
         return True

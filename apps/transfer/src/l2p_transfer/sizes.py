@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l2p_data.buckets import Size, parse_size
+from l2p_data.synthesis.buckets import Size, parse_size
 
 if TYPE_CHECKING:
     from l2p_transfer.config import Config
@@ -29,7 +29,7 @@ def trained_sizes(config: "Config") -> tuple[Size, ...]:
     painted, resolution = painted_sizes(config), config.train.resolution
     if resolution is None:
         return painted
-    from l2p_train.corpus import bucket_size  # loads torch
+    from l2p_train.data.corpus import bucket_size  # loads torch
 
     patch = config.surgery.patch_size
     resized = (bucket_size((height, width), resolution, patch) for width, height in painted)

@@ -59,9 +59,9 @@ class Stage:
 
 def write_prompts(run: Run, progress: Progress) -> Outcome:
     """Category tree or file -> prompt records (sec. 3.2)."""
-    from l2p_data.prompts import generate_prompts
-    from l2p_data.prompts import write_prompts as write
-    from l2p_data.taxonomy import load_taxonomy
+    from l2p_data.prompts.generation import generate_prompts
+    from l2p_data.prompts.generation import write_prompts as write
+    from l2p_data.prompts.taxonomy import load_taxonomy
 
     from l2p_transfer.language import LLM_ENGINES, open_generator, prompts_of_file
 
@@ -85,14 +85,14 @@ def write_prompts(run: Run, progress: Progress) -> Outcome:
 
 def filter_prompts(run: Run, progress: Progress) -> Outcome:
     """Every prompt is kept or dropped with a reason (sec. 3.2)."""
-    from l2p_data.filters import filter_prompts as judge
-    from l2p_data.filters import kept, reasons
-    from l2p_data.prompts import read_prompts
-    from l2p_data.prompts import write_prompts as write
+    from l2p_data.filters.filtering import filter_prompts as judge
+    from l2p_data.filters.filtering import kept, reasons
+    from l2p_data.prompts.generation import read_prompts
+    from l2p_data.prompts.generation import write_prompts as write
 
     judged = judge(read_prompts(run.paths.prompts), run.config.filter)
     if run.config.prompts.audit:
-        from l2p_data.audit import audit_prompts
+        from l2p_data.filters.audit import audit_prompts
 
         from l2p_transfer.language import open_generator
 
@@ -114,11 +114,11 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
 
 def make_images(run: Run, progress: Progress) -> Outcome:
     """The source paints the corpus on Ray actors (sec. 3.2)."""
-    from l2p_data.files import folder_exists, location
-    from l2p_data.filters import kept
-    from l2p_data.ledger import release
-    from l2p_data.prompts import read_prompts
-    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
+    from l2p_data.corpus.files import folder_exists, location
+    from l2p_data.filters.filtering import kept
+    from l2p_data.prompts.generation import read_prompts
+    from l2p_data.synthesis.ledger import release
+    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
 
     from l2p_transfer.generation import resolve_dtype
 
@@ -153,8 +153,8 @@ def make_images(run: Run, progress: Progress) -> Outcome:
 
 def operate(run: Run, progress: Progress) -> Outcome:
     """The source's transformer becomes the pixel-space initialisation (sec. 3.3)."""
-    from l2p_arch.initialisation import measures_source
-    from l2p_arch.surgery import convert
+    from l2p_arch.surgery.convert import convert
+    from l2p_arch.surgery.starts import measures_source
 
     section = run.config.surgery
     images = _calibration_images(run) if measures_source(section.initialisation) else None
@@ -184,7 +184,7 @@ def operate(run: Run, progress: Progress) -> Outcome:
 
 def train(run: Run, progress: Progress) -> Outcome:
     """Eq. 5 on the source's own images, everything but the shallow layers frozen (sec. 3.3)."""
-    from l2p_train.launcher import launch
+    from l2p_train.run.launcher import launch
 
     from l2p_transfer.config import resolve_processes
 
@@ -265,7 +265,7 @@ def _calibration_images(run: Run) -> Any:
     All of one size, the one of the first image: as the trainer will show them.
     """
     import torch
-    from l2p_train.corpus import bucket_size, open_corpus
+    from l2p_train.data.corpus import bucket_size, open_corpus
 
     train = run.config.train
     corpus = open_corpus(replace(train, image_cache_mb=0))

@@ -8,7 +8,7 @@ fetched before the first stage. Without an address everything here does nothing.
 from collections.abc import Mapping
 from typing import Any
 
-from l2p_train.storage import Store
+from l2p_train.run.storage import Store
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths, read_json
@@ -83,7 +83,7 @@ class RunStorage:
                 self.store.put(path, name)
 
     def _get(self, stage: str) -> None:
-        from l2p_train.mirror import Mirror
+        from l2p_train.run.mirror import Mirror
 
         from l2p_transfer.stages import link_model
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from l2p_arch.errors import ArchError
-from l2p_arch.head_widths import check_head_channels
-from l2p_arch.initialisation import check_initialisation
+from l2p_arch.surgery.head_widths import check_head_channels
+from l2p_arch.surgery.starts import check_initialisation
 from l2p_data.errors import DataError
 from l2p_train.errors import TrainError
-from l2p_train.storage import is_address
+from l2p_train.run.storage import is_address
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.sizes import painted_sizes

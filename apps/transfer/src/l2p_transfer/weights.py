@@ -68,7 +68,7 @@ def of_directory(model: Path) -> SourceWeights:
 def _part(folder: Path) -> Part | None:
     from math import prod
 
-    from l2p_arch.tensor_files import VARIANT_FILE, read_header
+    from l2p_arch.files.tensor_files import VARIANT_FILE, read_header
 
     files = sorted(folder.glob("*.safetensors"))
     # The same weights may lie there a second time, in another precision.

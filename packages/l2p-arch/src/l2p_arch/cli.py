@@ -116,7 +116,7 @@ def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int) -> None:
 
 
 def _convert(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.surgery import convert
+    from l2p_arch.surgery.convert import convert
 
     images = options.images and _pictures(options.images, options.image_count, options.image_size)
     report = convert(
@@ -136,7 +136,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _upscale(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.larger_patch import upscale
+    from l2p_arch.surgery.upscale import upscale
 
     report = upscale(
         options.model,
@@ -153,7 +153,7 @@ def _upscale(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _identify(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.recognition import identify
+    from l2p_arch.files.recognition import identify
 
     if not options.path.exists():
         raise ArchError(f"there is no {options.path}; give a file or a directory")
@@ -161,21 +161,21 @@ def _identify(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.public_layout import import_public
+    from l2p_arch.files.public_layout import import_public
 
     layout = import_public(options.file, options.pipeline, options.out, overwrite=options.overwrite)
     return {"summary": f"{options.out}: from the published {layout} layout", "layout": layout}
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.public_layout import export_public
+    from l2p_arch.files.public_layout import export_public
 
     layout = export_public(options.model, options.file, overwrite=options.overwrite)
     return {"summary": f"{options.file}: in the published {layout} layout", "layout": layout}
 
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.checkpoint import merge_delta
+    from l2p_arch.files.delta import merge_delta
 
     merge_delta(options.base, options.delta, options.out, overwrite=options.overwrite)
     return {"summary": f"{options.out}: {options.base.name} with {options.delta.name}"}

@@ -3,43 +3,43 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from l2p_data.chat import ChatGenerator
-    from l2p_data.checks import CheckSettings
-    from l2p_data.dataset import Manifest, load_manifest, read_corpus, verify
-    from l2p_data.engines import open_engine
+    from l2p_data.corpus.dataset import Manifest, load_manifest, read_corpus, verify
+    from l2p_data.engines.chat import ChatGenerator
+    from l2p_data.engines.choice import open_engine
+    from l2p_data.engines.llm import Category, PromptRequest, TextGenerator
     from l2p_data.errors import DataError
-    from l2p_data.filters import FilterRules, filter_prompts
-    from l2p_data.grammar import GrammarGenerator
-    from l2p_data.llm import Category, PromptRequest, TextGenerator
-    from l2p_data.prompts import generate_prompts, prompt_records, read_prompts, write_prompts
-    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress, synthesize
-    from l2p_data.taxonomy import Taxonomy, load_taxonomy
+    from l2p_data.filters.filtering import FilterRules, filter_prompts
+    from l2p_data.prompts.generation import generate_prompts, prompt_records, read_prompts, write_prompts
+    from l2p_data.prompts.grammar import GrammarGenerator
+    from l2p_data.prompts.taxonomy import Taxonomy, load_taxonomy
+    from l2p_data.synthesis.checks import CheckSettings
+    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
 
 #: name -> module; loaded on first use, so that importing the package costs nothing
 _EXPORTS = {
-    "Category": "llm",
-    "ChatGenerator": "chat",
-    "CheckSettings": "checks",
+    "Category": "engines.llm",
+    "ChatGenerator": "engines.chat",
+    "CheckSettings": "synthesis.checks",
     "DataError": "errors",
-    "FilterRules": "filters",
-    "GrammarGenerator": "grammar",
-    "Manifest": "dataset",
-    "PromptRequest": "llm",
-    "SynthesisConfig": "synthesis",
-    "SynthesisProgress": "synthesis",
-    "Taxonomy": "taxonomy",
-    "TextGenerator": "llm",
-    "filter_prompts": "filters",
-    "generate_prompts": "prompts",
-    "load_manifest": "dataset",
-    "load_taxonomy": "taxonomy",
-    "open_engine": "engines",
-    "prompt_records": "prompts",
-    "read_corpus": "dataset",
-    "read_prompts": "prompts",
-    "synthesize": "synthesis",
-    "verify": "dataset",
-    "write_prompts": "prompts",
+    "FilterRules": "filters.filtering",
+    "GrammarGenerator": "prompts.grammar",
+    "Manifest": "corpus.dataset",
+    "PromptRequest": "engines.llm",
+    "SynthesisConfig": "synthesis.synthesize",
+    "SynthesisProgress": "synthesis.synthesize",
+    "Taxonomy": "prompts.taxonomy",
+    "TextGenerator": "engines.llm",
+    "filter_prompts": "filters.filtering",
+    "generate_prompts": "prompts.generation",
+    "load_manifest": "corpus.dataset",
+    "load_taxonomy": "prompts.taxonomy",
+    "open_engine": "engines.choice",
+    "prompt_records": "prompts.generation",
+    "read_corpus": "corpus.dataset",
+    "read_prompts": "prompts.generation",
+    "synthesize": "synthesis.synthesize",
+    "verify": "corpus.dataset",
+    "write_prompts": "prompts.generation",
 }
 __all__ = [
     "Category",

@@ -76,12 +76,12 @@ def _prompts(options: argparse.Namespace) -> dict[str, Any]:
 def _engine(options: argparse.Namespace) -> Iterator[Any]:
     """The engine that the options name; it is stopped at the end."""
     if getattr(options, "grammar", None) is not None:
-        from l2p_data.grammar import GrammarGenerator
+        from l2p_data.prompts.grammar import GrammarGenerator
 
         yield GrammarGenerator(options.grammar, seed=options.seed)
         return
-    from l2p_data.chat import ChatGenerator
-    from l2p_data.engines import open_engine
+    from l2p_data.engines.chat import ChatGenerator
+    from l2p_data.engines.choice import open_engine
 
     journal = None if options.dry_run else _journal(options)
     with open_engine(
@@ -112,7 +112,7 @@ def _journal(options: argparse.Namespace) -> str | Path:
 
 def _filter(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data import commands
-    from l2p_data.filters import FilterRules
+    from l2p_data.filters.filtering import FilterRules
 
     changes = {
         name: getattr(options, name)
@@ -130,9 +130,9 @@ def _filter(options: argparse.Namespace) -> dict[str, Any]:
 
 def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data import commands
-    from l2p_data.buckets import aspect_buckets, parse_size
-    from l2p_data.checks import CheckSettings
-    from l2p_data.synthesis import SynthesisConfig, SynthesisProgress
+    from l2p_data.synthesis.buckets import aspect_buckets, parse_size
+    from l2p_data.synthesis.checks import CheckSettings
+    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress
 
     pipeline_kwargs: dict[str, Any] = dict(_assignment(text) for text in options.set)
     if options.steps is not None:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from l2p_data.audit import Judge, audit_prompts
-from l2p_data.dataset import load_manifest
+from l2p_data.corpus.dataset import load_manifest
+from l2p_data.corpus.preview import contact_sheet as draw_contact_sheet
+from l2p_data.corpus.preview import corpus_stats, prompt_stats
+from l2p_data.engines.llm import PromptRequest, TextGenerator
 from l2p_data.errors import DataError
-from l2p_data.expansion import Expander, expand_taxonomy
-from l2p_data.filters import FilterRules, filter_prompts, kept, reasons
-from l2p_data.grammar import GrammarGenerator
-from l2p_data.llm import PromptRequest, TextGenerator
-from l2p_data.preview import contact_sheet as draw_contact_sheet
-from l2p_data.preview import corpus_stats, prompt_stats
-from l2p_data.prompts import apportion, generate_prompts, read_prompts, write_prompts
-from l2p_data.taxonomy import load_taxonomy
+from l2p_data.filters.audit import Judge, audit_prompts
+from l2p_data.filters.filtering import FilterRules, filter_prompts, kept, reasons
+from l2p_data.prompts.expansion import Expander, expand_taxonomy
+from l2p_data.prompts.generation import apportion, generate_prompts, read_prompts, write_prompts
+from l2p_data.prompts.grammar import GrammarGenerator
+from l2p_data.prompts.taxonomy import load_taxonomy
 
 Progress = Callable[[int, int], None]
 """Called with (done, in all)."""
@@ -129,8 +129,8 @@ def synthesize(
     on_progress: Callable[[Any], None] | None = None,
 ) -> Summary:
     """Images of the kept prompts, by `synthesis.SynthesisConfig`."""
-    from l2p_data.synthesis import plan_shards, resolve_model
-    from l2p_data.synthesis import synthesize as run
+    from l2p_data.synthesis.synthesize import plan_shards, resolve_model
+    from l2p_data.synthesis.synthesize import synthesize as run
 
     frame = read_prompts(prompts)
     if dry_run:
@@ -165,7 +165,7 @@ def verify(
     on_progress: Progress | None = None,
 ) -> Summary:
     """Re-read every byte of a corpus against its manifest."""
-    from l2p_data.dataset import verify as check
+    from l2p_data.corpus.dataset import verify as check
 
     if dry_run:
         manifest = load_manifest(corpus)
@@ -192,7 +192,7 @@ def stats(
     if contact_sheet is not None and not dry_run:
         summary["contact_sheet"] = str(draw_contact_sheet(path, contact_sheet))
     if plot is not None and not dry_run:
-        from l2p_data.plot import plot_stats
+        from l2p_data.corpus.plot import plot_stats
 
         summary["plot"] = str(plot_stats(summary, plot))
     return summary
@@ -208,7 +208,7 @@ def export(
     on_progress: Progress | None = None,
 ) -> Summary:
     """A corpus as a folder of images with their texts; see `folders.export_folder`."""
-    from l2p_data.folders import export_folder
+    from l2p_data.corpus.folders import export_folder
 
     if dry_run:
         return {"out": str(out), "images": load_manifest(corpus).rows, "written": 0}
@@ -225,8 +225,8 @@ def import_(
     on_progress: Progress | None = None,
 ) -> Summary:
     """A folder of images with texts as a corpus; see `folders.import_folder`."""
-    from l2p_data.files import location
-    from l2p_data.folders import import_folder, read_metadata
+    from l2p_data.corpus.files import location
+    from l2p_data.corpus.folders import import_folder, read_metadata
 
     if dry_run:
         table, file_column, text_column = read_metadata(location(folder), caption)
@@ -238,7 +238,7 @@ def import_(
 
 
 def _first_message(request: PromptRequest) -> str:
-    from l2p_data.template import generation_message
+    from l2p_data.prompts.template import generation_message
 
     return generation_message(request)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2p_train.errors import TrainError
-from l2p_train.storage import is_address
+from l2p_train.run.storage import is_address
 
 # Fields with this mark may differ between a run and its resumption; any other difference is an error.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from l2p_train.conditioning import Conditioning
 from l2p_train.config import TrainConfig
-from l2p_train.corpus import Size
+from l2p_train.data.conditioning import Conditioning
+from l2p_train.data.corpus import Size
 from l2p_train.freeze import FreezePlan
 
 logger = logging.getLogger(__name__)

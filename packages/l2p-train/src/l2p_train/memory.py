@@ -16,7 +16,7 @@ from typing import Any
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
-from l2p_train.zero import LIVE_PARAMETERS, bucket_bytes
+from l2p_train.zero.settings import LIVE_PARAMETERS, bucket_bytes
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
 FROZEN_BLOCK_VALUES = 30
@@ -208,7 +208,7 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
 def _image_size(config: TrainConfig) -> tuple[int, int]:
     if config.resolution:
         return config.resolution, config.resolution
-    from l2p_train.shards import first_size
+    from l2p_train.data.shards import first_size
 
     try:
         return first_size(config.corpus)

@@ -17,25 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p_train import checkpoint as checkpoints
-from l2p_train.conditioning import embed_prompts
 from l2p_train.config import TrainConfig
-from l2p_train.corpus import open_corpus
-from l2p_train.data import Batch, BatchMaker, prefetched, refuse_non_finite
-from l2p_train.engine import (
-    attention_for_device,
-    build_engine,
-    distributed,
-    explain_out_of_memory,
-    load_model,
-    set_learning_rate,
-    uncompiled,
-)
+from l2p_train.data.batches import Batch, BatchMaker, prefetched, refuse_non_finite
+from l2p_train.data.conditioning import embed_prompts
+from l2p_train.data.corpus import open_corpus
 from l2p_train.errors import Interrupted
-from l2p_train.export import base_hash, export_model
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
-from l2p_train.metrics import (
+from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
+from l2p_train.report.metrics import (
     SIGMA_BINS,
     Event,
     Reporter,
@@ -44,10 +34,12 @@ from l2p_train.metrics import (
     loss_sums,
     peak_memory_mb,
 )
-from l2p_train.mirror import Mirror
-from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
-from l2p_train.quantised import quantise_frozen
-from l2p_train.run_directory import (
+from l2p_train.report.samples import draw_samples, load_scheduler, plan_samples, save_grid
+from l2p_train.report.validation import Validation, split_rows
+from l2p_train.run import checkpoint as checkpoints
+from l2p_train.run.export import base_hash, export_model
+from l2p_train.run.mirror import Mirror
+from l2p_train.run.run_directory import (
     TrainResult,
     explain_full_disk,
     latest_checkpoint,
@@ -56,9 +48,17 @@ from l2p_train.run_directory import (
     stop_signals,
     write_result,
 )
-from l2p_train.samples import draw_samples, load_scheduler, plan_samples, save_grid
 from l2p_train.schedule import ema_decay, learning_rate_factor
-from l2p_train.validation import Validation, split_rows
+from l2p_train.zero.engine import (
+    attention_for_device,
+    build_engine,
+    distributed,
+    explain_out_of_memory,
+    load_model,
+    set_learning_rate,
+    uncompiled,
+)
+from l2p_train.zero.quantised import quantise_frozen
 
 logger = logging.getLogger(__name__)
 

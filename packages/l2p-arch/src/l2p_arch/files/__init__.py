@@ -1,0 +1,1 @@
+"""Weights and model directories on disk: reading, writing, recognising, exporting."""

@@ -1,0 +1,1 @@
+"""From noise to images: the pipeline, its schedule, guidance and initial state."""

@@ -1,0 +1,288 @@
+"""Weight surgery (sec. 3.3): a source checkpoint becomes the initialisation of a pixel-space model.
+
+The blocks are inherited byte for byte and streamed from file to file; the latent ends are dropped by name;
+the pixel embedder and the Detailer Head are new. The VAE stays behind. The copy begins before torch and
+diffusers, which take seconds, are imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2p_arch.errors import ArchError
+from l2p_arch.files.components import components_to_keep, copy_components, name_of
+from l2p_arch.files.directories import appearing_complete, read_json, write_json
+from l2p_arch.files.model_card import write_model_card
+from l2p_arch.files.tensor_files import FLOATS, StoredTensor, index_directory
+from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
+from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
+from l2p_arch.surgery.source_formats import SourceFormat, find_source_format
+from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from l2p_arch.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """One line of the report."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurgeryReport:
+    """What became of every tensor. Inherited and new tensors carry their new names, dropped ones their old
+    names."""
+
+    source: str
+    family: str
+    patch_size: int
+    initialisation: str
+    inherited: tuple[TensorRecord, ...]
+    new: tuple[TensorRecord, ...]
+    dropped: tuple[TensorRecord, ...]
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the initialisation measured on the source, for example how much of the latents its fit
+    explains."""
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        parts = []
+        for label in ("inherited", "new", "dropped"):
+            records: tuple[TensorRecord, ...] = getattr(self, label)
+            count = sum(prod(record.shape) for record in records)
+            parts.append(f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)")
+        return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A diffusers pipeline directory that has been looked at but not loaded."""
+
+    directory: Path
+    format: SourceFormat
+    pipeline_index: Mapping[str, Any]
+    transformer_config: Mapping[str, Any]
+    components: Sequence[str]
+    """Text encoders, tokenizers and the scheduler: what a converted model takes along."""
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def family(self) -> Family:
+        """The family with all its functions."""
+        from l2p_arch.families import find_family
+
+        return find_family(self.format.family)
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether the autoencoder is there, which some initialisations measure."""
+        return "vae" in self.pipeline_index and (self.directory / "vae").is_dir()
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    patch_size: int = 16,
+    head_channels: Sequence[int] | None = None,
+    head_bottleneck: int | None = None,
+    head_decoder_floor: int = 0,
+    seed: int = 0,
+    dtype: str | None = None,
+    initialisation: str = AUTO,
+    calibration_images: Tensor | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5 << 30,
+) -> SurgeryReport:
+    """Turn a latent diffusion pipeline into a pixel-space one, and write it to `out`.
+
+    Args:
+        source: a diffusers text-to-image directory (model_index.json, transformer/, text encoder, ...).
+        out: directory to create; it appears complete or not at all.
+        patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
+        head_channels: encoder widths of the Detailer Head, finest first; empty for a plain linear head. None
+            is Table 3's for patch 16, and as many levels as the patch has halvings for others.
+        head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
+        seed: of the new tensors.
+        dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes (new tensors
+            are bfloat16 where the source is in 8 bit).
+        initialisation: "auto", the start that measurements chose for what is given, or keys of
+            `INITIALISATIONS`, joined with "+", such as "default", PyTorch's own values as in the public code.
+            The report says what "auto" stood for: without calibration images a closed form, and with them
+            "fitted+kaiming+gated", which loads the source's transformer once.
+        calibration_images: (N, 3, H, W) in [-1, 1], for the initialisations that measure the source.
+        overwrite: replace an existing `out`.
+        max_shard_bytes: largest weight file.
+
+    Returns:
+        The report, also written as surgery_report.json.
+
+    Raises:
+        ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
+        for.
+    """
+    head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
+    check_head_channels(patch_size, head_channels)
+    check_initialisation(initialisation, calibration_images, head_channels)
+    opened = open_source(Path(source))
+    initialisation = resolve_initialisation(
+        initialisation, head_channels, calibration_images, has_vae=opened.has_vae
+    )
+    wanted_dtype = _dtype_name(dtype)
+    inherited = _inherited(opened, wanted_dtype)
+    config = {
+        "family": opened.format.family,
+        "trunk_config": {
+            key: value for key, value in opened.transformer_config.items() if not key.startswith("_")
+        },
+        "patch_size": patch_size,
+        "head_channels": list(head_channels),
+        "head_bottleneck": head_bottleneck,
+        "head_decoder_floor": head_decoder_floor,
+    }
+    with appearing_complete(Path(out), [opened.directory], overwrite) as partial:
+        weights = partial / "transformer"
+        weights.mkdir()
+        with DirectoryWriter(weights, max_shard_bytes) as writer:
+            # The disk copies the blocks while diffusers, which takes seconds to import, says whether they are
+            # those that its class has, and while the new ends are made.
+            writer.start(inherited)
+            model = _meta_model(config)
+            new = _check_against_model(opened, inherited, model, wanted_dtype)
+            made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+            writer.write([_made(tensor, made) for tensor in new])
+        report = _report(opened, inherited, new, patch_size, initialisation, measures)
+        model.save_config(weights)
+        copy_components(opened.directory, opened.components, partial)
+        write_json(partial / "surgery_report.json", asdict(report))
+        origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
+        write_model_card(partial, origin, title=name_of(Path(out)))
+    return report
+
+
+def open_source(source: Path) -> Source:
+    """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
+    if not source.is_dir():
+        raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
+    index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
+    if "L2PTransformer" in (index.get("transformer") or ()):
+        raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
+    config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
+    known = find_source_format(config.get("_class_name", ""))
+    return Source(
+        directory=source,
+        format=known,
+        pipeline_index=index,
+        transformer_config=config,
+        components=components_to_keep(source, known.text_components, known.family),
+        tensors=index_directory(source / "transformer"),
+    )
+
+
+def _meta_model(config: Mapping[str, Any]) -> Any:
+    import torch
+
+    from l2p_arch.model import L2PTransformer
+
+    with torch.device("meta"):
+        return L2PTransformer(**config)
+
+
+def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
+    """All tensors of the source but its latent ends, told apart by name."""
+    ends = source.format.ends
+    kept = [stored for name, stored in source.tensors.items() if not source.format.is_end(name)]
+    if len(kept) == len(source.tensors):
+        raise ArchError(f"{source.directory}: the transformer has no latent ends ({', '.join(ends)})")
+    quantised = next((stored for stored in source.tensors.values() if stored.dtype not in FLOATS), None)
+    if quantised:
+        raise ArchError(
+            f"{source.directory}: {quantised.name} is stored as {quantised.dtype}, quantised; start from the "
+            "weights that it was made of"
+        )
+    return [
+        PlannedTensor(
+            name=f"trunk.{stored.name}", dtype=dtype or stored.dtype, shape=stored.shape, origin=stored
+        )
+        for stored in kept
+    ]
+
+
+def _check_against_model(
+    source: Source, inherited: Sequence[PlannedTensor], model: Any, dtype: str | None
+) -> list[TensorRecord]:
+    """Hold what is inherited against the tensors that the model has, and return the rest: those to make."""
+    family, new = source.family, []
+    unclaimed = {tensor.name: tensor.shape for tensor in inherited}
+    new_dtype = dtype or _latent_ends(source)[0].dtype
+    if new_dtype.startswith("F8"):  # enough for weights that are there, but not to begin to train with
+        new_dtype = "BF16"
+    for name, value in model.state_dict().items():
+        shape, source_name = tuple(value.shape), name.removeprefix("trunk.")
+        if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
+            new.append(TensorRecord(name=name, shape=shape, dtype=new_dtype))
+            continue
+        if name not in unclaimed:
+            raise ArchError(f"{source.directory}: the transformer lacks {source_name} {shape}")
+        if unclaimed[name] != shape:
+            raise ArchError(
+                f"{source.directory}: {source_name} has the shape {unclaimed[name]}, its config says {shape}"
+            )
+        del unclaimed[name]
+    if unclaimed:
+        some = ", ".join(sorted(name.removeprefix("trunk.") for name in unclaimed)[:3])
+        raise ArchError(
+            f"{source.directory}: {len(unclaimed)} tensors have no place in a {family.name} model: {some}"
+        )
+    return new
+
+
+def _latent_ends(source: Source) -> list[StoredTensor]:
+    return [stored for name, stored in source.tensors.items() if source.format.is_end(name)]
+
+
+def _report(
+    source: Source,
+    inherited: Sequence[PlannedTensor],
+    new: Sequence[TensorRecord],
+    patch_size: int,
+    initialisation: str,
+    measures: Mapping[str, float],
+) -> SurgeryReport:
+    def records(tensors: Sequence[PlannedTensor | StoredTensor]) -> tuple[TensorRecord, ...]:
+        return tuple(TensorRecord(name=each.name, shape=each.shape, dtype=each.dtype) for each in tensors)
+
+    return SurgeryReport(
+        source=name_of(source.directory),
+        family=source.format.family,
+        patch_size=patch_size,
+        initialisation=initialisation,
+        inherited=records(inherited),
+        new=tuple(new),
+        dropped=records(_latent_ends(source)),
+        measures=measures,
+    )
+
+
+def _made(record: TensorRecord, made: Mapping[str, Tensor]) -> PlannedTensor:
+    value = made[record.name]
+    return PlannedTensor(name=record.name, dtype=record.dtype, shape=record.shape, origin=lambda: value)
+
+
+def _dtype_name(dtype: str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}.get(dtype)
+    if name is None:
+        raise ArchError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+    return name

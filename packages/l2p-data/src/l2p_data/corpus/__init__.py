@@ -1,0 +1,1 @@
+"""The corpus on disk: Parquet shards, their schema, import, export and a look at it."""

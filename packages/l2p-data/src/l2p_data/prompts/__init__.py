@@ -1,0 +1,1 @@
+"""Prompts (sec. 3.2): the category tree, what writes prompts along it, and their files."""

@@ -1,0 +1,265 @@
+"""Category -> structured prompt records (sec. 3.2, "General Prompt Generation"), and their files.
+
+A record is a row of `PROMPT_SCHEMA`. Every answer of an engine becomes a row: one that could not be used has
+its cause in `problem`, and the filter drops it with that reason, so nothing vanishes unseen.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import polars as pl
+
+from l2p_data.corpus.files import atomic_path, one_line
+from l2p_data.corpus.identity import digest, stable_id, stable_seed
+from l2p_data.engines.llm import Category, PromptRequest, TextGenerator
+from l2p_data.errors import DataError
+
+PROMPT_SCHEMA: dict[str, pl.DataType] = {
+    "id": pl.String(),  # stable hash of what identifies the record
+    "prompt": pl.String(),
+    "language": pl.String(),
+    "category": pl.String(),
+    "subclass": pl.String(),
+    "superclass": pl.String(),
+    "created_by": pl.String(),  # engine and model, "grammar:scenes"
+    "problem": pl.String(),  # what was wrong with the engine's answer; null if nothing
+}
+_REQUIRED = [name for name in PROMPT_SCHEMA if name != "problem"]
+_DRY_ATTEMPTS = 200  # so many answers in a row without anything new mean that a category has no more to give
+
+
+def generate_prompts(
+    generator: TextGenerator,
+    count: int,
+    *,
+    categories: Sequence[Category] | None = None,
+    seed: int = 0,
+    kind: str = "detailed",
+) -> pl.DataFrame:
+    """Write `count` distinct prompts, spread over the categories by their weights.
+
+    Args:
+        generator: the engine that writes.
+        count: number of usable records wanted.
+        categories: leaves to write about; default: `generator.categories`.
+        seed: the records are a pure function of it and of the engine.
+        kind: "simple", "detailed" or "mixed" (one simple prompt in four), passed to the engine (Fig. 10).
+
+    Returns:
+        A frame of `PROMPT_SCHEMA` in a shuffled but reproducible order, with `count` usable rows and,
+        besides, one row for each answer that was no valid record (`problem` is not null).
+
+    Raises:
+        DataError: the engine cannot give so many distinct prompts.
+    """
+    if count < 1:
+        raise DataError(f"count is {count}; ask for at least 1 prompt")
+    if kind not in ("simple", "detailed", "mixed"):
+        raise DataError(f"kind {kind!r} is not known; use simple, detailed or mixed")
+    leaves = list(categories if categories is not None else getattr(generator, "categories", ()))
+    if not leaves:
+        raise DataError(
+            f"no categories for engine {generator.name!r}; pass some, for example from a taxonomy"
+        )
+    usable: dict[str, dict[str, str | None]] = {}  # by normalised prompt
+    unusable: dict[str, dict[str, str | None]] = {}  # by record id
+    attempts, dry = [0] * len(leaves), [0] * len(leaves)
+    while len(usable) < count:
+        open_leaves = [index for index in range(len(leaves)) if dry[index] < _DRY_ATTEMPTS]
+        if not open_leaves:
+            raise DataError(
+                f"{generator.name} gave only {len(usable)} distinct prompts in {sum(attempts)} "
+                f"attempts, {count} were wanted; ask for fewer, or add categories, templates or words"
+            )
+        shares = apportion(count - len(usable), [leaves[index].weight for index in open_leaves])
+        sources = [index for index, share in zip(open_leaves, shares, strict=True) for _ in range(share)]
+        requests = []
+        for index in sources:
+            requests.append(_request(leaves[index], attempts[index], seed, kind))
+            attempts[index] += 1
+        for index, record in zip(sources, _answers(generator, requests), strict=True):
+            key = " ".join(str(record["prompt"]).split()).casefold()
+            if record["problem"] is not None:
+                unusable.setdefault(str(record["id"]), record)
+            new = record["problem"] is None and key not in usable
+            dry[index] = 0 if new else dry[index] + 1
+            if new:
+                usable[key] = record
+    rows = sorted([*usable.values(), *unusable.values()], key=lambda row: digest(seed, str(row["id"])))
+    return pl.DataFrame(rows, schema=PROMPT_SCHEMA)
+
+
+def _request(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
+    """The request of attempt number `attempt` for a leaf; of mixed kinds one in four is simple."""
+    request_seed = stable_seed("prompt", seed, *leaf.path, attempt)
+    drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
+    return PromptRequest(category=leaf, seed=request_seed, kind=drawn)
+
+
+def _answers(generator: TextGenerator, requests: Sequence[PromptRequest]) -> Iterator[dict[str, str | None]]:
+    """A record of each answer, in the order of the requests."""
+    answers = generator.generate(requests)
+    if len(answers) != len(requests):
+        raise RuntimeError(f"{generator.name} returned {len(answers)} answers to {len(requests)} requests")
+    for request, answer in zip(requests, answers, strict=True):
+        yield _record(answer, request, generator.name)
+
+
+def apportion(count: int, weights: Sequence[float]) -> list[int]:
+    """Split `count` over `weights` in whole numbers that sum to it, each within one of its exact share.
+
+    So is every run of neighbours: a branch of the tree gets its share even of a count below the number of
+    leaves. (Largest remainders would go to the leaves of the branches with the fewest.)
+    """
+    total = sum(weights)
+    ends = [0, *(math.floor(count * sum_ / total + 0.5) for sum_ in accumulate(weights))]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def parse_answer(answer: str) -> tuple[str, str | None]:
+    """An engine's answer -> (prompt, None), or (the answer as it came, what is wrong with it)."""
+    text = answer.strip()
+    if text.startswith("```"):  # a fenced block is the commonest harmless decoration of chat models
+        text = text.strip("`").removeprefix("json").strip()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return answer, "answer is not JSON"
+    if not isinstance(content, dict):
+        return answer, "answer is not a JSON object"
+    if isinstance(content.get("error"), str):
+        return answer, content["error"]
+    prompt = content.get("prompt")
+    if not isinstance(prompt, str):
+        return answer, 'answer has no text under "prompt"'
+    if not prompt.strip():
+        return answer, "answer has an empty prompt"
+    return prompt.strip(), None
+
+
+def _record(answer: str, request: PromptRequest, created_by: str) -> dict[str, str | None]:
+    prompt, problem = parse_answer(answer)
+    # Lone surrogates can come out of "\ud83d" escapes; they are no text and no file could hold them.
+    prompt = prompt.encode("utf-8", "replace").decode("utf-8")
+    category = request.category
+    return {
+        "id": stable_id(created_by, *category.path, category.language, prompt),
+        "prompt": prompt,
+        "language": category.language,
+        "category": category.category,
+        "subclass": category.subclass,
+        "superclass": category.superclass,
+        "created_by": created_by,
+        "problem": problem,
+    }
+
+
+def prompt_records(
+    prompts: Sequence[str],
+    *,
+    created_by: str = "user",
+    language: str = "en",
+    category: str = "",
+    subclass: str = "",
+    superclass: str = "",
+) -> pl.DataFrame:
+    """Records around prompts that exist already, in their order. A prompt given twice gets two ids."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for prompt in prompts:
+        row_id = stable_id(created_by, superclass, subclass, category, language, prompt, seen[prompt])
+        seen[prompt] += 1
+        rows.append((row_id, prompt, language, category, subclass, superclass, created_by, None))
+    return pl.DataFrame(rows, schema=PROMPT_SCHEMA, orient="row")
+
+
+def write_prompts(prompts: pl.DataFrame, path: str | Path) -> Path:
+    """Write prompt records as Parquet, atomically. Filter columns (`status`, `reason`), if any, stay."""
+    path = Path(path)
+    check_prompts(prompts, str(path))
+    with atomic_path(path) as temporary:
+        prompts.write_parquet(temporary, compression="zstd")
+    return path
+
+
+def read_prompts(path: str | Path) -> pl.DataFrame:
+    """Read prompt records from `.parquet` or `.jsonl`, or bare prompts from `.txt` (one a line) or `.csv`.
+
+    Missing provenance columns are filled in (`created_by` = "file:NAME"), so that a user's own list of
+    prompts runs through the same pipeline.
+
+    Raises:
+        DataError: the file is missing, damaged or empty, or has no column "prompt".
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"prompt file {path} does not exist; give one that ends in .parquet, .jsonl, .csv or .txt"
+        )
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
+        ".parquet": pl.read_parquet,
+        ".jsonl": pl.read_ndjson,
+        ".csv": lambda source: pl.read_csv(source, infer_schema=False),
+        ".txt": _read_lines,
+    }
+    if path.suffix not in readers:
+        raise DataError(f"prompt file {path} has suffix {path.suffix!r}; wanted one of {', '.join(readers)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"prompt file {path} is empty")
+    try:
+        frame = readers[path.suffix](path)
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"prompt file {path} cannot be read: {one_line(error)}") from error
+    frame = _with_provenance(frame, path)
+    check_prompts(frame, f"prompt file {path}")
+    return frame
+
+
+def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
+    """Check columns, types, and that ids are unique and there is at least one row.
+
+    Raises:
+        DataError: naming the first fault.
+    """
+    missing = [name for name in _REQUIRED if name not in prompts.columns]
+    if missing:
+        raise DataError(f"{where}: no column {', '.join(missing)}; it has {', '.join(prompts.columns)}")
+    for name in _REQUIRED:
+        if prompts.schema[name] != pl.String:
+            raise DataError(f"{where}: column {name!r} is {prompts.schema[name]}, not text")
+    if prompts.is_empty():
+        raise DataError(f"{where}: there is no prompt in it")
+    if prompts["id"].null_count() or prompts["id"].n_unique() < prompts.height:
+        raise DataError(f"{where}: the ids are not unique; each record needs its own")
+
+
+def _read_lines(path: Path) -> pl.DataFrame:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return pl.DataFrame({"prompt": [line for line in lines if line]}, schema={"prompt": pl.String()})
+
+
+def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    if "prompt" not in frame.columns:
+        raise DataError(
+            f"prompt file {path} has no column 'prompt'; it has {', '.join(frame.columns) or 'none'}"
+        )
+    defaults = {
+        "language": "en",
+        "category": "",
+        "subclass": "",
+        "superclass": "",
+        "created_by": f"file:{path.name}",
+    }
+    frame = frame.with_columns(pl.lit(v).alias(k) for k, v in defaults.items() if k not in frame.columns)
+    if "problem" not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias("problem"))
+    if "id" not in frame.columns:
+        frame = frame.unique("prompt", maintain_order=True)
+        ids = [stable_id(row["created_by"], str(row["prompt"])) for row in frame.iter_rows(named=True)]
+        frame = frame.with_columns(pl.Series("id", ids, dtype=pl.String))
+    rest = [name for name in frame.columns if name not in PROMPT_SCHEMA]
+    return frame.select(*PROMPT_SCHEMA, *rest)

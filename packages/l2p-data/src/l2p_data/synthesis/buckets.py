@@ -1,0 +1,48 @@
+"""Resolution buckets: images of one area in several shapes, each batch of one shape."""
+
+import math
+from collections.abc import Sequence
+
+from l2p_data.corpus.identity import stable_seed
+from l2p_data.errors import DataError
+
+Size = tuple[int, int]
+"""Width and height in px."""
+
+#: The shapes that text-to-image models are commonly trained on.
+RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
+
+
+def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, int]] = RATIOS) -> list[Size]:
+    """Sizes of about `side` x `side` px in area, one per aspect ratio, in multiples of `multiple`.
+
+    Raises:
+        DataError: the multiple is larger than a side would be.
+    """
+    sizes = []
+    for width, height in ratios:
+        exact = side * math.sqrt(width / height)
+        size = (round(exact / multiple) * multiple, round(side * side / exact / multiple) * multiple)
+        if min(size) < 1:
+            raise DataError(
+                f"a bucket of {side} px and shape {width}:{height} is below one multiple of {multiple}"
+            )
+        sizes.append(size)
+    return list(dict.fromkeys(sizes))
+
+
+def bucket_of(prompt_id: str, seed_index: int, buckets: Sequence[Size]) -> Size:
+    """The size of an image: drawn by a hash of its identity, so that it never depends on the run."""
+    return buckets[stable_seed("bucket", prompt_id, seed_index) % len(buckets)]
+
+
+def parse_size(text: str) -> Size:
+    """ "1216x832" -> (1216, 832).
+
+    Raises:
+        DataError: it is no size.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise DataError(f"size {text!r} is not of the form WIDTHxHEIGHT, for example 1216x832")
+    return int(parts[0]), int(parts[1])

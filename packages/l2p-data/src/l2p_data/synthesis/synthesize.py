@@ -1,0 +1,296 @@
+"""Prompts x seeds -> images -> corpus (sec. 3.2, "Image Synthesis"): Ray Data actors around a diffusers
+pipeline.
+
+The unit of work is the shard. Which rows a shard holds, and each row's seed, follow from the prompts and the
+settings alone, so any worker can make any shard, finished shards are skipped, and an interrupted run that is
+started again ends with the same bytes as one that ran through. Ray is the executor only: what is done is
+read from the disk.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from l2p_data.corpus.dataset import Failure, Manifest, Shard
+from l2p_data.corpus.files import location, make_directory, read_json
+from l2p_data.corpus.identity import digest, image_seed, model_fingerprint
+from l2p_data.errors import DataError
+from l2p_data.filters.filtering import kept
+from l2p_data.prompts.generation import check_prompts
+from l2p_data.synthesis.buckets import bucket_of
+from l2p_data.synthesis.checks import CheckSettings
+from l2p_data.synthesis.executor import RayShare, run_here, run_on_ray
+from l2p_data.synthesis.ledger import claim, finished_shards, release, remove_partial_files
+from l2p_data.synthesis.models import local_directory
+from l2p_data.synthesis.worker import WorkerSettings
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """How prompts become images. The paper: 10k prompts, 2 seeds each, 1024 px, Z-Image-Turbo (sec. 4.1)."""
+
+    model: (
+        str | Path
+    )  # diffusers text-to-image directory, or the id of a model in the local Hugging Face cache
+    output: str | Path  # corpus directory
+    seeds_per_prompt: int = 2  # images per prompt
+    width: int = 1024  # px
+    height: int = 1024  # px
+    buckets: Sequence[tuple[int, int]] = ()  # (width, height) px: each image gets one of these sizes instead
+    batch_size: int = 8  # images per pipeline call
+    rows_per_shard: int = 64  # images per Parquet file; what a crash can cost at most, per worker
+    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
+    threads_per_worker: int = 1  # of torch, on the CPU
+    gpus_per_worker: float | None = None  # None: 1 if the Ray cluster has GPUs, else 0; fractions share a GPU
+    worker_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
+    dtype: str = (
+        "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device computes in it, else float32
+    )
+    cpu_offload: bool = (
+        False  # text encoder, transformer and VAE are on the GPU by turns: slower, less memory
+    )
+    image_format: str = "png"  # or "jpeg"
+    max_attempts: int = 2  # per image
+    min_entropy: float = 0.0  # bits; images with less are listed as failed (photographs: 6 to 7.5)
+    checks: CheckSettings = field(default_factory=CheckSettings)  # safety classifier, OCR of rendered text
+    ray_address: str | None = None  # a running cluster; None: Ray on this machine only
+    pipeline_kwargs: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # num_inference_steps, guidance_scale, ...
+
+    def __post_init__(self) -> None:
+        for name in (
+            "seeds_per_prompt",
+            "width",
+            "height",
+            "batch_size",
+            "rows_per_shard",
+            "threads_per_worker",
+        ):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if any(min(size) < 1 for size in self.buckets):
+            raise DataError(f"buckets are {list(self.buckets)}; every side must be at least 1 px")
+        if self.workers is not None and self.workers < 0:
+            raise DataError(
+                f"workers is {self.workers}; it must be at least 0, or absent to decide by the machine"
+            )
+        if self.dtype not in ("auto", *_DTYPES):
+            raise DataError(f"dtype {self.dtype!r} is not known; use auto, {', '.join(_DTYPES)}")
+        if self.image_format not in ("png", "jpeg"):
+            raise DataError(f"image_format {self.image_format!r} is not known; use png or jpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisProgress:
+    """State of a running synthesis, given to `on_progress` at the start and after each shard."""
+
+    images: int  # finished, earlier runs included
+    failed: int
+    total: int
+    shards: int  # finished
+    total_shards: int
+
+
+def synthesize(
+    prompts: pl.DataFrame,
+    config: SynthesisConfig,
+    on_progress: Callable[[SynthesisProgress], None] | None = None,
+) -> Manifest:
+    """Make `config.seeds_per_prompt` images of each kept prompt; returns the finished corpus's manifest.
+
+    Running it again with the same arguments continues where it stopped, or returns at once if all is done.
+    Rows that failed are counted and listed in the manifest, with their errors. Nothing is drawn at random:
+    the seed of an image is a hash of its prompt's id and its number.
+
+    Args:
+        prompts: prompt records; with a `status` column, only rows that are "keep".
+        config: see `SynthesisConfig`.
+        on_progress: called from this process.
+
+    Raises:
+        DataError: a missing model, an unwritable or foreign output directory, no prompt, a pipeline that
+        cannot run.
+    """
+    check_prompts(prompts)
+    corpus = location(config.output).absolute()
+    model = resolve_model(config.model)
+    shards = plan_shards(kept(prompts), config)
+    make_directory(corpus)
+    settings = _settings(config, model, shards)
+    claim(corpus, settings)
+    try:
+        entries = _all_made(config, model, corpus, settings["source_model"], shards, on_progress)
+    except BaseException:
+        release(corpus)
+        raise
+    manifest = Manifest(
+        shards=tuple(
+            Shard(**entries[index]["file"]) for index in sorted(entries) if "file" in entries[index]
+        ),
+        failures=tuple(Failure(**row) for index in sorted(entries) for row in entries[index]["failures"]),
+        settings=settings,
+    )
+    manifest.save(corpus)
+    return manifest
+
+
+def _all_made(
+    config: SynthesisConfig,
+    model: Path,
+    corpus: Path,
+    source_model: str,
+    shards: list[list[dict[str, Any]]],
+    on_progress: Callable[[SynthesisProgress], None] | None,
+) -> dict[int, dict[str, Any]]:
+    """The ledger entries of all shards, by index, once those that are missing are made."""
+    entries = finished_shards(corpus, len(shards))
+    progress = _Reporter(shards, entries, on_progress)
+    missing = [index for index in range(len(shards)) if index not in entries]
+    if missing:
+        remove_partial_files(corpus)
+        for entry in _made(config, model, corpus, source_model, shards, missing):
+            entries[entry["shard"]] = entry
+            if not any("file" in known for known in entries.values()):
+                cause = entry["failures"][0]["error"]
+                raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
+            progress.report()
+    return entries
+
+
+def _settings(config: SynthesisConfig, model: Path, shards: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """All that decides the images. Options that are off are left out: what this package learns later does not
+    part it from corpora that were begun before."""
+    try:
+        json.dumps(dict(config.pipeline_kwargs))
+    except TypeError as error:
+        raise DataError(
+            f"pipeline_kwargs {dict(config.pipeline_kwargs)} must be plain numbers and texts"
+        ) from error
+    settings: dict[str, Any] = {
+        "source_model": f"{Path(config.model).name}@{model_fingerprint(model)}",
+        "seeds_per_prompt": config.seeds_per_prompt,
+        "width": config.width,
+        "height": config.height,
+        "batch_size": config.batch_size,  # last bits of an image can depend on its batch
+        "rows_per_shard": config.rows_per_shard,
+        "dtype": config.dtype,
+        "image_format": config.image_format,
+        "min_entropy": config.min_entropy,
+        "pipeline_kwargs": dict(config.pipeline_kwargs),
+        "rows": digest(*(row["id"] for rows in shards for row in rows)).hex()[:16],
+    }
+    if config.buckets:
+        settings["buckets"] = [list(size) for size in config.buckets]
+    if config.checks != CheckSettings():
+        settings["checks"] = asdict(config.checks)
+    return settings
+
+
+def _made(
+    config: SynthesisConfig,
+    model: Path,
+    corpus: Path,
+    source_model: str,
+    shards: list[list[dict[str, Any]]],
+    missing: list[int],
+) -> Iterator[dict[str, Any]]:
+    """Ledger entries of the missing shards as they get done, on Ray or here.
+
+    Raises:
+        DataError: the pipeline cannot work at all.
+    """
+    worker = WorkerSettings(
+        model=str(model),
+        corpus=str(corpus),
+        source_model=source_model,
+        batch_size=config.batch_size,
+        threads=config.threads_per_worker,
+        dtype=config.dtype,
+        cpu_offload=config.cpu_offload,
+        image_format=config.image_format,
+        max_attempts=config.max_attempts,
+        min_entropy=config.min_entropy,
+        checks=config.checks,
+        pipeline_kwargs=dict(config.pipeline_kwargs),
+    )
+    work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
+    share = RayShare(
+        workers=config.workers,
+        threads_per_worker=config.threads_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+        resources=config.worker_resources,
+        address=config.ray_address,
+    )
+    run = run_here(work, worker) if config.workers == 0 else run_on_ray(work, worker, share)
+    with closing(run):
+        for entry in run:
+            if "broken" in entry:
+                raise DataError(f"cannot make images with {config.model}: {entry['broken']}")
+            yield entry
+
+
+def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> list[list[dict[str, Any]]]:
+    """Every row to be made, grouped by shard: a pure function of the prompts and the settings.
+
+    With buckets, the rows of one size stand together.
+    """
+    columns = ["prompt", "language", "category", "subclass", "superclass", "created_by"]
+    sizes = [(width, height) for width, height in config.buckets] or [(config.width, config.height)]
+    rows = []
+    for record in prompts.select("id", *columns).iter_rows(named=True):
+        for index in range(config.seeds_per_prompt):
+            width, height = bucket_of(record["id"], index, sizes)
+            rows.append(
+                {
+                    "id": f"{record['id']}-{index:02d}",
+                    **{name: record[name] for name in columns},
+                    "seed": image_seed(record["id"], index),
+                    "width": width,
+                    "height": height,
+                }
+            )
+    rows.sort(key=lambda row: sizes.index((row["width"], row["height"])))  # stable; full batches of one size
+    size = config.rows_per_shard
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The directory of a diffusers text-to-image model; see `models.local_directory`."""
+    path = local_directory(model, "model_index.json", "a diffusers text-to-image pipeline")
+    read_json(path / "model_index.json")
+    return path
+
+
+class _Reporter:
+    """Counts for `on_progress`."""
+
+    def __init__(
+        self,
+        shards: list[list[dict[str, Any]]],
+        entries: dict[int, dict[str, Any]],
+        on_progress: Callable[[SynthesisProgress], None] | None,
+    ) -> None:
+        self.shards, self.entries, self.on_progress = shards, entries, on_progress
+        self.total = sum(len(rows) for rows in shards)
+        self.report()
+
+    def report(self) -> None:
+        if self.on_progress is not None:
+            done = list(self.entries.values())
+            self.on_progress(
+                SynthesisProgress(
+                    images=sum(entry["file"]["rows"] for entry in done if "file" in entry),
+                    failed=sum(len(entry["failures"]) for entry in done),
+                    total=self.total,
+                    shards=len(done),
+                    total_shards=len(self.shards),
+                )
+            )

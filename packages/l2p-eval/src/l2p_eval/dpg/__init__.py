@@ -1,0 +1,1 @@
+"""DPG-Bench: questions about dense prompts, and who answers them."""

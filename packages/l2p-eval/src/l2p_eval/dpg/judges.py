@@ -1,0 +1,145 @@
+"""Who answers DPG-Bench's questions: a VQA model through transformers, or an OpenAI-compatible server.
+
+The paper's judge is mPLUG-large. Another judge is another metric; `name` says which in the result.
+"""
+
+import base64
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from l2p_eval.errors import EvalError
+from l2p_eval.metrics.user_models import (
+    check_directory,
+    describe_processor,
+    finite,
+    load_network,
+    load_part,
+    weights_sha256,
+)
+
+_RETRIED = {408, 429, 500, 502, 503, 504}
+
+
+class VqaJudge:
+    """A visual-question-answering model (BLIP and its kin) in a local transformers directory."""
+
+    def __init__(self, model: Path, *, device: str = "cpu") -> None:
+        from transformers import AutoImageProcessor, AutoModelForVisualQuestionAnswering, AutoTokenizer
+
+        check_directory(model)
+        what = "visual-question-answering model"
+        self.processor = load_part(AutoImageProcessor, model, what)
+        self.tokenizer = load_part(AutoTokenizer, model, what)
+        self.network = load_network(AutoModelForVisualQuestionAnswering, model, what).to(device)
+        self.device = device
+        self.name = f"{model.name} (transformers)"
+        self.weights_sha256 = weights_sha256(model)
+        self.preprocessing = describe_processor(self.processor)
+
+    @torch.inference_mode()
+    def answer(self, image: Image.Image, question: str) -> bool:
+        """Whether the model's answer is yes."""
+        pixels = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        text = self.tokenizer(question, return_tensors="pt")
+        words = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        if hasattr(self.network, "generate") and not hasattr(self.network, "classifier"):
+            found = self.network.generate(
+                pixel_values=pixels.to(self.device),
+                **words,
+                max_new_tokens=5,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            finite(found.logits[0], self.name)
+            return says_yes(self.tokenizer.decode(found.sequences[0], skip_special_tokens=True))
+        logits = self.network(
+            pixel_values=pixels.to(self.device), **words
+        ).logits  # a classifier over answers
+        return says_yes(self.network.config.id2label[int(finite(logits[0], self.name).argmax())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerJudge:
+    """A vision-language model behind an OpenAI-compatible server (`vllm serve`, llama.cpp, a provider)."""
+
+    base_url: str  # "http://127.0.0.1:8000/v1"
+    model: str
+    api_key: str | None = None
+    timeout: float = 120.0  # s, per attempt
+    attempts: int = 3  # only passing faults are retried
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise EvalError(f"{self.base_url!r} is no http address, such as http://127.0.0.1:8000/v1")
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} (server)"
+
+    @property
+    def weights_sha256(self) -> str:
+        return ""  # the server's own; nobody here can see them
+
+    @property
+    def preprocessing(self) -> str:
+        return "the server's own"
+
+    def answer(self, image: Image.Image, question: str) -> bool:
+        """Whether the server's answer is yes; greedy, one word."""
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": f"{question} Answer with yes or no only."},
+        ]
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0.0,
+            "max_tokens": 8,
+        }
+        return says_yes(self._ask(body))
+
+    def _ask(self, body: dict[str, Any]) -> str:
+        fault = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(min(0.2 * 3**attempt, 10.0))
+            try:
+                return str(self._post(body)["choices"][0]["message"]["content"])
+            except urllib.error.HTTPError as error:
+                detail = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+                fault = f"HTTP {error.code}: {detail}"
+                if error.code not in _RETRIED:
+                    break
+            except (urllib.error.URLError, TimeoutError, OSError) as error:
+                fault = " ".join(str(error).split())
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                fault = f"an unexpected answer ({type(error).__name__})"
+        raise EvalError(f"the judge {self.model!r} at {self.base_url} does not answer: {fault}")
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        request = urllib.request.Request(
+            f"{self.base_url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=headers
+        )
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            return json.load(response)
+
+
+def says_yes(answer: str) -> bool:
+    """Yes if the first word is; the published script takes anything else as no."""
+    words = answer.strip().lower().replace(",", " ").replace(".", " ").split()
+    return bool(words) and words[0] == "yes"

@@ -1,0 +1,1 @@
+"""Metrics on sets of images: Frechet distance, Inception Score, CLIP scores, diversity."""

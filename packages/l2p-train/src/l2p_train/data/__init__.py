@@ -1,0 +1,1 @@
+"""The corpus as training batches, and the text embeddings beside it."""

@@ -1,0 +1,126 @@
+"""Random access to a corpus: its images by row, decoded and resized."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2p_train.config import TrainConfig
+from l2p_train.data.shards import COLUMNS, open_shards
+from l2p_train.errors import TrainError
+from l2p_train.run.storage import Place
+
+Size = tuple[int, int]  # height, width in px
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one image of the corpus lies, and what belongs to it."""
+
+    id: str
+    prompt: str
+    file: int
+    row_group: int
+    offset: int  # within the row group
+    size: Size  # as stored
+
+
+class Corpus:
+    """Random access to the images of a corpus, decoded, with a bounded cache.
+
+    Args:
+        place: its directory, or its address (shards.py).
+        image_cache_mb: of decoded images, in memory.
+        cache: for a corpus at an address, the folder that keeps the images of the shards in use.
+        cache_gb: of disk that they may take, about.
+    """
+
+    def __init__(
+        self, place: Place, image_cache_mb: int = 1024, *, cache: Path | None = None, cache_gb: float = 100.0
+    ) -> None:
+        self.shards = open_shards(place, cache, cache_gb)
+        self.rows = [
+            Row(str(id_), prompt, file, group, offset, (height, width))
+            for file, groups in enumerate(self.shards.groups())
+            for group, columns in enumerate(groups)
+            for offset, (id_, prompt, width, height) in enumerate(
+                zip(*(columns[name] for name in COLUMNS), strict=True)
+            )
+        ]
+        if not self.rows:
+            raise TrainError(f"the corpus in {place} has no rows")
+        self._cache: dict[tuple[int, Size], Tensor] = {}
+        self._cache_room = image_cache_mb * 2**20
+
+    def image(self, index: int, size: Size) -> Tensor:
+        """Return row `index` as uint8 (3, H, W) at `size`.
+
+        An image of another size is resized to exactly `size` with an antialiasing Lanczos filter, never
+        cropped: buckets follow the aspect ratio (`bucket_size`), so the stretch stays within a few percent.
+        """
+        key = (index, size)
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
+        pixels = torch.from_numpy(_decode(self._encoded(index), size, self.rows[index].id))
+        if self._cache_room >= pixels.numel():
+            self._cache_room -= pixels.numel()
+            self._cache[key] = pixels
+        return pixels
+
+    def _encoded(self, index: int) -> bytes:
+        row = self.rows[index]
+        encoded = self.shards.image(row.file, row.row_group, row.offset)
+        if not encoded:
+            raise TrainError(f"{self.shards.names[row.file]}: row {row.id} holds no image bytes")
+        return encoded
+
+
+def open_corpus(config: TrainConfig) -> Corpus:
+    """Open the corpus of a run."""
+    cache = config.corpus_cache or config.output / "corpus-cache"
+    return Corpus(config.corpus, config.image_cache_mb, cache=cache, cache_gb=config.corpus_cache_gb)
+
+
+def _decode(encoded: bytes, size: Size, name: str) -> np.ndarray:
+    """Return uint8 (3, H, W)."""
+    from PIL import Image, UnidentifiedImageError
+
+    height, width = size
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise TrainError(f"image {name} of the corpus cannot be decoded: {error}") from error
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def bucket_size(size: Size, resolution: int | None, multiple: int) -> Size:
+    """Return the size at which an image trains.
+
+    Without `resolution` it is the image's own, which must be a multiple of the patch. With it: about
+    resolution^2 pixels, the image's aspect ratio, each side the nearest multiple of `multiple`.
+    """
+    height, width = size
+    if resolution is None:
+        if height % multiple or width % multiple:
+            near = max(multiple, round(math.sqrt(height * width) / multiple) * multiple)
+            raise TrainError(
+                f"the corpus holds an image of {width} x {height} px, not multiples of the patch size "
+                f"{multiple}; set resolution = {near} to have images resized"
+            )
+        return size
+    if resolution % multiple:
+        raise TrainError(f"resolution {resolution} is not a multiple of patch size {multiple}")
+    aspect = math.sqrt(height / width)
+    sides = (resolution * aspect, resolution / aspect)
+    tall, wide = (max(multiple, round(side / multiple) * multiple) for side in sides)
+    return tall, wide

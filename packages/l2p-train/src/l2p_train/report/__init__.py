@@ -1,0 +1,1 @@
+"""What a training run reports: metrics, trackers, samples, held-out loss."""

@@ -1,0 +1,106 @@
+"""Sample grids while training: fixed prompts and seeds through `L2PPipeline`, beside the source's images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2p_train.config import TrainConfig
+from l2p_train.data.conditioning import ConditioningCache
+from l2p_train.data.corpus import Corpus, Size, bucket_size
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """What is drawn at every interval."""
+
+    prompts: tuple[str, ...]
+    references: tuple[
+        int, ...
+    ]  # rows of the corpus with the source's image of each prompt; () for a user's prompts
+    size: Size
+
+
+def plan_samples(config: TrainConfig, corpus: Corpus, patch_size: int) -> SamplePlan:
+    """Choose the prompts: the user's, or different ones spread over the corpus, all of one size."""
+    sizes = [bucket_size(row.size, config.resolution, patch_size) for row in corpus.rows]
+    size = max(set(sizes), key=lambda one: (sizes.count(one), one))
+    if config.sample_prompts:
+        return SamplePlan(config.sample_prompts, (), size)
+    first_row = {
+        row.prompt: index for index, row in reversed(list(enumerate(corpus.rows))) if sizes[index] == size
+    }
+    rows = sorted(first_row.values())
+    chosen = [rows[i * len(rows) // config.sample_count] for i in range(config.sample_count)] if rows else []
+    chosen = list(dict.fromkeys(chosen))
+    return SamplePlan(tuple(corpus.rows[row].prompt for row in chosen), tuple(chosen), size)
+
+
+def load_scheduler(model_dir: Path) -> Any:
+    """Return the model directory's own scheduler."""
+    import json
+
+    import diffusers
+
+    config = json.loads((model_dir / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def draw_samples(
+    transformer: Any, scheduler: Any, plan: SamplePlan, conditioning: ConditioningCache, config: TrainConfig
+) -> Tensor:
+    """Return the images of the plan as uint8 (N, 3, H, W) in every process; collective.
+
+    The prompts are dealt out over the processes, padded to equal shares so that ZeRO-3 stays in step.
+    """
+    from l2p_arch import L2PPipeline
+
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    share = -(-len(plan.prompts) // processes)
+    mine = [(rank * share + i) % len(plan.prompts) for i in range(share)]
+    pipeline = L2PPipeline(transformer=transformer, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    was_training = transformer.training
+    transformer.eval()
+    images = pipeline(
+        prompt_conditioning=[conditioning[plan.prompts[i]] for i in mine],
+        negative_conditioning=[conditioning[""]] * share,
+        height=plan.size[0],
+        width=plan.size[1],
+        num_inference_steps=config.sample_steps,
+        guidance_scale=config.sample_guidance,
+        seeds=[config.sample_seed + i for i in mine],
+        output_type="pt",
+    ).images
+    transformer.train(was_training)
+    local = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).contiguous()
+    if processes == 1:
+        return local[: len(plan.prompts)]
+    device = next(transformer.parameters()).device
+    parts = [torch.empty_like(local, device=device) for _ in range(processes)]
+    torch.distributed.all_gather(parts, local.to(device))
+    return torch.cat(parts).cpu()[: len(plan.prompts)]
+
+
+def save_grid(path: Path, plan: SamplePlan, images: Tensor, corpus: Corpus) -> None:
+    """Write a picture: below each other the source's images (if known) and ours, one column per prompt."""
+    from PIL import Image
+
+    rows = [images]
+    if plan.references:
+        rows.insert(0, torch.stack([corpus.image(index, plan.size) for index in plan.references]))
+    height, width = plan.size
+    sheet = np.full((len(rows) * (height + 2) - 2, len(images) * (width + 2) - 2, 3), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = y * (height + 2), x * (width + 2)
+            sheet[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    Image.fromarray(sheet).save(temporary, format="PNG")
+    temporary.replace(path)

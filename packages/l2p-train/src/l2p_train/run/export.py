@@ -1,0 +1,87 @@
+"""The final model directory: the initial one with the trained tensors replaced and the frozen ones copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from l2p_train.errors import TrainError
+from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
+from l2p_train.zero.tensors import save_tensors
+
+
+def weight_files(transformer: Path) -> list[Path]:
+    """Return the safetensors shards of a transformer directory."""
+    files = sorted(transformer.glob("*.safetensors"))
+    if not files:
+        raise TrainError(f"no weights in {transformer}: no *.safetensors there")
+    return files
+
+
+def base_hash(model_dir: Path) -> str:
+    """Return a hash of the transformer a run starts from: config, and names, sizes and headers of shards."""
+    config = model_dir / "transformer" / "config.json"
+    if not config.is_file():
+        raise TrainError(f"{model_dir} is no L2P model directory: no transformer/config.json")
+    digest = hashlib.sha256(config.read_bytes())
+    for path in weight_files(model_dir / "transformer"):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(min(length, 2**26)))
+            digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
+    """Write `out`, a complete diffusers directory for `L2PPipeline`, from the initial model and a checkpoint.
+
+    Trained tensors come from the average if the run kept one, else from the float32 masters, in the dtype
+    that the initial file has. One shard is in memory at a time. Needs neither the engine nor a GPU.
+    """
+    from safetensors import safe_open
+
+    verify(checkpoint)
+    trained = TensorFiles(checkpoint.files())
+    kind = "ema" if trained.has_kind("ema") else "master"
+    names, read = set(trained.names(kind)), trained.of(kind)
+    temporary = out.parent / f".{out.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
+    for path in weight_files(model_dir / "transformer"):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        for name in names & set(tensors):
+            tensors[name] = read(name).to(tensors[name].dtype)
+        names -= set(tensors)
+        save_tensors(tensors, temporary / "transformer" / path.name, metadata=metadata)
+    if names:
+        raise TrainError(
+            f"{model_dir} has no tensor {sorted(names)[0]!r}, which was trained; it is not the first model"
+        )
+    provenance = {
+        "step": checkpoint.step,
+        "weights": kind,
+        "base": checkpoint.state["base"],
+        "config": checkpoint.state["config"],
+    }
+    (temporary / "training.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    return temporary.rename(out)
+
+
+def _is_transformer_weight(folder: str, names: list[str]) -> set[str]:
+    inside = Path(folder).name == "transformer"
+    return {name for name in names if inside and name.endswith(".safetensors")}
+
+
+def _link(source: str, target: str) -> None:
+    """Hard-link where the file system can, else copy."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,1 @@
+"""The model under DeepSpeed's ZeRO stages, and the optimiser."""
