@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from l2p_eval.geneval import parse_row
 from l2p_eval.layout import write_image, write_prompts
@@ -156,6 +157,23 @@ def test_frechet_and_diversity_need_no_files(tmp_path: Path) -> None:
     entry = results(tmp_path / "div")["entries"][0]
     assert 0 < entry["values"]["diversity-efficientnet-lite0"] < 1
     assert entry["definition"]["images_per_prompt"] == [2, 2]
+
+
+def test_the_patch_grid_of_two_folders_stands_side_by_side(tmp_path: Path) -> None:
+    """Scenes as they are, and with every second patch of 8 px made brighter."""
+    clean, gridded = (scenes(tmp_path / name, PROMPTS) for name in ("clean", "gridded"))
+    for path in gridded.rglob("*.png"):
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+        rows, columns = np.indices(pixels.shape[:2]) // 8
+        Image.fromarray(np.where(((rows + columns) % 2 == 0)[..., None], pixels, pixels // 2)).save(path)
+    out = str(tmp_path / "out")
+    command = ["patch-grid", "--images", str(clean), "--images", str(gridded), "--patch-size", "8", "-o", out]
+    assert main(command) == 0
+    read = results(tmp_path / "out")
+    one, other = (entry["values"]["patch-grid-8"] for entry in read["entries"])
+    assert other > 5 * one
+    assert read["entries"][0]["definition"]["patch_size"] == 8 and not read["paper"]["rows"]
 
 
 def test_a_model_paints_resumes_and_refuses_other_settings(

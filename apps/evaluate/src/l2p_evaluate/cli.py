@@ -27,6 +27,11 @@ METRICS = {
     "long-clip": ("image_metrics", "LongClip", "Long-CLIP score (Table 2, the column CLIP)"),
     "fg-clip": ("image_metrics", "FgClip", "FG-CLIP score (Table 2)"),
     "diversity": ("image_metrics", "Diversity", "LPIPS between the seeds of a prompt (Fig. 5)"),
+    "patch-grid": (
+        "image_metrics",
+        "PatchGrid",
+        "do patch borders show? jumps across them over jumps inside",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from l2p_eval.metrics.frechet import Patches, frechet_between
 from l2p_eval.metrics.inception import inception
 from l2p_eval.metrics.inception_score import inception_score_of
 from l2p_eval.metrics.lpips import Lpips
+from l2p_eval.metrics.patch_grid import patch_grid_of
 from l2p_eval.prompt_sets import find_images
 
 from l2p_evaluate.arguments import positive
@@ -215,6 +216,40 @@ class Diversity(Scorer):
         row = result.to_row()
         texts = _prompts(self.prompt_file) if pictures.model else {"prompts": _hash_of_texts([*groups])}
         return Score(values={result.name: row.pop("value")}, definition=row | texts)
+
+
+class PatchGrid(Scorer):
+    """Jumps at the borders of patches over jumps inside them."""
+
+    title = "Patch grid"
+    better = "near the source's own is better; a number that stands above it is a visible grid"
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--patch-size",
+            type=positive,
+            default=16,
+            metavar="PX",
+            help="the L2P model's, for its source too (default 16, that of the published 1K model)",
+        )
+        add_prompts(parser)
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.set = prompt_set(options)
+        self.prompts = self.set.texts if self.set else ()
+        self.prompt_file: Path | None = options.prompts
+        self.patch_size: int = options.patch_size
+
+    def score(self, pictures: Pictures, progress: Progress) -> Score:
+        result = patch_grid_of(
+            images_of(pictures, self.set),
+            self.patch_size,
+            on_image=lambda done, total: progress(done, total, f"measuring {pictures.name}"),
+        )
+        row = result.to_row()
+        values = {result.name: row.pop("value"), "borders": row.pop("borders"), "inside": row.pop("inside")}
+        return Score(values=values, definition=row | _prompts(self.prompt_file))
 
 
 def _patches(text: str | None, seed: int) -> Patches | None:

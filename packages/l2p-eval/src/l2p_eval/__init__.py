@@ -35,6 +35,7 @@ _HOME = {
     "alignment_of": "metrics.alignment",
     "Lpips": "metrics.lpips",
     "diversity_of": "metrics.diversity",
+    "patch_grid_of": "metrics.patch_grid",
     "count": "efficiency",
     "measure": "efficiency",
     "read_prompt_set": "prompt_sets",
