@@ -96,8 +96,8 @@ def patch_grid_of(
     borders, inside = (sums / counts).tolist()
     if inside == 0:
         raise EvalError(
-            f"all {len(images)} images are flat inside their {patch_size} px patches, so that nothing is there to"
-            " compare borders with; give other images or another patch size"
+            f"all {len(images)} images are flat inside their {patch_size} px patches, which leaves nothing"
+            " to compare their borders with; give other images or another patch size"
         )
     return PatchGridResult(
         name=f"patch-grid-{patch_size}",
