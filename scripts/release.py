@@ -4,9 +4,10 @@
     uv run python scripts/release.py --python 3.12 --python 3.13  the same on these Pythons
     uv run python scripts/release.py --no-install                 only build and look inside
 
-Checked: one version everywhere, equal to the newest entry of CHANGELOG.md; py.typed, licence and description
-in each wheel, no tests; and that a wheel installed alone, with the lock file's versions of its dependencies,
-imports every one of its modules and brings no package of ours that it does not depend on.
+Checked: one version everywhere, equal to the newest entry of CHANGELOG.md; py.typed, the licence's text, the
+paper's address and a description in each wheel, no tests; and that a wheel installed alone, with the lock
+file's versions of its dependencies, imports every one of its modules and brings no package of ours that it
+does not depend on.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAPER = "https://arxiv.org/abs/2605.12013"
 OPTIONAL = ("training", "serve")  # modules that need an extra
 IMPORT = """
 import importlib, importlib.metadata, json, pkgutil, sys
@@ -91,10 +93,13 @@ def check_wheel(wheel: Path, project: dict) -> None:
         names = archive.namelist()
         info = next(name for name in names if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_string(archive.read(info).decode("utf-8"))
+        texts = [archive.read(name) for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     module = project["name"].replace("-", "_")
     problems = {
         "has no py.typed": f"{module}/py.typed" not in names,
         "names no licence": metadata["License-Expression"] != "Apache-2.0",
+        "does not carry the repository's LICENSE": texts != [(ROOT / "LICENSE").read_bytes()],
+        "does not say where the paper is": f"Paper, {PAPER}" not in metadata.get_all("Project-URL", []),
         "has no description": not metadata.get_payload(),
         "allows other Pythons than its project": set(metadata["Requires-Python"].replace(" ", "").split(","))
         != set(project["requires-python"].split(",")),

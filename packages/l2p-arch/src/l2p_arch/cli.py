@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="l2p-arch", description="Checkpoints of pixel-space diffusion transformers (L2P, sec. 3.3, 3.4)."
     )
+    whole.add_argument("--version", action=_Version, help="print the version and end")
     commands = whole.add_subparsers(required=True, metavar="command", dest="command")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
@@ -89,6 +90,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("delta", type=Path, help="safetensors file")
     sub.add_argument("out", type=Path, help="directory to create")
     return whole
+
+
+class _Version(argparse.Action):
+    """--version, which looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"l2p-arch {version('l2p-arch')}")
+        parser.exit()
 
 
 def _new_ends(sub: argparse.ArgumentParser, *, patch_size: int) -> None:
