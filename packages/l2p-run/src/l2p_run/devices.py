@@ -1,0 +1,32 @@
+"""Where networks run and in which precision, when nobody says: one rule for every command.
+
+torch is imported when a function is called, not before.
+"""
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def choose_device(device: str | None = None) -> str:
+    """The device as asked for; None: the first GPU where there is one, else the CPU."""
+    if device:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, device: str | None = None) -> str:
+    """The name of a torch dtype; "auto" is bfloat16 where the device multiplies in it, else float32.
+
+    A GPU counts as one that does. Of CPUs those do that have AVX-512 BF16 or AMX; others would convert every
+    number there and back.
+
+    Args:
+        device: where the network will run; None: as `choose_device` chooses.
+    """
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    fast = choose_device(device) != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"

@@ -1,0 +1,66 @@
+"""What a stage may use and what it used: cores, and the peak memory of this process and all it started."""
+
+import os
+import threading
+from types import TracebackType
+from typing import Self
+
+PERIOD = 0.5  # s between samples
+
+
+class MemoryMeter:
+    """Samples resident memory while its block runs; `peak_bytes` afterwards.
+
+    Private pages are added up over the processes and shared ones counted once (the largest share), so that
+    Ray's object store and forked pages do not count several times.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, memory_of_process_tree())
+            if self._stop.wait(PERIOD):
+                return
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_of_process_tree() -> int:
+    """Bytes in use now by this process and its descendants."""
+    import psutil
+
+    me = psutil.Process()
+    private, shared = 0, 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            info = process.memory_info()
+        except psutil.Error:  # it ended meanwhile
+            continue
+        common = getattr(info, "shared", 0)
+        private += info.rss - common
+        shared = max(shared, common)
+    return private + shared
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory that this machine has."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

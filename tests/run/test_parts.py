@@ -1,0 +1,106 @@
+"""Progress, provenance, usage, devices and cluster arithmetic."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from l2p_run.cluster import workers_that_fit
+from l2p_run.devices import choose_device, resolve_dtype
+from l2p_run.errors import UserError
+from l2p_run.progress import Counter, LineDisplay, clock, say
+from l2p_run.provenance import collect
+from l2p_run.usage import MemoryMeter, usable_cores
+
+
+class Terminal(io.StringIO):
+    """A stream that people watch."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Gone(io.StringIO):
+    """A stream whose reader went away."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_counter_overwrites_its_line_on_a_terminal_and_is_rare_in_a_log() -> None:
+    terminal, log = Terminal(), io.StringIO()
+    for stream in (terminal, log):
+        with Counter("images", stream=stream) as counter:
+            for done in range(1, 101):
+                counter(done, 100)
+    assert terminal.getvalue().count("\r") == 100 and terminal.getvalue().endswith("images 100/100\n")
+    assert log.getvalue() == "images 100/100\n"
+
+
+def test_an_unfinished_line_is_ended_and_a_permanent_one_stands_alone() -> None:
+    stream = Terminal()
+    counter = Counter("steps", stream=stream)
+    counter(1, 3)
+    counter.say("found something")
+    counter(2, 3)
+    counter.close()
+    assert stream.getvalue().split("\r\033[K") == ["", "steps 1/3", "found something\n", "steps 2/3\n"]
+
+
+def test_whoever_stops_watching_does_not_end_the_work() -> None:
+    say("x", Gone())
+    counter, display = Counter("x", stream=Gone(), interval=0), LineDisplay(Gone(), interval=0)
+    counter(1, 2)
+    display.start(1, 2, "Images")
+    display.progress(1, 2, "half")
+    display.finish("done", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (185, "3:05 min"), (7800, "2:10 h")]
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_provenance_names_what_runs() -> None:
+    found = collect(["l2p-x", "y"], ["l2p-run", "no-such-package"], Path(__file__).parent)
+    assert found["command"] == "l2p-x y" and list(found["packages"]) == ["l2p-run"]
+    assert found["machine"]["cores"] == usable_cores() and found["machine"]["memory_bytes"] > 0
+    assert found["commit"] and len(found["commit"].rstrip("+")) == 12
+    assert collect([], [], Path("/"))["commit"] is None
+
+
+def test_the_meter_sees_what_its_block_holds() -> None:
+    with MemoryMeter() as empty:
+        pass
+    with MemoryMeter() as full:
+        held = bytearray(200 << 20)
+        held[::4096] = b"x" * len(held[::4096])
+        full._stop.wait(1.2)
+    assert full.peak_bytes - empty.peak_bytes > 100 << 20
+
+
+def test_auto_is_one_precision_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert resolve_dtype("float16") == "float16" and choose_device("cuda:1") == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for multiplies, wanted in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda known=multiplies: known)
+        assert resolve_dtype("auto") == resolve_dtype("auto", "cpu") == wanted
+        assert resolve_dtype("auto", "cuda") == "bfloat16"
+    assert choose_device() == "cpu"
+
+
+def test_workers_are_counted_by_what_each_takes() -> None:
+    cluster = {"CPU": 64.0, "GPU": 8.0, "training": 4.0, "node:10.0.0.1": 1.0}
+    assert workers_that_fit(cluster, {}) == 8
+    assert workers_that_fit({"CPU": 6.0}, {}) == 6
+    assert workers_that_fit(cluster, {"CPU": 16}) == 4
+    assert workers_that_fit(cluster, {"training": 0.5}) == 8
+    with pytest.raises(
+        UserError, match=r"cluster\.x takes 1 'trianing', the cluster has CPU 64, GPU 8, training 4;"
+    ):
+        workers_that_fit(cluster, {"trianing": 1}, setting="cluster.x")
+    assert "ray" not in sys.modules
