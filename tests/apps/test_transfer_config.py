@@ -59,6 +59,7 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.distil_guidance=3.0", "a transfer begins with one that cannot"),
         ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
         ("images.widht=64", "unknown key 'images.widht'; did you mean 'width'?"),
         ("train.stesp=3", "unknown key 'stesp'; did you mean 'steps'?"),

@@ -35,6 +35,9 @@ def test_defaults_are_table_3():
         ({"zero_stage": 4}, "zero_stage is 4; use 0, 1, 2 or 3"),
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"distil_guidance": 0.5}, "distil_guidance is 0.5; it must be above 1"),
+        ({"distil_guidance": float("inf")}, "distil_guidance is inf"),
+        ({"distil_guidance": 2.0, "zero_stage": 3}, "use zero_stage 0, 1 or 2"),
     ],
 )
 def test_a_bad_setting_is_named(change, message):

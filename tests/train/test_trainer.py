@@ -123,6 +123,7 @@ def test_every_zero_stage_is_the_bare_loop_with_frozen_tensors_untouched(
         {"zero_stage": 2, "caption_dropout": 0.5, "gradient_checkpointing": True, "new_end_multiplier": 3.0},
         {"zero_stage": 3, "ema_decay": 0.9},
         {"zero_stage": 0, "optimizer": "muon", "precision": "bf16"},
+        {"zero_stage": 2, "distil_guidance": 3.0},
     ],
 )
 def test_a_run_resumed_from_a_checkpoint_is_bit_identical(changes, settings, tmp_path):

@@ -263,6 +263,11 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
         paths |= {"corpus": f"{run.storage}/corpus", "mirror": f"{run.storage}/train"}
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
+    if settings.distil_guidance:
+        raise TransferError(
+            "train.distil_guidance imitates a model that can already paint, and a transfer begins with one that "
+            "cannot; finish the transfer, then give its model to python -m l2p_train (docs/few-passes.md)"
+        )
     config = Config(train=settings, processes=processes, **sections)
     check_config(config)
     return config

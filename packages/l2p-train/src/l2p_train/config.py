@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import types
@@ -68,6 +69,8 @@ class TrainConfig:
     sigma_points: int = 500  # discrete only
     stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
     loss_weighting: Literal["none", "x_0", "cosmap"] = "none"  # eq. 5 has none
+    distil_guidance: float = 0.0  # above 1: imitate the model that the run starts from, guided so, in one
+    # pass instead of two (distillation.py); 0: off
     caption_dropout: float = 0.0  # probability of the empty prompt (classifier-free guidance); official: none
 
     # What trains (freeze.py)
@@ -142,6 +145,15 @@ class TrainConfig:
             raise TrainError(
                 f'optimizer = "muon" needs whole matrices, and zero_stage = {self.zero_stage} cuts them up; '
                 "set zero_stage = 0"
+            )
+        if not (self.distil_guidance == 0 or 1 < self.distil_guidance < math.inf):
+            raise TrainError(
+                f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
+                "or 0 to train without a teacher"
+            )
+        if self.distil_guidance and self.zero_stage == 3:
+            raise TrainError(
+                "distil_guidance needs a whole teacher in every process; use zero_stage 0, 1 or 2"
             )
         if self.export == "best" and not self.validation_images:
             raise TrainError('export = "best" needs validation_images > 0')

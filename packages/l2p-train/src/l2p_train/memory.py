@@ -161,11 +161,12 @@ def _state_bytes(config: TrainConfig, model: Any, plan: FreezePlan, processes: i
                 0.0  # each bucket goes to the host when it is full; ZeRO 2 waits for its sum in float32
             )
     sizes = dict(model.named_parameters())
+    teacher = trainable * value if config.distil_guidance else 0  # the rest it shares with its student
     buckets = float(bucket_bytes(config, trainable, max(sizes[name].numel() for name in plan.trainable)))
     if stage == 3:
         buckets += value * min(LIVE_PARAMETERS, shared)
     return {
-        "weights_gb": (shared * value / share["weight"] + quantised) / 1e9,
+        "weights_gb": (shared * value / share["weight"] + quantised + teacher) / 1e9,
         "gradients_gb": gradients / 1e9,
         "optimizer_gb": optimizer / 1e9,
         "buckets_gb": buckets / 1e9,

@@ -21,6 +21,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.data.batches import Batch, BatchMaker, prefetched, refuse_non_finite
 from l2p_train.data.conditioning import embed_prompts
 from l2p_train.data.corpus import open_corpus
+from l2p_train.distillation import distillation_loss, load_teacher
 from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
@@ -133,6 +134,11 @@ class Session:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])
             self.reporter.count_flops(flops.step if flops else 0.0, peak_tflops(config), processes)
         self.engine, self.masters = build_engine(model, self.plan, config, processes)
+        self.teacher = (
+            load_teacher(config, self.plan, self.engine.module, self.conditioning[""])
+            if config.distil_guidance
+            else None
+        )
         self.scheduler = load_scheduler(config.model)
         self.interval = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)  # sums since the last report
         self.ema = [shard.detach().clone() for shard in self.masters.shards] if config.ema_decay else None
@@ -169,7 +175,12 @@ class Session:
                 value.to(self.engine.device, non_blocking=True)  # pinned by the loader
                 for value in (batch.x_0, batch.noise, batch.sigma)
             )
-            loss = l2p_loss(self.engine, x_0, noise, sigma, batch.conditioning)
+            sample = (x_0, noise, sigma, batch.conditioning)
+            loss = (
+                distillation_loss(self.engine, self.teacher, *sample)
+                if self.teacher
+                else l2p_loss(self.engine, *sample)
+            )
             weight = LOSS_WEIGHTINGS[self.config.loss_weighting](sigma)
             self.engine.backward((weight * loss).mean())
             losses.append(loss.detach())

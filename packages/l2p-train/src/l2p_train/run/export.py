@@ -69,9 +69,19 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         "config": checkpoint.state["config"],
     }
     (temporary / "training.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    if checkpoint.state["config"].get("distil_guidance"):
+        _sample_in_one_pass(temporary / "sampling.json")
     if out.exists():
         shutil.rmtree(out)
     return temporary.rename(out)
+
+
+def _sample_in_one_pass(defaults: Path) -> None:
+    """Take guidance, which a distilled model has learned, out of the sampling defaults."""
+    if defaults.is_file():
+        settings = json.loads(defaults.read_text(encoding="utf-8")) | {"guidance_scale": 1.0}
+        defaults.unlink()  # a hard link to the teacher's
+        defaults.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _is_transformer_weight(folder: str, names: list[str]) -> set[str]:
