@@ -265,8 +265,8 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
     if settings.distil_guidance:
         raise TransferError(
-            "train.distil_guidance imitates a model that can already paint, and a transfer begins with one that "
-            "cannot; finish the transfer, then give its model to python -m l2p_train (docs/few-passes.md)"
+            "train.distil_guidance imitates a model that can already paint, and a transfer begins with one "
+            "that cannot; finish the transfer, then give its model to the trainer alone (docs/few-passes.md)"
         )
     config = Config(train=settings, processes=processes, **sections)
     check_config(config)
