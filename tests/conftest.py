@@ -1,8 +1,10 @@
 """Fixtures that several packages' tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -41,3 +43,16 @@ def bucket() -> Iterator[str]:
         yield "s3://bucket"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def picture_zoo() -> list[Any]:
+    """Pictures of every kind, each with what people see of it (tests/picture_zoo.py)."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("picture_zoo", Path(__file__).with_name("picture_zoo.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[Any] = module.zoo()
+    return found
