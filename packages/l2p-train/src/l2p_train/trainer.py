@@ -2,8 +2,8 @@
 
     load -> freeze -> embed the prompts -> wrap -> [resume] -> steps -> checkpoint -> export
 
-All randomness and the data order are functions of the step (noise.py, data.py), so resuming is loading the
-checkpoint and going on; running the same command again does it.
+All randomness and the data order are functions of the step (noise.py, data/batches.py), so resuming is
+loading the checkpoint and going on; running the same command again does it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): for weight matrices, momentum whose every singular value is made about 1.
 
 Not the paper's optimiser (Table 3: AdamW). A head that starts from nothing learns far quicker with it: on the
-miniature 600 steps reach what AdamW does not in 1,700 (PAPER.md).
+miniature 600 steps reach what AdamW does not in 1,700 (docs/notes/miniature.md).
 
 Why not `torch.optim.Muon`: it takes 2-D parameters only, and the head is made of convolutions, which have no
 flat view in channels-last memory; every process would orthogonalise every matrix; and DeepSpeed takes one
