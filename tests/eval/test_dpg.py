@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from l2p_eval.dpg.benchmark import DpgPrompt, Question, ask, crops, read_dpg, score_image, summarise_dpg
 from l2p_eval.errors import EvalError
 from PIL import Image
@@ -125,3 +127,92 @@ def test_missing_answers_and_images_are_errors(prompts: list[DpgPrompt]) -> None
         score_image(prompts[0], {1: True})
     with pytest.raises(EvalError, match="no answers to score"):
         summarise_dpg(prompts, {}, "fixed")
+
+
+def published(
+    prompts: list[DpgPrompt], answers: dict[str, list[dict[int, bool]]]
+) -> tuple[float, int] | None:
+    """The published loop, written down from its source: (score, prompts scored), None where none is."""
+    table: dict[str, dict[int, tuple[int, ...]]] = {}
+    rows = [(prompt.item_id, question) for prompt in prompts for question in prompt.questions]
+    for item, question in rows[1:]:
+        table.setdefault(item, {})[question.number] = question.parents or (0,)
+    means = []
+    for item, images in answers.items():
+        if item not in table:
+            continue
+        try:
+            scores = []
+            for image in images:
+                value = {number: float(image[number]) for number in table[item]}
+                for number, parents in table[item].items():
+                    for parent in parents:
+                        if parent and value[parent] == 0:
+                            value[number] = 0.0
+                            break
+                scores.append(sum(value.values()) / len(value))
+        except KeyError:
+            continue
+        means.append(sum(scores) / len(scores))
+    return (100 * sum(means) / len(means), len(means)) if means else None
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_official_compat_is_the_published_loop(data: st.DataObject) -> None:
+    """Dependencies in any order and on the lost first row, several images; and which prompts it leaves out."""
+    prompts, answers = [], {}
+    for item in range(data.draw(st.integers(1, 3))):
+        numbers = list(range(1, data.draw(st.integers(1, 5)) + 1))
+        questions = [
+            Question(
+                number=number,
+                text="?",
+                category="entity",
+                parents=tuple(data.draw(st.lists(st.sampled_from(numbers), max_size=3, unique=True))),
+            )
+            for number in numbers
+        ]
+        prompts.append(DpgPrompt(item_id=f"item{item}", text="t", questions=tuple(questions)))
+        answers[f"item{item}"] = [
+            {number: data.draw(st.booleans()) for number in numbers}
+            for _ in range(data.draw(st.integers(1, 3)))
+        ]
+    expected = published(prompts, answers)
+    if expected is None:
+        with pytest.raises(EvalError, match="no answers to score"):
+            summarise_dpg(prompts, answers, "official_compat")
+    else:
+        found = summarise_dpg(prompts, answers, "official_compat")
+        assert (pytest.approx(found.average), found.prompt_count) == expected
+
+
+def test_a_lost_row_that_is_only_a_later_parent_is_never_read() -> None:
+    """Question 3 asks for 2 before the lost 1: a "no" to 2 settles it, a "yes" stops the script."""
+    questions = [
+        Question(number=n, text="?", category="entity", parents=p) for n, p in ((1, ()), (2, ()), (3, (2, 1)))
+    ]
+    prompts = [
+        DpgPrompt(item_id="first", text="t", questions=tuple(questions)),
+        DpgPrompt(item_id="other", text="t", questions=(Question(number=1, text="?", category="entity"),)),
+    ]
+    other = {"other": [{1: True}]}
+    scored = summarise_dpg(prompts, {"first": [{1: True, 2: False, 3: True}], **other})
+    assert (scored.average, scored.prompt_count) == (50.0, 2)
+    left_out = summarise_dpg(prompts, {"first": [{1: True, 2: True, 3: True}], **other})
+    assert (left_out.average, left_out.prompt_count, left_out.image_count) == (100.0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [((0, 2, 3, 1, 4, 5), "0 has rows in two places"), ((2, 3, 0, 1, 4, 5), "7 has rows in two places")],
+)
+def test_a_shuffled_file_is_refused(tmp_path: Path, order: tuple[int, ...], message: str) -> None:
+    with pytest.raises(EvalError, match=message):
+        read_dpg(csv_file(tmp_path, [ROWS[index] for index in order]))
+
+
+def test_two_texts_for_one_item_are_refused(tmp_path: Path) -> None:
+    rows = [ROWS[0], ROWS[1].replace("a red dog", "a blue dog")]
+    with pytest.raises(EvalError, match="csv:3: 0 has two texts"):
+        read_dpg(csv_file(tmp_path, rows))

@@ -1,10 +1,12 @@
 """GenEval's rules on hand-computed cases, its summary, and its files."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +65,37 @@ def test_counting_wants_more_confidence_than_the_other_tags() -> None:
     assert not judge(
         ask("single_object", [{"class": "cat", "count": 1}]), [Found("cat", confidence=0.3)]
     ).correct
+
+
+def test_confidences_compare_in_float32_as_the_official_arrays_do() -> None:
+    """float32(0.3) is 0.30000001 in float64; GenEval's own arrays do not find it above 0.3."""
+    one = ask("single_object", [{"class": "cat", "count": 1}])
+    for confidence, above in ((np.float32(0.3), False), (0.3 + 1e-9, False), (0.3 + 1e-7, True)):
+        assert judge(one, [Found("cat", confidence=float(confidence))]).correct is above
+    four = ask("counting", [{"class": "cat", "count": 1}])
+    assert not judge(four, [Found("cat", confidence=float(np.float32(0.9)))]).correct
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([0.31, 0.5, 0.5000000001, 0.7, 0.9]), min_size=1, max_size=12), st.integers(1, 4)
+)
+def test_of_equal_confidences_the_last_counts_first(scores: list[float], count: int) -> None:
+    """The official order, `argsort()[::-1]` of float32 scores, decides whose colours are asked."""
+    found = [Found("cat", confidence=c, color=f"colour {i}") for i, c in enumerate(scores)]
+    order = np.argsort(np.array(scores, np.float32), kind="stable")[::-1]
+    first = [found[i].color for i in order[:count]]
+    verdict = judge(ask("colors", [{"class": "cat", "count": count, "color": "red"}]), found)
+    if len(scores) >= count:
+        assert verdict.reason.endswith(f"found {', '.join(map(str, first))}")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"confidence": math.nan}, {"confidence": math.inf}, {"box": (0, 0, math.nan, 9)}]
+)
+def test_a_detection_that_is_not_finite_is_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(EvalError, match="look for broken weights"):
+        judge(CAT_AND_DOG, [Found("dog"), Found("cat", **broken)])
 
 
 def test_at_most_sixteen_objects_of_a_class_are_seen() -> None:

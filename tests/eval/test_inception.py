@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from l2p_eval.errors import EvalError
@@ -57,6 +58,21 @@ def test_the_score_equals_torchmetrics_on_the_same_splits() -> None:
     mean, deviation = metric.compute()
     ours = inception_score(Logits()(images), splits=4, seed=5)
     assert ours == pytest.approx((float(mean), float(deviation)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(13, 4), (11, 10), (23, 7), (103, 10), (5, 5)])
+def test_there_are_as_many_parts_as_asked_for_and_of_nearly_equal_size(count: int, splits: int) -> None:
+    """Against NumPy on the original's bounds; one part too few or unequal ones give another mean."""
+    logits = torch.randn(count, 9, generator=torch.Generator().manual_seed(count)) * 3
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
+    p = np.exp(logits.double().numpy()[order.numpy()])
+    p /= p.sum(axis=1, keepdims=True)
+    scores = []
+    for i in range(splits):
+        part = p[i * count // splits : (i + 1) * count // splits]
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(axis=0)))).sum(axis=1).mean()))
+    expected = (np.mean(scores), np.std(scores, ddof=1))
+    assert inception_score(logits, splits=splits, seed=2) == pytest.approx(expected)
 
 
 def test_the_result_says_what_defines_it(inception_weights: Path, scenes: list[Path]) -> None:

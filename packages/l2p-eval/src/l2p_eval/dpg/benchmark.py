@@ -6,9 +6,10 @@ the benchmark the mean over prompts times 100. Category scores are means over th
 zeros cascade.
 
 Two ways to add up. `official_compat` repeats the published script, so that numbers compare with published
-ones: it drops the CSV's first row (and with it the first prompt, when another question depends on that row),
-takes the category scores from a prompt's last image only, and lets a zero pass only to questions listed
-later. `fixed` does what was meant.
+ones: it drops the CSV's first row, takes the category scores from a prompt's last image only, and lets a zero
+pass only to questions listed later. A question that depends on the lost row stops that script, and then it
+leaves the first prompt out; but it reads a question's parents only up to the first that is answered "no".
+`fixed` does what was meant.
 """
 
 import csv
@@ -77,13 +78,23 @@ def read_dpg(path: Path) -> list[DpgPrompt]:
     """Reads `dpg_bench.csv`.
 
     Raises:
-        EvalError: missing file or columns, a truncated row, a parent that does not exist; names the line.
+        EvalError: missing file or columns, a truncated row, a parent that does not exist, rows of one item in
+            two places or with two texts; names the line.
     """
     if not path.is_file():
         raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
     groups: dict[str, tuple[str, list[Question]]] = {}
+    previous = ""
     for where, row in _rows(path):
-        _, questions = groups.setdefault(row["item_id"], (row["text"], []))
+        item = row["item_id"]
+        text, questions = groups.setdefault(item, (row["text"], []))
+        if questions and (previous != item or text.split() != row["text"].split()):
+            fault = "has rows in two places" if previous != item else "has two texts"
+            raise EvalError(
+                f"{where}: {item} {fault} (a shuffled or mixed file?); the published script would score"
+                " another benchmark: fetch dpg_bench.csv again, or sort it by item_id"
+            )
+        previous = item
         question = _question(row, where)
         if any(question.number == other.number for other in questions):
             raise EvalError(
@@ -196,10 +207,22 @@ def score_image(prompt: DpgPrompt, answers: Answers, mode: Mode = "official_comp
     for _ in range(rounds):
         before = dict(holds)
         for question in prompt.questions:
-            holds[question.number] &= all(holds[parent] for parent in question.parents)
+            # In order and up to the first "no": whether the lost row is read hangs on that.
+            if not all(_holds(holds, parent) for parent in question.parents):
+                holds[question.number] = False
         if holds == before:
             break
     return sum(holds.values()) / len(holds)
+
+
+class _LostRow(KeyError):
+    """A question's parent is the row that the published script does not read."""
+
+
+def _holds(holds: Mapping[int, bool], parent: int) -> bool:
+    if parent not in holds:
+        raise _LostRow(parent)
+    return holds[parent]
 
 
 def summarise_dpg(
@@ -211,20 +234,26 @@ def summarise_dpg(
         prompts: as `read_dpg` returns them.
         answers: item_id -> answers for each of its images; prompts without an entry are left out.
     """
-    counted = _without_first_row(prompts) if mode == "official_compat" else list(prompts)
-    counted = [prompt for prompt in counted if prompt.item_id in answers]
-    if not counted or not any(answers[prompt.item_id] for prompt in counted):
-        raise EvalError("no answers to score; DPG-Bench needs at least one image")
     means: list[float] = []
     by_category: dict[str, list[bool]] = {}
-    for prompt in counted:
+    image_count = 0
+    for prompt in _without_first_row(prompts) if mode == "official_compat" else prompts:
+        if prompt.item_id not in answers:
+            continue
         images = answers[prompt.item_id]
         if not images:
             raise EvalError(f"{prompt.item_id} has no images; it needs at least one")
-        means.append(sum(score_image(prompt, image, mode) for image in images) / len(images))
+        try:
+            scores = [score_image(prompt, image, mode) for image in images]
+        except _LostRow:  # the published script goes on without the prompt
+            continue
+        means.append(sum(scores) / len(images))
+        image_count += len(images)
         for image in images[-1:] if mode == "official_compat" else images:
             for question in prompt.questions:
                 by_category.setdefault(question.category, []).append(bool(image[question.number]))
+    if not means:
+        raise EvalError("no answers to score; DPG-Bench needs at least one image")
     by_broad: dict[str, list[bool]] = {}
     for category, values in by_category.items():
         by_broad.setdefault(category.split("-")[0].strip(), []).extend(values)
@@ -233,20 +262,18 @@ def summarise_dpg(
         average=100 * sum(means) / len(means),
         broad=_percentages(by_broad),
         detailed=_percentages(by_category),
-        prompt_count=len(counted),
-        image_count=sum(len(answers[prompt.item_id]) for prompt in counted),
+        prompt_count=len(means),
+        image_count=image_count,
     )
 
 
 def _without_first_row(prompts: Sequence[DpgPrompt]) -> list[DpgPrompt]:
-    """What the published script sees of the CSV; it skips a prompt whose questions need the lost row."""
+    """What the published script sees of the CSV."""
     if not prompts:
         return []
     first, *rest = prompts
-    lost, *questions = first.questions
-    if not questions or any(lost.number in question.parents for question in questions):
-        return rest
-    return [replace(first, questions=tuple(questions)), *rest]
+    _, *questions = first.questions
+    return [replace(first, questions=tuple(questions)), *rest] if questions else rest
 
 
 def _percentages(values: Mapping[str, Sequence[bool]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from l2p_eval.errors import EvalError
@@ -116,14 +117,30 @@ def relations(a: Detection, b: Detection, thresholds: Thresholds = OFFICIAL) -> 
 def _confident(
     detections: Iterable[Detection], tag: str, thresholds: Thresholds
 ) -> dict[str, list[Detection]]:
-    """The detections that count, by class, most confident first."""
-    threshold = thresholds.counting_confidence if tag == "counting" else thresholds.confidence
+    """The detections that count, by class, most confident first.
+
+    The official evaluator holds confidences in float32 and takes `argsort()[::-1]`: a score that float32
+    cannot tell from the threshold is not above it, and of equal ones the last comes first.
+
+    Raises:
+        EvalError: a confidence or box is NaN or infinite.
+    """
+    threshold = np.float32(thresholds.counting_confidence if tag == "counting" else thresholds.confidence)
     found: dict[str, list[Detection]] = {}
-    for detection in sorted(detections, key=lambda d: -d.confidence):
+    for detection in sorted(detections, key=lambda d: np.float32(_finite(d).confidence))[::-1]:
         objects = found.setdefault(detection.label, [])
-        if detection.confidence > threshold and len(objects) < thresholds.max_objects:
+        if np.float32(detection.confidence) > threshold and len(objects) < thresholds.max_objects:
             objects.append(detection)
     return found
+
+
+def _finite(detection: Detection) -> Detection:
+    if not all(map(math.isfinite, (detection.confidence, *detection.box))):
+        raise EvalError(
+            f"the detector gives a {detection.label} the confidence {detection.confidence} and the box"
+            f" {detection.box}; look for broken weights, or try --dtype float32"
+        )
+    return detection
 
 
 def _missing(

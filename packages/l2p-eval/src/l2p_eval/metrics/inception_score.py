@@ -31,14 +31,20 @@ class InceptionScoreResult:
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """(mean, standard deviation) over `splits` parts of (N, classes) logits, shuffled by `seed`."""
+    """(mean, standard deviation) over `splits` parts of (N, classes) logits, shuffled by `seed`.
+
+    Part i is [i N // splits, (i + 1) N // splits), as in the original and in torch-fidelity: always as many
+    parts as asked for, and of nearly equal size.
+    """
     if logits.ndim != 2 or splits < 1 or len(logits) < splits:
         raise EvalError(f"{splits} splits need as many images at least, the logits are {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
         raise EvalError("the logits hold NaN or infinity; look for broken images or weights")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores = []
-    for part in logits.double()[order].chunk(splits):
+    shuffled, count = logits.double()[order], len(logits)
+    for index in range(splits):
+        part = shuffled[index * count // splits : (index + 1) * count // splits]
         log_p = part.log_softmax(dim=1)
         log_marginal = log_p.logsumexp(dim=0, keepdim=True) - torch.log(torch.tensor(float(len(part))))
         scores.append((log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp())
