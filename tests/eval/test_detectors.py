@@ -1,5 +1,6 @@
 """The real detector and colour classes with tiny random weights: loading, formats and geometry."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from l2p_eval.errors import EvalError
-from l2p_eval.geneval import judge, parse_row
+from l2p_eval.geneval import check_prompts, judge, parse_row
 from l2p_eval.geneval.detectors import (
     COLORS,
     ClipColors,
@@ -73,6 +74,28 @@ def test_a_detection_has_a_class_a_mask_and_a_box_around_it(mask2former: Path) -
         assert detection.label in ("cat", "dog")
         assert detection.mask.shape == (48, 80)
         assert detection.box == box_of(detection.mask)
+
+
+def test_classes_have_the_names_of_genevals_prompts(mask2former: Path, tmp_path: Path) -> None:
+    """Published checkpoints say mouse, remote, keyboard (some sofa, tvmonitor); GenEval's prompts do not."""
+    folder = shutil.copytree(mask2former, tmp_path / "coco")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "mouse", "1": "sofa"}, {"mouse": 0, "sofa": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    detector = Mask2FormerDetector(folder)
+    assert detector.classes == {"computer mouse", "couch"}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8))
+    assert {found.label for found in detector.detect(image)} <= detector.classes
+    row = {"tag": "single_object", "include": [{"class": "mouse", "count": 1}], "prompt": "a mouse"}
+    with pytest.raises(EvalError, match="did you mean 'computer mouse'"):
+        check_prompts([parse_row(row)], detector)
+
+
+def test_a_box_between_pixels_is_rounded_as_pillow_rounds_it() -> None:
+    image = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+    box = (1.6, 2.4, 7.5, 8.6)
+    seen = MaskedDetection(label="x", confidence=1, box=box, mask=np.ones((10, 10), bool))
+    assert np.array_equal(np.asarray(cut_out(image, seen)), np.asarray(image.crop(box)))
 
 
 def test_a_colour_is_one_of_the_ten_and_depends_on_the_object_only(clip: Path) -> None:

@@ -160,7 +160,7 @@ def published(
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_official_compat_is_the_published_loop(data: st.DataObject) -> None:
-    """Dependencies in any order and on the lost first row, several images; and which prompts it leaves out."""
+    """Dependencies in any order and on the lost first row, several images; the prompts left out, too."""
     prompts, answers = [], {}
     for item in range(data.draw(st.integers(1, 3))):
         numbers = list(range(1, data.draw(st.integers(1, 5)) + 1))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2p_eval.errors import EvalError
-from l2p_eval.geneval import ImageScore, judge, parse_row, read_metadata, relations, summarise
+from l2p_eval.geneval import ImageScore, check_prompts, judge, parse_row, read_metadata, relations, summarise
 from l2p_eval.layout import read_folder, score_folder, write_image, write_prompts
 from PIL import Image
 
@@ -296,3 +296,145 @@ def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
         read_folder(folder / "00001" / "samples")
     with pytest.raises(EvalError, match="no image folder"):
         read_folder(folder / "nowhere")
+
+
+class Knows:
+    """A detector with a vocabulary that finds what it is told to."""
+
+    name = "three words"
+    classes = ("cat", "dog", "potted plant")
+    colors = ("red", "sky blue")
+
+    def __init__(self, *found: Found) -> None:
+        self.found = found
+
+    def detect(self, image: Image.Image) -> list[Found]:
+        return list(self.found)
+
+
+@pytest.mark.parametrize(
+    ("include", "message"),
+    [
+        (
+            [{"class": "doog", "count": 1}],
+            r"the class 'doog', which three words does not know; did you mean 'dog'",
+        ),
+        ([{"class": "Potted Plant", "count": 2}], "did you mean 'potted plant'"),
+        ([{"class": "zeppelin", "count": 1}], "it knows cat, dog, potted plant"),
+        (
+            [{"class": "cat", "count": 1, "color": "skyblue"}],
+            "the colour 'skyblue'.* did you mean 'sky blue'",
+        ),
+        ([{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "color": "rad"}], "did you mean 'red'"),
+    ],
+)
+def test_words_that_the_detector_does_not_know_are_refused(
+    include: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(EvalError, match=message):
+        check_prompts([CAT_AND_DOG, ask("colors", include)], Knows())
+
+
+def test_unknown_words_in_an_exclude_are_refused_and_the_classifiers_colours_count_first() -> None:
+    prompt = ask("counting", [{"class": "cat", "count": 1}], [{"class": "cart", "count": 2}])
+    with pytest.raises(EvalError, match="did you mean 'cat'"):
+        check_prompts([prompt], Knows())
+    mauve = ask("colors", [{"class": "cat", "count": 1, "color": "mauve"}])
+
+    class Mauve:
+        colors = ("mauve",)
+
+    check_prompts([mauve], Knows(), Mauve())
+    with pytest.raises(EvalError, match="'red', which Mauve does not know"):
+        check_prompts([RED_CAT], Knows(), Mauve())
+    check_prompts([mauve, ask("colors", [{"class": "anything", "count": 1}])])  # nothing says what is known
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "fault"),
+    [
+        (
+            [{"class": "cat", "count": 2}],
+            [{"class": "cat", "count": 2}],
+            "for 2 cat or more, exclude for fewer than 2",
+        ),
+        (
+            [{"class": "dog", "count": 1}, {"class": "cat", "count": 3}],
+            [{"class": "cat", "count": 1}],
+            "fewer than 1",
+        ),
+        ([{"class": "cat", "count": 17}], [], "at most 16"),
+        (
+            [{"class": "cat", "count": 1, "color": "red"}, {"class": "cat", "count": 2, "color": "blue"}],
+            [],
+            "most confident cat would have to be red and blue",
+        ),
+        (
+            [{"class": "cat", "count": 1}, {"class": "cat", "count": 1, "position": ["above", 0]}],
+            [],
+            "above itself",
+        ),
+        (
+            [
+                {"class": "cat", "count": 1},
+                {"class": "dog", "count": 1, "position": ["left of", 0]},
+                {"class": "dog", "count": 1, "position": ["right of", 0]},
+            ],
+            [],
+            "right of the cat and left of it",
+        ),
+        (
+            [
+                {"class": "cat", "count": 1},
+                {"class": "dog", "count": 1, "position": ["below", 0]},
+                {"class": "cat", "count": 1, "position": ["below", 1]},
+            ],
+            [],
+            "the cat would have to be below the dog and above it",
+        ),
+    ],
+)
+def test_clauses_that_no_image_can_meet_are_refused(
+    include: list[dict[str, Any]], exclude: list[dict[str, Any]], fault: str
+) -> None:
+    with pytest.raises(EvalError, match=fault):
+        check_prompts([ask("counting", include, exclude)])
+
+
+def test_the_published_kinds_of_prompts_agree_with_themselves() -> None:
+    both = [{"class": "cat", "count": 1, "color": "red"}, {"class": "dog", "count": 1, "color": "blue"}]
+    check_prompts([CAT_AND_DOG, THREE_CATS, RED_CAT, DOG_LEFT_OF_CAT, ask("color_attr", both)])
+
+
+@pytest.mark.parametrize(
+    "item", [{"class": "cat", "color": 5}, {"class": "cat", "color": ""}, {"class": " "}]
+)
+def test_words_that_are_no_words_are_refused(item: dict[str, Any]) -> None:
+    with pytest.raises(EvalError, match=r"color is|is empty"):
+        ask("colors", [item | {"count": 1}])
+
+
+def test_a_detector_that_never_fires_is_said(tmp_path: Path) -> None:
+    """Nothing found, and nothing found with enough confidence; one object anywhere is enough to be silent."""
+    write_prompts(tmp_path, [CAT_AND_DOG, RED_CAT])
+    for index in range(2):
+        write_image(Image.new("RGB", (8, 8)), tmp_path, index, 0)
+    for detector, silent in (
+        (Knows(), False),
+        (Knows(Found("dog", confidence=0.2)), False),
+        (Knows(Found("dog")), True),
+    ):
+        summary = summarise(score_folder(tmp_path, detector))
+        assert summary.overall == 0.0 and (not summary.warnings) is silent
+        assert silent or "no object at all in 2 images" in summary.warnings[0]
+    assert summarise([score("colors", 0, False)]).warnings == ()  # nobody counted
+
+
+def test_a_folder_that_the_detector_cannot_judge_is_refused_before_its_first_image(tmp_path: Path) -> None:
+    write_prompts(tmp_path, [CAT_AND_DOG, ask("colors", [{"class": "ship", "count": 1}])])
+    for index in range(2):
+        write_image(Image.new("RGB", (8, 8)), tmp_path, index, 0)
+    seen: list[int] = []
+    with pytest.raises(EvalError, match="'ship'"):
+        score_folder(tmp_path, Knows(), on_image=lambda done, total: seen.append(done))
+    assert not seen

@@ -15,6 +15,7 @@ from l2p_eval.geneval import (
     GenEvalPrompt,
     ImageScore,
     Thresholds,
+    check_prompts,
     judge,
     parse_row,
 )
@@ -114,8 +115,12 @@ def score_folder(
     Args:
         on_image: called with (images done, images in all) after each one.
         on_score: called with each verdict, so that those before a broken image can be kept.
+
+    Raises:
+        EvalError: no such folder; an image that cannot be read; a prompt that the detector cannot judge.
     """
     samples = read_folder(folder, images_per_prompt=images_per_prompt)
+    check_prompts([sample.prompt for sample in samples], detector, colors)
     scores = []
     for done, sample in enumerate(samples, start=1):
         image = open_image(sample.path)
@@ -131,6 +136,7 @@ def score_folder(
                 correct=verdict.correct,
                 reason=verdict.reason,
                 path=sample.path.relative_to(folder).as_posix(),
+                objects=verdict.objects,
             )
         )
         if on_score:

@@ -47,6 +47,8 @@ class ExactDetector:
     """Find every object of the miniature's world in an image."""
 
     name = "l2p-mini-exact-1"
+    classes: tuple[str, ...] = SHAPES
+    colors: tuple[str, ...] = tuple(COLORS)
 
     def detect(self, image: Image.Image) -> list[Detection]:
         """Return the objects of an RGB image of any size, surest first."""

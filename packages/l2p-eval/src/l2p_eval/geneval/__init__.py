@@ -25,6 +25,7 @@ from l2p_eval.geneval.rules import (
     relations,
 )
 from l2p_eval.geneval.summary import GenEvalScores, ImageScore, summarise
+from l2p_eval.geneval.vocabulary import check_prompts
 
 __all__ = [
     "OFFICIAL",
@@ -39,6 +40,7 @@ __all__ = [
     "Requirement",
     "Thresholds",
     "Verdict",
+    "check_prompts",
     "judge",
     "parse_row",
     "prompts_sha256",

@@ -101,12 +101,17 @@ def _requirement(item: Any, index: int, where: str) -> Requirement:
     """Types one clause; a position may only point at a clause before `index`."""
     if not isinstance(item, Mapping) or not isinstance(item.get("class"), str):
         raise EvalError(f'{where} needs a "class", for example {{"class": "cat", "count": 1}}')
+    if not item["class"].strip():
+        raise EvalError(f'{where}: the "class" is empty')
+    color = item.get("color")
+    if color is not None and (not isinstance(color, str) or not color.strip()):
+        raise EvalError(f'{where}: color is {color!r}; it must be a word, such as "red"')
     count = item.get("count")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise EvalError(f"{where}: count is {count!r}; it must be a whole number from 1")
     position = item.get("position")
     if position is None:
-        return Requirement(label=item["class"], count=count, color=item.get("color"))
+        return Requirement(label=item["class"], count=count, color=color)
     relation, target = position if isinstance(position, list) and len(position) == 2 else (position, None)
     if relation not in RELATIONS:
         raise EvalError(f"{where}: unknown relation {relation!r}; GenEval has {', '.join(RELATIONS)}")
@@ -114,7 +119,7 @@ def _requirement(item: Any, index: int, where: str) -> Requirement:
         raise EvalError(
             f"{where}: position points at include {target!r}; the target must come before {index}"
         )
-    return Requirement(label=item["class"], count=count, color=item.get("color"), position=(relation, target))
+    return Requirement(label=item["class"], count=count, color=color, position=(relation, target))
 
 
 def _requirement_row(requirement: Requirement) -> dict[str, Any]:

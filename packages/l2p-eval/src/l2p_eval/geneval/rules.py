@@ -57,6 +57,7 @@ class Verdict:
 
     correct: bool
     reason: str = ""
+    objects: int = 0  # of any class that were found with enough confidence
 
 
 def judge(
@@ -89,7 +90,8 @@ def judge(
         present = len(found.get(requirement.label, []))
         if present >= requirement.count:
             reasons.append(f"expected fewer than {requirement.count} {requirement.label}, found {present}")
-    return Verdict(correct=not reasons, reason="\n".join(reasons))
+    total = sum(len(group) for group in found.values())
+    return Verdict(correct=not reasons, reason="\n".join(reasons), objects=total)
 
 
 def relations(a: Detection, b: Detection, thresholds: Thresholds = OFFICIAL) -> set[str]:

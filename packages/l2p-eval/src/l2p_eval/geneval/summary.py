@@ -19,6 +19,7 @@ class ImageScore:
     correct: bool
     reason: str
     path: str
+    objects: int | None = None  # of any class that the detector found; None: nobody counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,17 @@ class GenEvalScores:
     image_count: int
     prompt_count: int
     tag_counts: Mapping[str, int]  # images per tag
+    objects: int | None = None  # found in all images together; None: nobody counted
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before the score means anything."""
+        if self.objects != 0:
+            return ()
+        return (
+            f"the detector found no object at all in {self.image_count} images: either they show nothing,"
+            " or it does not work here (other weights, or a precision that it does not bear)",
+        )
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +58,7 @@ def summarise(scores: Sequence[ImageScore]) -> GenEvalScores:
     for score in scores:
         by_tag.setdefault(score.tag, []).append(score.correct)
         by_prompt[score.prompt_index] = by_prompt.get(score.prompt_index, False) or score.correct
+    counts = [score.objects for score in scores]
     tags = {tag: sum(by_tag[tag]) / len(by_tag[tag]) for tag in TAGS if tag in by_tag}
     return GenEvalScores(
         overall=sum(tags.values()) / len(tags),
@@ -55,4 +68,5 @@ def summarise(scores: Sequence[ImageScore]) -> GenEvalScores:
         image_count=len(scores),
         prompt_count=len(by_prompt),
         tag_counts={tag: len(by_tag[tag]) for tag in tags},
+        objects=None if None in counts else sum(count or 0 for count in counts),
     )

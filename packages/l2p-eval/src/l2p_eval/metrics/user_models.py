@@ -42,9 +42,16 @@ def load_part(kind: Any, model: Path, what: str, **options: Any) -> Any:
 
 
 def finite(values: Tensor, model: str) -> Tensor:
-    """The values, if none is NaN: an argmax would take one for an answer."""
-    if torch.isnan(values).any():
-        raise EvalError(f"{model} answers NaN; look for broken weights or images")
+    """The values, if none is NaN or infinite: an argmax would take one for an answer.
+
+    Minus infinity passes, as long as something is above it: models that generate text forbid words by it.
+    """
+    if (
+        torch.isnan(values).any()
+        or torch.isposinf(values).any()
+        or (values.numel() and torch.isneginf(values).all())
+    ):
+        raise EvalError(f"{model} answers NaN or infinity; look for broken weights or images")
     return values
 
 
