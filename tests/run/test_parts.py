@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from l2p_run.cluster import workers_that_fit
@@ -81,16 +82,34 @@ def test_the_meter_sees_what_its_block_holds() -> None:
     assert full.peak_bytes - empty.peak_bytes > 100 << 20
 
 
-def test_auto_is_one_precision_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cpu", "wanted"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        ({"bf16": True}, "bfloat16"),
+        ({"avx2": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_one_precision_per_machine(
+    monkeypatch: pytest.MonkeyPatch, cpu: dict[str, bool], wanted: str
+) -> None:
+    """Every command asks this function: corpus, evaluation and picture are painted in one precision."""
     import torch
+    from l2p_data.synthesis.worker import _dtype
+    from l2p_evaluate.models import resolve_dtype as of_evaluate
+    from l2p_generate.painting import resolve_dtype as of_generate
+    from l2p_transfer.evaluation import resolve_dtype as of_transfer
 
-    assert resolve_dtype("float16") == "float16" and choose_device("cuda:1") == "cuda:1"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for multiplies, wanted in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda known=multiplies: known)
-        assert resolve_dtype("auto") == resolve_dtype("auto", "cpu") == wanted
-        assert resolve_dtype("auto", "cuda") == "bfloat16"
-    assert choose_device() == "cpu"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert of_evaluate is of_generate is of_transfer is resolve_dtype
+    assert resolve_dtype("auto") == resolve_dtype("auto", "cpu") == wanted
+    assert resolve_dtype("auto", "cuda:1") == "bfloat16" and resolve_dtype("float16") == "float16"
+    settings = SimpleNamespace(dtype="auto", device="cpu")
+    assert _dtype(settings) is getattr(torch, wanted)  # type: ignore[arg-type]
+    assert choose_device() == "cpu" and choose_device("cuda:1") == "cuda:1"
 
 
 def test_workers_are_counted_by_what_each_takes() -> None:

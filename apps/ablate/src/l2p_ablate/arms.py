@@ -16,7 +16,8 @@ from l2p_eval.layout import open_image
 from l2p_eval.metrics.features import load_extractor
 from l2p_eval.metrics.frechet import frechet_between
 from l2p_eval.painting import default_workers, generate_images, plan_jobs
-from l2p_evaluate.models import Model, resolve_dtype
+from l2p_evaluate.models import Model
+from l2p_run.devices import resolve_dtype
 from PIL import Image
 
 from l2p_ablate.config import ArmTable, Config

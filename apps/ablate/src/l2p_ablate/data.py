@@ -10,7 +10,8 @@ import numpy as np
 from l2p_eval.geneval import GenEvalPrompt, read_metadata
 from l2p_eval.layout import image_path, write_image
 from l2p_eval.painting import default_workers, generate_images, plan_jobs
-from l2p_evaluate.models import Model, resolve_dtype
+from l2p_evaluate.models import Model
+from l2p_run.devices import resolve_dtype
 from PIL import Image, ImageFilter
 
 from l2p_ablate.config import Config, DataTable

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from l2p_eval.efficiency import Timing, measure
+from l2p_run.devices import resolve_dtype
 
 from l2p_evaluate.arguments import positive
 from l2p_evaluate.errors import EvaluateError
 from l2p_evaluate.full_size import CAPTION_TOKENS, FAMILIES, HEADS, count_size
-from l2p_evaluate.models import find_model, load_pipeline, resolve_dtype, weights_hash
+from l2p_evaluate.models import find_model, load_pipeline, weights_hash
 from l2p_evaluate.provenance import collect_provenance
 from l2p_evaluate.runner import make_folder
 from l2p_evaluate.scorers import device

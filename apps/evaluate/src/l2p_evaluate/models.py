@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_eval.painting import Paint
+from l2p_run.devices import resolve_dtype
 
 from l2p_evaluate.errors import EvaluateError
 
@@ -142,16 +143,6 @@ def _stored_sampling(directory: Path) -> dict[str, Any]:
         return {key: values[key] for key in (*_RELEASED, "noise_shift") if key in values}
     except (ValueError, TypeError):
         raise EvaluateError(f"{path} is damaged; delete it to use general defaults") from None
-
-
-def resolve_dtype(dtype: str) -> str:
-    """What "auto" means here: bfloat16 on a GPU or a CPU that multiplies in it, else float32."""
-    import torch
-
-    if dtype != "auto":
-        return dtype
-    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if fast else "float32"
 
 
 def weights_hash(directory: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from l2p_run.devices import choose_device, resolve_dtype
 from PIL import Image, UnidentifiedImageError
 
 from l2p_generate.errors import GenerateError
@@ -34,18 +35,6 @@ class Painter:
     device: str
 
 
-def choose_device(device: str | None) -> str:
-    """As asked, else a GPU where there is one."""
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_dtype(dtype: str, device: str) -> str:
-    """As asked; "auto" is bfloat16 on a GPU and float32 on the CPU."""
-    return dtype if dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
-
-
 def load_painter(
     model: Path,
     *,
@@ -65,7 +54,7 @@ def load_painter(
     from l2p_arch import L2PPipeline
 
     device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
+    dtype = resolve_dtype(dtype, device)
     pipeline = _to_device(
         L2PPipeline.from_pretrained(
             model, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2p_eval.geneval import ColorClassifier, Detector
+from l2p_run.devices import choose_device
 
 from l2p_transfer.errors import TransferError
-from l2p_transfer.generation import best_device
 from l2p_transfer.paths import shorten
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _coco(section: "EvaluateSection") -> Eyes:
     """GenEval's own models, from the user's directories."""
     from l2p_eval.geneval.detectors import ClipColors, Mask2FormerDetector
 
-    device = best_device()
+    device = choose_device()
     models: list[Path] = [getattr(section, key) for key in COCO_KEYS]
     return Eyes(
         description="Mask2Former and CLIP through transformers (close to official GenEval, not bit-equal)",

@@ -11,11 +11,12 @@ from l2p_eval.layout import image_path, score_folder, write_prompts
 from l2p_eval.metrics.features import FeatureExtractor, load_extractor
 from l2p_eval.metrics.frechet import frechet_between
 from l2p_eval.painting import Job, generate_images, plan_jobs
+from l2p_run.devices import choose_device, resolve_dtype
 
 from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import Eyes, load_detector
-from l2p_transfer.generation import Painter, best_device, resolve_dtype
+from l2p_transfer.generation import Painter
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, source_size
 
@@ -27,7 +28,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     section = config.evaluate
     prompts = read_metadata(section.metadata)
     eyes = load_detector(section)
-    extractor = features_on(best_device(), section.features)
+    extractor = features_on(choose_device(), section.features)
     jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
     results: dict[str, Any] = {
         "detector": eyes.description,

@@ -62,20 +62,3 @@ class Painter:
             return list(pipeline(prompt=list(prompts), generator=generators, **size, **self.options).images)
 
         return paint
-
-
-def best_device() -> str:
-    """Where this process's networks run."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on this machine: bfloat16 on a GPU or a CPU that multiplies in it, else float32."""
-    import torch
-
-    if dtype != "auto":
-        return dtype
-    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if fast else "float32"

@@ -119,8 +119,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     from l2p_data.prompts.generation import read_prompts
     from l2p_data.synthesis.ledger import release
     from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
-
-    from l2p_transfer.generation import resolve_dtype
+    from l2p_run.devices import resolve_dtype
 
     prompts = kept(read_prompts(run.paths.filtered))
     check_held_out(run.config, prompts.height)

@@ -4,6 +4,7 @@ torch is imported when a function is called, not before.
 """
 
 DTYPES = ("float32", "bfloat16", "float16")
+_MULTIPLY_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of what a CPU can
 
 
 def choose_device(device: str | None = None) -> str:
@@ -18,8 +19,8 @@ def choose_device(device: str | None = None) -> str:
 def resolve_dtype(dtype: str, device: str | None = None) -> str:
     """The name of a torch dtype; "auto" is bfloat16 where the device multiplies in it, else float32.
 
-    A GPU counts as one that does. Of CPUs those do that have AVX-512 BF16 or AMX; others would convert every
-    number there and back.
+    A GPU counts as one that does. Of CPUs those do that have AVX-512 BF16, AMX or Arm's BF16 instructions;
+    others would convert every number there and back.
 
     Args:
         device: where the network will run; None: as `choose_device` chooses.
@@ -28,5 +29,6 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
         return dtype
     import torch
 
-    fast = choose_device(device) != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    known = torch.cpu.get_capabilities()
+    fast = choose_device(device) != "cpu" or any(known.get(name) for name in _MULTIPLY_BF16)
     return "bfloat16" if fast else "float32"

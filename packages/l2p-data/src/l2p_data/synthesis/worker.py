@@ -154,17 +154,9 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
 def _dtype(settings: WorkerSettings) -> Any:
     """The torch dtype to compute in."""
     import torch
+    from l2p_run.devices import resolve_dtype
 
-    if settings.dtype != "auto":
-        return getattr(torch, settings.dtype)
-    features = torch.cpu.get_capabilities()
-    in_hardware = (
-        settings.device == "cuda"
-        or features.get("avx512_bf16")
-        or features.get("amx_bf16")
-        or features.get("bf16")
-    )
-    return torch.bfloat16 if in_hardware else torch.float32
+    return getattr(torch, resolve_dtype(settings.dtype, settings.device))
 
 
 def make_shard(
