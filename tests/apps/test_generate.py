@@ -143,7 +143,7 @@ def test_a_published_single_file_needs_only_the_components(
         (["--prompts", "none.txt"], "--prompts none.txt does not exist; give a file with one prompt a line"),
         (["--prompts", "bad.jsonl"], 'bad.jsonl, line 2 needs a text "prompt"'),
         (["--from-image", "plain.png"], "carries no recipe"),
-        (["--from-image", "empty.txt"], "is no readable image"),
+        (["--from-image", "empty.txt"], "is not a readable image"),
         (["--from-image", "other.png"], "was made by other weights"),
         (["a ring", "--device", "cuda:77"], "--device cuda:77 cannot be used"),
     ],

@@ -143,19 +143,19 @@ def preview() -> bytes:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: b"", "is empty"),
-        (lambda: b"hello", "is no picture of a kind that is read here"),
-        (lambda: bytes(5000), "is no picture of a kind that is read here"),
-        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is a drawing"),
-        (lambda: b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is a drawing"),
+        (lambda: b"", "it is empty"),
+        (lambda: b"hello", "it is of no kind that is read here"),
+        (lambda: bytes(5000), "it is of no kind that is read here"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is a drawing"),
+        (lambda: b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "it is a drawing"),
         (lambda: b"\x76\x2f\x31\x01" + bytes(99), "open range"),
-        (lambda: b"II*\0\x10\0\0\0CR\x02\0" + bytes(99), "is a camera's raw file"),
-        (lambda: bomb(12_000), "has 12,000 x 12,000 px; at most 134,217,728 px are read"),
-        (lambda: bomb(30_000), "is far too large"),
+        (lambda: b"II*\0\x10\0\0\0CR\x02\0" + bytes(99), "it is a camera's raw file"),
+        (lambda: bomb(12_000), "it has 12,000 x 12,000 px; at most 134,217,728 px are read"),
+        (lambda: bomb(30_000), "it is far too large"),
         (text_bomb, "its texts unpack to more"),
         (profile_bomb, "its texts unpack to more"),
-        (not_finite, "holds NaN or infinity"),
-        (preview, "is a camera's raw file or begins with a preview"),
+        (not_finite, "it holds NaN or infinity"),
+        (preview, "it is a camera's raw file or begins with a preview"),
     ],
 )
 def test_what_is_no_picture_is_one_line_with_its_remedy(make: Any, message: str) -> None:
@@ -163,7 +163,9 @@ def test_what_is_no_picture_is_one_line_with_its_remedy(make: Any, message: str)
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         open_picture(content, name="album/a.png")
-    assert str(caught.value).startswith("album/a.png ") and message in str(caught.value)
+    assert str(caught.value).startswith("album/a.png is not a readable image: ") and message in str(
+        caught.value
+    )
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert time.monotonic() - started < 5
 

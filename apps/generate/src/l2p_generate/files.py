@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from l2p_run.errors import raised_as
+from l2p_run.pictures import open_picture
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -51,8 +53,8 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
 
 def difference(picture: Picture, original: Path) -> tuple[int, int]:
     """(pixels that differ, by how much at most of 255) between a picture and a PNG file of its size."""
-    with Image.open(original) as image:
-        delta = ImageChops.difference(picture.image.convert("RGB"), image.convert("RGB"))
+    painted = raised_as(GenerateError)(open_picture)(original)
+    delta = ImageChops.difference(picture.image.convert("RGB"), painted)
     bands = delta.split()
     largest = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
     histogram = largest.histogram()

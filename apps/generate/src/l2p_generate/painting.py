@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from l2p_run.devices import choose_device, resolve_dtype
-from PIL import Image, UnidentifiedImageError
+from l2p_run.errors import raised_as
+from l2p_run.pictures import open_picture
+from PIL import Image
 
 from l2p_generate.errors import GenerateError
 from l2p_generate.model import Source, weights_fingerprint
@@ -176,11 +178,7 @@ def open_start(recipe: Recipe) -> Image.Image:
         raise GenerateError(
             f"{path} is not the picture that the recipe started from; give that one with --image"
         )
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise GenerateError(f"--image {path} is no readable image ({error})") from None
+    return raised_as(GenerateError)(open_picture)(path, name=f"--image {path}")
 
 
 def load_source(

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from l2p_run.errors import one_line, raised_as
+from l2p_run.pictures import open_picture
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from l2p_generate.errors import GenerateError
@@ -87,8 +89,9 @@ def read_recipe(path: Path) -> Recipe:
             text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError:
         raise GenerateError(f"{path} does not exist; give a PNG that l2p-generate wrote") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise GenerateError(f"{path} is no readable image ({error})") from None
+    except Exception as error:  # decoders raise whatever they stumble over in a damaged file
+        raised_as(GenerateError)(open_picture)(path)  # says what is wrong with it, where it knows
+        raise GenerateError(f"the texts in {path} cannot be read ({one_line(error, 120)})") from None
     if text is None:
         raise GenerateError(
             f"{path} carries no recipe (PNG text chunk {CHUNK!r}); only files written by l2p-generate do,"

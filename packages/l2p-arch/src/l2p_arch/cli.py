@@ -11,7 +11,7 @@ from typing import Any
 
 from l2p_arch.errors import ArchError
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,7 +199,9 @@ def _pictures(folder: Path, count: int, size: int) -> Any:
     """The middle squares of a folder's first pictures by name, (N, 3, size, size) in [-1, 1]."""
     import numpy as np
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    from l2p_arch.surgery.pictures import read_picture
 
     if count < 1 or size < 1:
         raise ArchError(f"--image-count {count} and --image-size {size} must be at least 1")
@@ -207,13 +209,7 @@ def _pictures(folder: Path, count: int, size: int) -> Any:
     paths = [path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES][:count]
     if not paths:
         raise ArchError(f"{folder} holds no pictures ({', '.join(_IMAGE_SUFFIXES)}) to fit the new ends to")
-    squares = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                squares.append(np.asarray(ImageOps.fit(picture.convert("RGB"), (size, size))))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ArchError(f"{path} cannot be read as a picture; remove or replace it") from error
+    squares = [np.asarray(ImageOps.fit(read_picture(path), (size, size))) for path in paths]
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from l2p_run.errors import raised_as
+from l2p_run.pictures import open_picture
+from PIL import Image
 
 from l2p_eval.errors import EvalError
 from l2p_eval.geneval import (
@@ -147,9 +149,5 @@ def score_folder(
 
 
 def open_image(path: Path) -> Image.Image:
-    """An upright RGB image, or an `EvalError` that names the file that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EvalError(f"{path} is not a readable image ({error}); generate it again") from None
+    """An upright RGB image as people see it, or an `EvalError` that names the file that cannot be read."""
+    return raised_as(EvalError)(open_picture)(path)

@@ -27,7 +27,7 @@ _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 class Refused(Exception):
-    """The end of a sentence that begins with the picture's name."""
+    """Why a picture that can be decoded is not taken, and what helps."""
 
 
 def colour_of(text: str) -> Colour:
@@ -77,7 +77,7 @@ def seen(opened: Image.Image, background: Colour, max_pixels: int) -> tuple[Imag
 def _check_size(image: Image.Image, most: int) -> None:
     if image.width * image.height > most:
         raise Refused(
-            f"has {image.width:,} x {image.height:,} px; at most {most:,} px are read: make it smaller"
+            f"it has {image.width:,} x {image.height:,} px; at most {most:,} px are read: make it smaller"
         )
 
 
@@ -93,7 +93,7 @@ def _refuse_preview(image: Any) -> None:
     """The first picture of a camera's raw file, which is a TIFF, is a thumbnail."""
     if image.tag_v2.get(_DNG_VERSION) or (image.tag_v2.get(_SUBFILE, 0) or 0) & 1:
         raise Refused(
-            "is a camera's raw file or begins with a preview; save the picture as TIFF, PNG or JPEG"
+            "it is a camera's raw file or begins with a preview; save the picture as TIFF, PNG or JPEG"
         )
 
 
@@ -165,7 +165,7 @@ def _scaled(values: Any, image: Image.Image, raw_mode: str) -> Any:
     """Grey values of more than 8 bits -> uint8."""
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise Refused("holds NaN or infinity; a picture's values are finite: save it again")
+        raise Refused("it holds NaN or infinity; a picture's values are finite: save it again")
     exact = values.astype(np.float64)
     if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
         low, high = 0.0, 65535.0

@@ -31,32 +31,12 @@ SUFFIXES = frozenset(
 """Names that promise a picture, also of kinds that are not read here: those are failures, and not absent."""
 # Kinds that a library decodes in this process; Pillow would start other programs for EPS and WMF.
 _FORMATS = (
-    "PNG",
-    "JPEG",
-    "MPO",
-    "WEBP",
-    "AVIF",
-    "GIF",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "JPEG2000",
-    "PPM",
-    "TGA",
-    "ICO",
+    *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
+    *("PPM", "TGA", "ICO", "ICNS", "PSD", "QOI", "SGI", "PCX", "HEIF", "JXL"),
 )
-_FORMATS += ("ICNS", "PSD", "QOI", "SGI", "PCX", "HEIF", "JXL")
 _STARTS = (
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"RIFF",
-    b"GIF8",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"qoif",
-    b"8BPS",
-    b"icns",
+    *(b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM"),
+    *(b"II*\0", b"MM\0*", b"qoif", b"8BPS", b"icns"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _JXL_STARTS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
@@ -110,7 +90,7 @@ def read_picture(
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     content = source if isinstance(source, bytes) else _content(source)
     if cause := _unreadable(content):
-        raise UserError(f"{name} is {cause}")
+        raise UserError(f"{name} is not a readable image: it is {cause}")
     # Pillow warns at 89 and stops at 179 million px; sec. 4.3's pictures of 10K have 105.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -118,17 +98,8 @@ def read_picture(
         with Image.open(BytesIO(content), formats=_known_formats()) as opened:
             image, changes = seen(opened, colour, max_pixels)
             return Picture(image=image, format=opened.format or "", changes=changes)
-    except Refused as error:
-        raise UserError(f"{name} {error}") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is far too large ({one_line(error, 120)}); make it smaller") from None
-    except Image.UnidentifiedImageError as error:
-        known = content.startswith((*_STARTS, *_JXL_STARTS)) or content[4:8] in (b"ftyp", b"jP  ")
-        if known:
-            raise UserError(f"{name} is no readable picture: {_cause(error)}") from None
-        raise UserError(f"{name} is no picture of a kind that is read here; save it as PNG or JPEG") from None
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
-        raise UserError(f"{name} is no readable picture: {_cause(error)}") from error
+        raise UserError(f"{name} is not a readable image: {_cause(error, content)}") from error
 
 
 def _content(path: Path) -> bytes:
@@ -181,13 +152,19 @@ def _registered(module: str, register: str | None, what: str, extra: str) -> str
     return ""
 
 
-def _cause(error: Exception) -> str:
-    """Why a decoder failed, for people."""
+def _cause(error: Exception, content: bytes) -> str:
+    """Why a picture could not be opened, and what helps."""
     said = one_line(error, 120)
+    if isinstance(error, Refused):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it is far too large ({said}); make it smaller"
+    if isinstance(error, MemoryError):
+        return "the memory is not enough for it; make it smaller"
     if "text chunks" in said or "MAX_TEXT_CHUNK" in said or "decompressed data too large" in said.lower():
         return "its texts unpack to more than a picture's should; save it without them"
     if isinstance(error, Image.UnidentifiedImageError):
+        if not content.startswith((*_STARTS, *_JXL_STARTS)) and content[4:8] not in (b"ftyp", b"jP  "):
+            return "it is of no kind that is read here; save it as PNG or JPEG"
         said = "its head cannot be read"
-    if isinstance(error, MemoryError):
-        return "the memory is not enough for it; make it smaller"
-    return f"damaged or cut off ({said}); copy it again from where it came, or make it again"
+    return f"it is damaged or cut off ({said}); copy it again from where it came, or make it again"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from l2p_run.errors import raised_as
+from l2p_run.pictures import open_picture
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
@@ -90,14 +91,10 @@ def open_corpus(config: TrainConfig) -> Corpus:
 
 def _decode(encoded: bytes, size: Size, name: str) -> np.ndarray:
     """Return uint8 (3, H, W)."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     height, width = size
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise TrainError(f"image {name} of the corpus cannot be decoded: {error}") from error
+    image = raised_as(TrainError)(open_picture)(encoded, name=f"image {name} of the corpus")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
