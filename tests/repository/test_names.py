@@ -122,3 +122,9 @@ def test_every_module_that_a_comment_names_exists(group: str) -> None:
             if not next(top.rglob(module), None):
                 stale.append(f"{name}: {module}")
     assert not stale
+
+
+def test_every_benchmark_has_its_line() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts == set(re.findall(r"`(\w+\.py)`", table))
