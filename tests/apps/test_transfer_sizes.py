@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from l2p_run.sizes import Size
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.sizes import evaluated_size, painted_sizes, source_size, trained_sizes
@@ -59,7 +60,7 @@ def test_a_run_with_buckets_trains_all_shapes_and_evaluates_at_the_stated_one(fo
     assert set(corpus.iter_rows()) == {(64, 64), (96, 48)}
     train = config_from_mapping(json.loads((folder / "run/train/train.json").read_text()))
     plan = BatchPlan([row.size for row in Corpus(train.corpus).rows], train.batch_size, train.seed)
-    assert {plan.rows(step)[0] for step in range(train.steps)} == {(64, 64), (48, 96)}
+    assert {plan.rows(step)[0] for step in range(train.steps)} == {Size(64, 64), Size(width=96, height=48)}
     assert painted(folder, "l2p") == painted(folder, "source") == {default_size(folder)} == {(80, 48)}
     report = (folder / "run/report.md").read_text()
     assert "64x64, 96x48 px" in report

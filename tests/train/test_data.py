@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from l2p_run.sizes import Size
 from l2p_train import TrainConfig, TrainError
 from l2p_train.data.batches import BatchMaker, BatchPlan, prefetched
 from l2p_train.data.corpus import Corpus, bucket_size
@@ -57,7 +58,7 @@ def test_epochs_and_seeds_have_different_orders():
 @settings(deadline=None)
 @given(st.integers(200, 3000), st.integers(200, 3000))
 def test_a_bucket_keeps_area_and_aspect(height, width):
-    tall, wide = bucket_size((height, width), 1024, 16)
+    wide, tall = bucket_size(Size(width=width, height=height), 1024, 16)
     assert tall % 16 == wide % 16 == 0
     aspect = height / width
     if 0.25 <= aspect <= 4:
@@ -69,8 +70,16 @@ def test_an_image_that_the_patch_does_not_divide_is_refused_with_the_remedy():
     with pytest.raises(
         TrainError, match="100 x 64 px, not multiples of the patch size 16; set resolution = 80"
     ):
-        bucket_size((64, 100), None, 16)
-    assert bucket_size((64, 96), None, 16) == (64, 96)
+        bucket_size(Size(width=100, height=64), None, 16)
+    assert bucket_size(Size(width=96, height=64), None, 16) == Size(width=96, height=64)
+
+
+def test_the_order_of_batches_does_not_depend_on_how_a_size_is_written():
+    """A run of an earlier version knew sizes as (height, width), and goes on with the same batches."""
+    sizes = [Size(width=64, height=32), Size(width=32, height=64), Size(width=48, height=48)] * 5
+    plan = BatchPlan(sizes, 2, 7)
+    assert [size for size, _ in plan.buckets] == [(64, 32), (48, 48), (32, 64)]  # lower ones first
+    assert [plan.rows(step)[1] for step in range(4)] == [[13, 10], [14, 5], [7, 1], [12, 6]]
 
 
 class NoText(dict):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from l2p_run.sizes import Size
 from l2p_train import TrainConfig, plan_for_model, train
 from l2p_train.flops import training_flops
 from l2p_train.memory import meta_model
@@ -13,7 +14,7 @@ from l2p_train.memory import meta_model
 def flops(model: Path, trainable: str | int, caption: torch.Tensor, side: int):
     config = TrainConfig(model=model, corpus=Path("c"), output=Path("o"), trainable=trainable)
     plan = plan_for_model(meta_model(config)[0], trainable=trainable)
-    return training_flops(config, plan, (side, side), {"caption": caption})
+    return training_flops(config, plan, Size(side, side), {"caption": caption})
 
 
 def test_a_block_of_z_image_at_1k_costs_what_its_matrices_and_its_attention_say(z_image, tmp_path):

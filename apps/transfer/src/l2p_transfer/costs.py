@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from l2p_data.synthesis.buckets import Size
+from l2p_run.sizes import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
@@ -170,7 +170,7 @@ def _judges(config: Config) -> Iterator[str]:
 
 def _corpus_bytes(config: Config) -> float:
     sizes = painted_sizes(config)
-    pixels = sum(width * height for width, height in sizes) / len(sizes)  # each bucket gets its share
+    pixels = sum(size.pixels for size in sizes) / len(sizes)  # each bucket gets its share
     return config.prompts.count * config.images.seeds_per_prompt * pixels * PNG_BYTES_PER_PIXEL
 
 
@@ -234,7 +234,7 @@ def _flops(config: Config, family: str, trunk: Mapping[str, Any], model: Path, p
     @cache
     def count(directory: Path, size: Size) -> Any:
         settings = replace(config.train, model=directory)
-        return flops_or_none(settings, plan, (size[1], size[0]), conditioning)
+        return flops_or_none(settings, plan, size, conditioning)
 
     with TemporaryDirectory() as folder:
         latent = _source_as_counted(Path(folder), family, trunk)

@@ -12,6 +12,7 @@ from l2p_eval.geneval import GenEvalScores
 from l2p_eval.layout import open_image
 from l2p_eval.metrics.frechet import FrechetResult
 from l2p_eval.report.page import Pair, Picture, RunReport, StageCost, Table, duration, write_report
+from l2p_run.sizes import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths, read_json
@@ -121,7 +122,7 @@ def _sampling(options: Mapping[str, Any]) -> str:
     names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "noise_shift": "noise shift"}
     parts = [f"{names[key]} {options[key]}" for key in names if options.get(key) is not None]
     if "width" in options:
-        parts.append(in_words([(options["width"], options["height"])]))
+        parts.append(in_words([Size(width=options["width"], height=options["height"])]))
     return ", ".join([*parts, str(options["dtype"])])
 
 

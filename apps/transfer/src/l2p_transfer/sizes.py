@@ -1,4 +1,4 @@
-"""The sizes of a transfer's images, (width, height) in px: what the source paints, what is trained, what is
+"""The sizes of a transfer's images: what the source paints, what is trained, what is
 evaluated.
 """
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l2p_data.synthesis.buckets import Size, parse_size
+from l2p_data.synthesis.buckets import parse_size
+from l2p_run.sizes import Size
 
 if TYPE_CHECKING:
     from l2p_transfer.config import Config
@@ -20,7 +21,7 @@ def painted_sizes(config: "Config") -> tuple[Size, ...]:
     """
     images = config.images
     if images.buckets is None:
-        return ((images.width, images.height),)
+        return (Size(width=images.width, height=images.height),)
     return tuple(parse_size(text) for text in images.buckets)
 
 
@@ -32,8 +33,7 @@ def trained_sizes(config: "Config") -> tuple[Size, ...]:
     from l2p_train.data.corpus import bucket_size  # loads torch
 
     patch = config.surgery.patch_size
-    resized = (bucket_size((height, width), resolution, patch) for width, height in painted)
-    return tuple(dict.fromkeys((width, height) for height, width in resized))
+    return tuple(dict.fromkeys(bucket_size(size, resolution, patch) for size in painted))
 
 
 def evaluated_size(config: "Config") -> Size:
@@ -42,7 +42,7 @@ def evaluated_size(config: "Config") -> Size:
     """
     section = config.evaluate
     if section.width is not None and section.height is not None:
-        return section.width, section.height
+        return Size(width=section.width, height=section.height)
     return trained_sizes(config)[0]
 
 
@@ -58,13 +58,13 @@ def source_size(config: "Config") -> Size:
 
 def largest(sizes: Sequence[Size]) -> Size:
     """The one of most pixels: memory and time are counted for it."""
-    return max(sizes, key=lambda size: size[0] * size[1])
+    return max(sizes, key=lambda size: size.pixels)
 
 
 def in_words(sizes: Sequence[Size]) -> str:
     """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
-    return ", ".join(f"{width}x{height}" for width, height in sizes) + " px"
+    return ", ".join(map(str, sizes)) + " px"
 
 
 def _shape(size: Size) -> float:
-    return size[0] / size[1]
+    return size.width / size.height

@@ -11,10 +11,10 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from l2p_run.sizes import Size
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import Conditioning
-from l2p_train.data.corpus import Size
 from l2p_train.freeze import FreezePlan
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def training_flops(config: TrainConfig, plan: FreezePlan, size: Size, conditioni
     trainable = set(plan.trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    pixels = torch.empty((1, 3, *size), device="meta")
+    pixels = torch.empty((1, 3, *size.shape), device="meta")
     on_meta = {name: tensor.to("meta") for name, tensor in conditioning.items()}
     on_meta = {
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in on_meta.items()

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Sequence
 
+from l2p_run.sizes import Size
+
 from l2p_data.corpus.identity import stable_seed
 from l2p_data.errors import DataError
-
-Size = tuple[int, int]
-"""Width and height in px."""
 
 #: The shapes that text-to-image models are commonly trained on.
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
@@ -20,12 +19,13 @@ def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, in
         DataError: the multiple is larger than a side would be.
     """
     sizes = []
-    for width, height in ratios:
-        exact = side * math.sqrt(width / height)
-        size = (round(exact / multiple) * multiple, round(side * side / exact / multiple) * multiple)
+    for wide, tall in ratios:
+        exact = side * math.sqrt(wide / tall)
+        width, height = (round(length / multiple) * multiple for length in (exact, side * side / exact))
+        size = Size(width=width, height=height)
         if min(size) < 1:
             raise DataError(
-                f"a bucket of {side} px and shape {width}:{height} is below one multiple of {multiple}"
+                f"a bucket of {side} px and shape {wide}:{tall} is below one multiple of {multiple}"
             )
         sizes.append(size)
     return list(dict.fromkeys(sizes))
@@ -37,7 +37,7 @@ def bucket_of(prompt_id: str, seed_index: int, buckets: Sequence[Size]) -> Size:
 
 
 def parse_size(text: str) -> Size:
-    """ "1216x832" -> (1216, 832).
+    """ "1216x832" -> Size(width=1216, height=832).
 
     Raises:
         DataError: it is no size.
@@ -45,4 +45,4 @@ def parse_size(text: str) -> Size:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise DataError(f"size {text!r} is not of the form WIDTHxHEIGHT, for example 1216x832")
-    return int(parts[0]), int(parts[1])
+    return Size(width=int(parts[0]), height=int(parts[1]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from l2p_run.sizes import Size
 
 from l2p_data.corpus.dataset import Failure, Manifest, Shard
 from l2p_data.corpus.files import location, make_directory, read_json
@@ -243,7 +244,7 @@ def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> list[list[dic
     With buckets, the rows of one size stand together.
     """
     columns = ["prompt", "language", "category", "subclass", "superclass", "created_by"]
-    sizes = [(width, height) for width, height in config.buckets] or [(config.width, config.height)]
+    sizes = [Size(*one) for one in config.buckets] or [Size(width=config.width, height=config.height)]
     rows = []
     for record in prompts.select("id", *columns).iter_rows(named=True):
         for index in range(config.seeds_per_prompt):
@@ -257,7 +258,9 @@ def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> list[list[dic
                     "height": height,
                 }
             )
-    rows.sort(key=lambda row: sizes.index((row["width"], row["height"])))  # stable; full batches of one size
+    rows.sort(
+        key=lambda row: sizes.index(Size(width=row["width"], height=row["height"]))
+    )  # stable; full batches of one size
     size = config.rows_per_shard
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 

@@ -13,13 +13,13 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from l2p_run.sizes import Size
 from numpy.typing import NDArray
 from PIL import Image
 
 from l2p_data.corpus.dataset import Failure, write_shard
 from l2p_data.corpus.files import location, one_line, write_json
 from l2p_data.errors import DataError
-from l2p_data.synthesis.buckets import Size
 from l2p_data.synthesis.checks import CheckSettings, ImageCheck
 from l2p_data.synthesis.images import encode_image, image_fault
 from l2p_data.synthesis.ledger import attempts_path, ledger_path
@@ -201,7 +201,7 @@ def batches(rows: Batch, most: int) -> Iterator[Batch]:
 def make_images(rows: Batch, generate: ImageGenerator, max_attempts: int) -> list[Made]:
     """An image or an error for each row. If the batch fails as a whole, each row is tried alone: a bad row
     costs itself only."""
-    size = (rows[0]["width"], rows[0]["height"])
+    size = Size(width=rows[0]["width"], height=rows[0]["height"])
     try:
         images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows], size)
         return [Made(image, 1) for image in images]

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import Conditioning, ConditioningCache
-from l2p_train.data.corpus import Corpus, Size, bucket_size
+from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import NonFiniteLossError
 from l2p_train.noise import draw, sample_generator
 from l2p_train.zero.tensors import save_tensors
@@ -79,7 +80,7 @@ class BatchPlan:
         buckets: dict[Size, list[int]] = {}
         for index, size in enumerate(sizes):
             buckets.setdefault(size, []).append(index)
-        self.buckets = sorted(buckets.items())
+        self.buckets = sorted(buckets.items(), key=lambda item: item[0][::-1])  # by height, then width
         self.batch_size, self.seed = batch_size, seed
         self._order: tuple[int, np.ndarray] | None = None
         self._permutations: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -172,7 +173,7 @@ class BatchMaker:
 
     def _batch(self, first_counter: int, rows: Sequence[int], size: Size) -> Batch:
         counters = list(range(first_counter, first_counter + len(rows)))
-        draws = [draw(self.config, counter, *size) for counter in counters]
+        draws = [draw(self.config, counter, size.height, size.width) for counter in counters]
         prompts = [
             "" if one.drop_caption else self.corpus.rows[row].prompt
             for one, row in zip(draws, rows, strict=True)

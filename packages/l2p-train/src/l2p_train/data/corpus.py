@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from l2p_run.errors import raised_as
 from l2p_run.pictures import open_picture
+from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.shards import COLUMNS, open_shards
 from l2p_train.errors import TrainError
 from l2p_train.run.storage import Place
-
-Size = tuple[int, int]  # height, width in px
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Corpus:
     ) -> None:
         self.shards = open_shards(place, cache, cache_gb)
         self.rows = [
-            Row(str(id_), prompt, file, group, offset, (height, width))
+            Row(str(id_), prompt, file, group, offset, Size(width=width, height=height))
             for file, groups in enumerate(self.shards.groups())
             for group, columns in enumerate(groups)
             for offset, (id_, prompt, width, height) in enumerate(
@@ -93,10 +92,9 @@ def _decode(encoded: bytes, size: Size, name: str) -> np.ndarray:
     """Return uint8 (3, H, W)."""
     from PIL import Image
 
-    height, width = size
     image = raised_as(TrainError)(open_picture)(encoded, name=f"image {name} of the corpus")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if image.size != size:  # Pillow has (width, height), too
+        image = image.resize(size, Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -106,18 +104,17 @@ def bucket_size(size: Size, resolution: int | None, multiple: int) -> Size:
     Without `resolution` it is the image's own, which must be a multiple of the patch. With it: about
     resolution^2 pixels, the image's aspect ratio, each side the nearest multiple of `multiple`.
     """
-    height, width = size
     if resolution is None:
-        if height % multiple or width % multiple:
-            near = max(multiple, round(math.sqrt(height * width) / multiple) * multiple)
+        if size.height % multiple or size.width % multiple:
+            near = max(multiple, round(math.sqrt(size.pixels) / multiple) * multiple)
             raise TrainError(
-                f"the corpus holds an image of {width} x {height} px, not multiples of the patch size "
-                f"{multiple}; set resolution = {near} to have images resized"
+                f"the corpus holds an image of {size.width} x {size.height} px, not multiples of the patch "
+                f"size {multiple}; set resolution = {near} to have images resized"
             )
         return size
     if resolution % multiple:
         raise TrainError(f"resolution {resolution} is not a multiple of patch size {multiple}")
-    aspect = math.sqrt(height / width)
-    sides = (resolution * aspect, resolution / aspect)
-    tall, wide = (max(multiple, round(side / multiple) * multiple) for side in sides)
-    return tall, wide
+    aspect = math.sqrt(size.height / size.width)
+    sides = (resolution / aspect, resolution * aspect)
+    width, height = (max(multiple, round(side / multiple) * multiple) for side in sides)
+    return Size(width=width, height=height)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import ConditioningCache
-from l2p_train.data.corpus import Corpus, Size, bucket_size
+from l2p_train.data.corpus import Corpus, bucket_size
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SamplePlan:
 def plan_samples(config: TrainConfig, corpus: Corpus, patch_size: int) -> SamplePlan:
     """Choose the prompts: the user's, or different ones spread over the corpus, all of one size."""
     sizes = [bucket_size(row.size, config.resolution, patch_size) for row in corpus.rows]
-    size = max(set(sizes), key=lambda one: (sizes.count(one), one))
+    size = max(set(sizes), key=lambda one: (sizes.count(one), one.shape))
     if config.sample_prompts:
         return SamplePlan(config.sample_prompts, (), size)
     first_row = {
@@ -70,8 +71,8 @@ def draw_samples(
     images = pipeline(
         prompt_conditioning=[conditioning[plan.prompts[i]] for i in mine],
         negative_conditioning=[conditioning[""]] * share,
-        height=plan.size[0],
-        width=plan.size[1],
+        height=plan.size.height,
+        width=plan.size.width,
         num_inference_steps=config.sample_steps,
         guidance_scale=config.sample_guidance,
         seeds=[config.sample_seed + i for i in mine],
@@ -94,7 +95,7 @@ def save_grid(path: Path, plan: SamplePlan, images: Tensor, corpus: Corpus) -> N
     rows = [images]
     if plan.references:
         rows.insert(0, torch.stack([corpus.image(index, plan.size) for index in plan.references]))
-    height, width = plan.size
+    height, width = plan.size.shape
     sheet = np.full((len(rows) * (height + 2) - 2, len(images) * (width + 2) - 2, 3), 255, dtype=np.uint8)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.batches import Batch
 from l2p_train.data.conditioning import ConditioningCache
-from l2p_train.data.corpus import Corpus, Size, bucket_size
+from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import TrainError
 from l2p_train.noise import SIGMA_DISTRIBUTIONS, sample_generator
 from l2p_train.objective import l2p_loss
@@ -83,7 +84,7 @@ class Validation:
         micro, _ = config.batch_layout(world_size)
         parts = [
             _Part(size, tuple(places[first : first + micro]))
-            for size, places in sorted(sizes.items())
+            for size, places in sorted(sizes.items(), key=lambda item: item[0].shape)
             for first in range(0, len(places), micro)
         ]
         rounds = -(-len(parts) // world_size)
@@ -101,7 +102,9 @@ class Validation:
         counters = [_FIRST_COUNTER + place for place in part.places]
         noise = [
             torch.from_numpy(
-                sample_generator(self.config.seed, counter).standard_normal((3, *part.size), dtype="float32")
+                sample_generator(self.config.seed, counter).standard_normal(
+                    (3, *part.size.shape), dtype="float32"
+                )
             )
             for counter in counters
         ]
