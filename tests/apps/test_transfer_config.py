@@ -83,7 +83,7 @@ def test_the_resolved_config_reads_back_to_itself(config_file: Path) -> None:
             "run.storage=s3:/bucket",
             "run.storage is 's3:/bucket'; it must be an address such as s3://bucket/run",
         ),
-        ("train.steps=0", "^train.steps is 0; it must be positive"),
+        ("train.steps=0", "^train.steps is 0; it must be at least 1"),
         ('train.export="best"', '^train.export = "best" needs validation_images > 0'),
         ("train.validation_images=20000", "20,000 images; use 19,998 or fewer, so that one prompt is left"),
         ("images.workers=-1", "images.workers is -1; it must be at least 0"),

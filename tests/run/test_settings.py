@@ -16,7 +16,7 @@ from l2p_run.settings import (
     defaults_of,
     marked,
     read_table,
-    seed,
+    seed_setting,
     setting,
     to_table,
 )
@@ -36,7 +36,7 @@ class Settings:
     where: Path
     rate: float = setting(0.5, gt=0)
     count: int = setting(3, ge=1, le=10**6, may_change=True)
-    seed: int = seed()
+    seed: int = seed_setting()
     shift: float | None = setting(None, gt=0)
     widths: tuple[int, ...] = setting((1, 2), ge=1)
     pair: tuple[float, float] = (0.9, 0.999)

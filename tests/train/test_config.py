@@ -28,9 +28,9 @@ def test_defaults_are_table_3():
     ("change", "message"),
     [
         ({"learning_rte": 1.0}, "unknown key 'learning_rte'; did you mean 'learning_rate'"),
-        ({"steps": "many"}, "steps: got 'many', wanted int"),
-        ({"steps": True}, "steps: got True"),
-        ({"schedule": "linear"}, "schedule: got 'linear', wanted 'constant' or 'cosine' or 'one-cycle'"),
+        ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
+        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"schedule": "linear"}, "schedule is 'linear'; it must be one of 'constant', 'cosine', 'one-cycle'"),
         ({"betas": [0.9]}, "betas"),
         ({"zero_stage": 4}, "zero_stage is 4; use 0, 1, 2 or 3"),
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
@@ -45,8 +45,62 @@ def test_a_bad_setting_is_named(change, message):
         config(**change)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -3),
+        ("seed", 2**64),
+        ("steps", 10**22),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("new_end_multiplier", -0.5),
+        ("betas", [0.9, float("nan")]),
+        ("betas", [-0.1, 0.9]),
+        ("eps", 0.0),
+        ("weight_decay", float("-inf")),
+        ("gradient_clipping", float("nan")),
+        ("gradient_clipping", -0.1),
+        ("warmup_steps", -1),
+        ("final_rate", float("nan")),
+        ("noise_shift", float("nan")),
+        ("logit_mean", float("inf")),
+        ("logit_std", float("nan")),
+        ("head_tile", -64),
+        ("max_sequence_length", 0),
+        ("resolution", 0),
+        ("trainable", -1),
+        ("loader_workers", -1),
+        ("image_cache_mb", -1),
+        ("corpus_cache_gb", float("nan")),
+        ("checkpoint_every", -1),
+        ("keep_checkpoints", -2),
+        ("validate_every", -1),
+        ("sample_every", -1),
+        ("sample_count", -1),
+        ("sample_steps", 0),
+        ("sample_guidance", float("inf")),
+        ("sample_seed", -1),
+        ("peak_tflops", 0.0),
+    ],
+)
+def test_a_number_that_no_run_can_have_is_refused_in_a_file_and_in_python(key, value):
+    for make in (lambda: config(**{key: value}), lambda: dataclasses.replace(config(), **{key: value})):
+        with pytest.raises(TrainError, match=rf"^(train\.)?{key}(\[\d\])? is .*; it must be"):
+            make()
+
+
+@pytest.mark.parametrize("content", ["[" * 50_000, "5", '{"train": 5}', "train = 5", "model = {", "\0"])
+@pytest.mark.parametrize("suffix", ["json", "toml"])
+def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content, suffix):
+    path = tmp_path / f"c.{suffix}"
+    path.write_text(content)
+    with pytest.raises(TrainError) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_key_is_named():
-    with pytest.raises(TrainError, match="missing key 'corpus'"):
+    with pytest.raises(TrainError, match="corpus is missing; it has no default"):
         config_from_mapping({"model": "m", "output": "o"})
 
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 from l2p_run.errors import UserError, disk_is_full, explained, is_environment
@@ -150,6 +150,7 @@ def run_command(
     work: Callable[[], int | None],
     *,
     interrupted: str = GOES_ON,
+    own_signals: bool = False,
     user_errors: tuple[type[Exception], ...] = (),
 ) -> int:
     """Run a command's whole work and return its exit code; never raises for what is no bug.
@@ -160,12 +161,13 @@ def run_command(
     Args:
         work: parses, imports and does everything; its answer is the exit code, None for 0.
         interrupted: what to do after Ctrl-C, in words.
+        own_signals: the command handles SIGINT and SIGTERM itself.
         user_errors: further exceptions that a user can put right.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with _signals():
+    with nullcontext() if own_signals else _signals():
         try:
             code = work() or OK
             sys.stdout.flush()

@@ -7,7 +7,7 @@ A field says its range where it is declared:
     class Training:
         steps: int = setting(1000, ge=1)
         learning_rate: float = setting(5e-5, gt=0)
-        seed: int = setting(0, ge=0, le=LARGEST_SEED)
+        seed: int = seed_setting()
 
 No number may be NaN or infinite, or a whole one of more than 64 bits, whatever its range. Every error is one
 line that names the key with its whole path; an unknown key names the nearest known one.
@@ -90,7 +90,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def seed(default: int = 0, **marks: Any) -> Any:
+def seed_setting(default: int = 0, **marks: Any) -> Any:
     """A field for a seed: what every generator takes."""
     return setting(default, ge=0, le=LARGEST_SEED, **marks)
 

@@ -17,42 +17,45 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from l2p_train.errors import Interrupted, TrainError
+from l2p_run.command import Parser, number, out, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train (or, with --dry-run, print the estimate) and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m l2p_train", description="Train an L2P model; run again to resume."
+    # The trainer stops at signals itself, after a checkpoint; before it listens, `_stop_at_once` does.
+    return run_command(lambda: _run(_parser().parse_args(arguments)), own_signals=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m l2p_train",
+        description="Train an L2P model; run again to resume.",
+        package="l2p-train",
     )
-    parser.add_argument(
-        "config", help="a .toml or .json file with the fields of TrainConfig (or a [train] table)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would train and its memory; write nothing"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="GPUs that --dry-run assumes")
+    add = parser.add_argument
+    add("config", help="a .toml or .json file with the fields of TrainConfig (or a [train] table)")
+    add("--dry-run", action="store_true", help="print what would train and its memory; write nothing")
+    add("--processes", type=number(int, ge=1), default=1, help="GPUs that --dry-run assumes")
     # The deepspeed launcher gives it to every script; LOCAL_RANK says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    add("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
     from l2p_train.config import load_config
 
-    try:
-        config = load_config(options.config)
-        if options.dry_run:
-            from l2p_train.memory import estimate
+    config = load_config(options.config)
+    if options.dry_run:
+        from l2p_train.memory import estimate
 
-            print(estimate(config, options.processes).text())
-            return 0
-        from l2p_train.trainer import train
+        out(estimate(config, options.processes).text())
+        return 0
+    from l2p_train.trainer import train
 
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        logging.getLogger("l2p_train").setLevel(logging.INFO)
-        _stop_with_parent()
-        train(config, on_event=_print_event)
-    except (TrainError, Interrupted) as error:
-        print(f"error: {error}" if isinstance(error, TrainError) else str(error), file=sys.stderr, flush=True)
-        return error.exit_code
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("l2p_train").setLevel(logging.INFO)
+    _stop_with_parent()
+    train(config, on_event=_print_event)
     return 0
 
 
@@ -91,12 +94,12 @@ def _stop_at_once() -> None:
     with a traceback and another exit code.
     """
 
-    def stop(number: int, _frame: Any) -> None:
+    def stop(received: int, _frame: Any) -> None:
         print("interrupted; run again to go on", file=sys.stderr, flush=True)
-        os._exit(128 + number)
+        os._exit(128 + received)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 

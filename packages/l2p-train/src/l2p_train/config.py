@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import math
 import re
-import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from l2p_run.config_file import read_toml
+from l2p_run.errors import UserError, raised_as
+from l2p_run.places import is_address, read_json
+from l2p_run.settings import check_ranges, cut, marked, read_table, seed_setting, setting
+
 from l2p_train.errors import TrainError
-from l2p_train.run.storage import is_address
 
 # Fields with this mark may differ between a run and its resumption; any other difference is an error.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
 
 
-def _free(default: Any) -> Any:
+def _free(default: Any, **bounds: Any) -> Any:
     """Return a field whose value may change when a run resumes."""
-    return field(default=default, metadata=MAY_CHANGE)
+    return setting(default, **bounds, **MAY_CHANGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,45 +34,51 @@ class TrainConfig:
     # address as text, such as "s3://bucket/corpus"
     output: Path  # the run's directory; running again with the same one resumes
     mirror: str | None = _free(None)  # an address that keeps what another machine needs to go on (mirror.py)
-    seed: int = 0
+    seed: int = seed_setting()
 
     # Length. A sample is one image seen once; step s uses samples s * batch_size to (s + 1) * batch_size - 1.
-    steps: int = field(default=1000, metadata=MAY_CHANGE)  # optimiser steps of the whole run
-    batch_size: int = 8  # images per optimiser step over ALL processes (Table 3)
-    micro_batch_size: int | None = None  # images per process and forward; None: batch_size / processes.
+    steps: int = _free(1000, ge=1)  # optimiser steps of the whole run
+    batch_size: int = setting(8, ge=1)  # images per optimiser step over ALL processes (Table 3)
+    micro_batch_size: int | None = setting(None, ge=1)  # images per process and forward; None: batch_size /
+    # processes.
     # Gradient accumulation follows: batch_size / (processes * micro_batch_size) (Table 3: 1).
 
     # Optimiser
     optimizer: Literal["adamw", "muon"] = "adamw"  # Table 3: adamw; muon.py: quicker, needs zero_stage 0
-    muon_momentum: float = 0.95  # muon only
-    learning_rate: float = 5e-5  # peak
-    new_end_multiplier: float = (
-        1.0  # learning rate of the new ends (embedder, head) over the inherited blocks
-    )
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    gradient_clipping: float = 1.0  # global norm; 0: off. The paper names none.
+    muon_momentum: float = setting(0.95, ge=0, lt=1)  # muon only
+    learning_rate: float = setting(5e-5, gt=0)  # peak
+    new_end_multiplier: float = setting(1.0, ge=0)  # learning rate of the new ends (embedder, head) over the
+    # inherited blocks
+    betas: tuple[float, float] = setting((0.9, 0.999), ge=0, lt=1)
+    eps: float = setting(1e-8, gt=0)
+    weight_decay: float = setting(0.01, ge=0)
+    gradient_clipping: float = setting(1.0, ge=0)  # global norm; 0: off. The paper names none.
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    warmup_steps: int = 0  # linear from 0; for one-cycle the rising part (0: 30 % of the run)
-    final_rate: float = 0.0  # learning rate at the end over the peak (cosine, one-cycle)
-    ema_decay: float = 0.0  # 0: off (the paper has none); else samples and the exported model use the average
+    warmup_steps: int = setting(0, ge=0)  # linear from 0; for one-cycle the rising part (0: 30 % of the run)
+    final_rate: float = setting(0.0, ge=0, le=1)  # learning rate at the end over the peak (cosine, one-cycle)
+    ema_decay: float = setting(0.0, ge=0, lt=1)  # 0: off (the paper has none); else samples and the exported
+    # model use the average
     ema_warmup: bool = True  # decay_t = min(decay, (1 + t) / (10 + t)): forgets the untrained start sooner
 
     # Objective: eq. 5
     sigma_distribution: Literal["uniform", "logit-normal", "discrete"] = "uniform"
-    noise_shift: float = 3.0  # s of sigma' = s * sigma / (1 + (s - 1) * sigma); 3 at 1K, 4 at 4K
-    logit_mean: float = 0.0  # logit-normal only: below 0 visits low noise more often
-    logit_std: float = 1.0  # logit-normal only
-    sigma_points: int = 500  # discrete only
+    noise_shift: float = setting(3.0, gt=0)  # s of sigma' = s * sigma / (1 + (s - 1) * sigma); 3 at 1K, 4
+    # at 4K
+    logit_mean: float = setting(0.0, ge=-100, le=100)  # logit-normal only: below 0 visits low noise more
+    # often
+    logit_std: float = setting(1.0, gt=0, le=100)  # logit-normal only
+    sigma_points: int = setting(500, ge=1)  # discrete only
     stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
     loss_weighting: Literal["none", "x_0", "cosmap"] = "none"  # eq. 5 has none
-    distil_guidance: float = 0.0  # above 1: imitate the model that the run starts from, guided so, in one
+    distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
+    # guided so, in one
     # pass instead of two (distillation.py); 0: off
-    caption_dropout: float = 0.0  # probability of the empty prompt (classifier-free guidance); official: none
+    caption_dropout: float = setting(0.0, ge=0, lt=1)  # probability of the empty prompt (classifier-free
+    # guidance); official: none
 
     # What trains (freeze.py)
-    trainable: str | int = "shallow"  # shallow (5 blocks at each end), mid (10), full, head-only, or n
+    trainable: str | int = setting("shallow", ge=0)  # shallow (5 blocks at each end), mid (10), full,
+    # head-only, or n
     train_patterns: tuple[str, ...] = ()  # if given, exactly the tensors matching these (fnmatch) train
     freeze_patterns: tuple[str, ...] = ()  # taken out again
 
@@ -83,7 +87,8 @@ class TrainConfig:
     # 1 keeps float32 gradients of all that trains, 2 a share of them; 3 shares the weights too
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16: float32 masters of what trains, and only of that
     gradient_checkpointing: bool = False  # recompute each block: about 1/10 of the activations, 1/3 more time
-    head_tile: int = 0  # px; > 0: the Detailer Head runs in tiles of this side (4K: 1024 with checkpointing)
+    head_tile: int = setting(0, ge=0)  # px; > 0: the Detailer Head runs in tiles of this side (4K: 1024 with
+    # checkpointing)
     offload_optimizer: bool = False  # ZeRO >= 1: masters and Adam moments in host memory
     frozen_weights: Literal["as-is", "int8"] = "as-is"  # int8: wholly frozen blocks in 8 bit while training
     compile: bool | Literal["auto"] = (
@@ -91,51 +96,40 @@ class TrainConfig:
     )
 
     # Data
-    max_sequence_length: int | None = None  # longest text, in tokens; None: as the family's own
-    resolution: int | None = None  # None: images as they are; r: about r x r pixels, aspect kept, no crop
-    loader_workers: int = _free(2)  # threads that decode images; 0: in the training thread
-    image_cache_mb: int = _free(1024)  # decoded images kept in memory, per process
+    max_sequence_length: int | None = setting(None, ge=1)  # longest text, in tokens; None: as the family's
+    # own
+    resolution: int | None = setting(None, ge=1)  # None: images as they are; r: about r x r pixels, aspect
+    # kept, no crop
+    loader_workers: int = _free(2, ge=0)  # threads that decode images; 0: in the training thread
+    image_cache_mb: int = _free(1024, ge=0)  # decoded images kept in memory, per process
     # Of a corpus at an address, images kept on disk: where (None: in `output`), and how much, per machine
     corpus_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
-    corpus_cache_gb: float = _free(100.0)
-    validation_images: int = (
-        0  # held out (whole prompts): eq. 5 at fixed noise tells which checkpoint is best
-    )
+    corpus_cache_gb: float = _free(100.0, ge=0)
+    validation_images: int = setting(0, ge=0)  # held out (whole prompts): eq. 5 at fixed noise tells which
+    # checkpoint is best
 
     # What is written, and when (steps; 0: never). The last step always writes a checkpoint and the model.
-    log_every: int = _free(10)
-    checkpoint_every: int = _free(500)
-    keep_checkpoints: int = _free(2)  # the newest; with validation_images the best one stays too
-    validate_every: int = _free(0)  # besides every checkpoint
+    log_every: int = _free(10, ge=1)
+    checkpoint_every: int = _free(500, ge=0)
+    keep_checkpoints: int = _free(2, ge=0)  # the newest; with validation_images the best one stays too
+    validate_every: int = _free(0, ge=0)  # besides every checkpoint
     export: Literal["last", "best"] = _free("last")  # which checkpoint becomes the model
-    sample_every: int = _free(500)
+    sample_every: int = _free(500, ge=0)
     sample_prompts: tuple[str, ...] = _free(())  # (): prompts of the corpus, beside their source images
-    sample_count: int = _free(8)  # how many prompts of the corpus
-    sample_steps: int = _free(30)
+    sample_count: int = _free(8, ge=0)  # how many prompts of the corpus
+    sample_steps: int = _free(30, ge=1)
     sample_guidance: float = _free(2.0)
-    sample_seed: int = _free(42)
+    sample_seed: int = seed_setting(42, **MAY_CHANGE)
     tensorboard: bool = _free(True)
     trackers: tuple[Literal["wandb", "trackio"], ...] = _free(())  # l2p-train[wandb], l2p-train[trackio]
     tracker_project: str = _free("l2p")
-    peak_tflops: float | None = _free(None)  # of one device, for mfu in the log; None: known GPUs in bf16
+    peak_tflops: float | None = _free(None, gt=0)  # of one device, for mfu in the log; None: known GPUs in
+    # bf16
 
     def __post_init__(self) -> None:
         """Raise `TrainError` for values that no run can have."""
-        positive = (
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "noise_shift",
-            "sigma_points",
-            "logit_std",
-            "log_every",
-        )
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise TrainError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("caption_dropout", "ema_decay", "muon_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        with raised_as(TrainError):
+            check_ranges(self)
         self._check_places()
         if self.zero_stage not in (0, 1, 2, 3):
             raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
@@ -146,7 +140,7 @@ class TrainConfig:
                 f'optimizer = "muon" needs whole matrices, and zero_stage = {self.zero_stage} cuts them up; '
                 "set zero_stage = 0"
             )
-        if not (self.distil_guidance == 0 or 1 < self.distil_guidance < math.inf):
+        if self.distil_guidance != 0 and self.distil_guidance <= 1:
             raise TrainError(
                 f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
                 "or 0 to train without a teacher"
@@ -157,11 +151,6 @@ class TrainConfig:
             )
         if self.export == "best" and not self.validation_images:
             raise TrainError('export = "best" needs validation_images > 0')
-        for name in ("validation_images", "head_tile"):
-            if getattr(self, name) < 0:
-                raise TrainError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise TrainError(f"micro_batch_size is {self.micro_batch_size}; it must be positive")
 
     def _check_places(self) -> None:
         for name in ("model", "corpus", "output"):
@@ -215,7 +204,7 @@ def _one_of(numbers: list[int]) -> str:
 
 def changeable() -> set[str]:
     """Names of the settings that may differ between a run and its resumption."""
-    return {each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("may_change")}
+    return marked(TrainConfig, "may_change")
 
 
 def differences(old: Mapping[str, Any], new: TrainConfig) -> list[str]:
@@ -235,66 +224,36 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "train") -> Tra
     Raises:
         TrainError: an unknown key (with the nearest known one), a missing key, or a value of the wrong type.
     """
-    hints = typing.get_type_hints(TrainConfig)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            remedy = f"; did you mean {near[0]!r}?" if near else ""
-            if key == "processes":
-                remedy = ", which is l2p-transfer's; leave it out and start the processes with torchrun"
-            raise TrainError(f"{source}: unknown key {key!r}{remedy}")
-    missing = [name for name in ("model", "corpus", "output") if name not in values]
-    if missing:
-        raise TrainError(f"{source}: missing key {missing[0]!r}")
-    settings = {key: _coerce(value, hints[key], f"{source}.{key}") for key, value in values.items()}
+    if "processes" in values:
+        raise TrainError(
+            f"{source}: unknown key 'processes', which is l2p-transfer's; leave it out and start the "
+            "processes with torchrun"
+        )
+    given = {key: value for key, value in values.items() if value is not None}  # JSON has null for None
+    for name in ("model", "output"):
+        if isinstance(given.get(name), str) and is_address(given[name]):
+            raise TrainError(
+                f"{source}.{name}: got the address {given[name]!r}, wanted a local path; mirror takes one"
+            )
     try:
-        return TrainConfig(**settings)
-    except TrainError as error:
+        return read_table(TrainConfig, given, "")
+    except UserError as error:
         # They begin with the setting's name; a table's stands before it, and a file's apart.
-        raise TrainError(f"{source}{'.' if source == 'train' else ': '}{error}") from None
+        named = str(error).split(" ", 1)[0].partition("[")[0] in TrainConfig.__dataclass_fields__
+        raise TrainError(f"{source}{'.' if source == 'train' and named else ': '}{error}") from None
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Return the config of a .toml or .json file; a `[train]` table is used when there is one."""
+    """Return the config of a .toml or .json file; a `[train]` table is used when there is one.
+
+    Raises:
+        TrainError: it is missing, unreadable, or not what `config_from_mapping` takes.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise TrainError(f"no config file {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise TrainError(f"{path}: {error}") from error
-    if isinstance(values.get("train"), dict):
-        values = values["train"]
+    with raised_as(TrainError):
+        values = read_json(path) if path.suffix == ".json" else read_toml(path)
+        if isinstance(values, dict) and isinstance(values.get("train"), dict):
+            values = values["train"]
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold a table of settings; this is {cut(values)}")
     return config_from_mapping(values, source=str(path))
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Return `value` as the annotated type, or raise `TrainError` naming key, value and what was wanted."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            try:
-                return _coerce(value, option, where)
-            except TrainError:
-                continue
-    elif origin is Literal and value in arguments:
-        return value
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        if arguments[-1] is Ellipsis:
-            return tuple(_coerce(item, arguments[0], where) for item in value)
-        if len(value) == len(arguments):
-            return tuple(_coerce(item, option, where) for item, option in zip(value, arguments, strict=True))
-    elif hint is type(None) and value is None:
-        return None
-    elif hint is Path and isinstance(value, (str, Path)):
-        if not is_address(value):
-            return Path(value)
-        if where.rpartition(".")[2] in ("model", "output"):
-            raise TrainError(f"{where}: got the address {value!r}, wanted a local path; mirror takes one")
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    wanted = " or ".join(map(repr, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
-    raise TrainError(f"{where}: got {value!r}, wanted {wanted}")

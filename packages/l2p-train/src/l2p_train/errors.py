@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from l2p_run.errors import UserError
 
-class TrainError(ValueError):
+
+class TrainError(UserError):
     """A mistake of the user's: a bad key, a missing directory, a batch that does not divide. Exit code 2."""
 
     exit_code = 2

@@ -8,12 +8,14 @@ the released weights show that n counts at EACH end and that refiners, embedders
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from l2p_run.errors import raised_as
+from l2p_run.places import write_json
 
 from l2p_train.errors import TrainError
 
@@ -68,9 +70,8 @@ class FreezePlan:
             "rows": [asdict(row) for row in self.rows],
             "trainable": list(self.trainable),
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with raised_as(TrainError):
+            write_json(path, content)
 
 
 def plan_freeze(

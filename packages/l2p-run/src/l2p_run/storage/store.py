@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from l2p_run.errors import UserError, one_line
+from l2p_run.errors import UserError, one_line, raised_as
 from l2p_run.storage.addresses import BUCKETS, REACH, install_hint
 from l2p_run.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
 
@@ -19,7 +19,13 @@ _TRANSFERS = 8  # at a time
 
 
 class Store:
-    """A folder at an address. Names are relative to it, with "/"."""
+    """A folder at an address. Names are relative to it, with "/".
+
+    Attributes:
+        error: what is raised; a package's own error where it has a `Store` of its own.
+    """
+
+    error: type[UserError] = UserError
 
     def __init__(self, address: str) -> None:
         """Find the filesystem; nothing is read or written yet.
@@ -35,7 +41,7 @@ class Store:
             # Another process may write what this one has listed before.
             self.fs, root = fsspec.url_to_fs(self.address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise UserError(f"cannot use {address}: {one_line(error)}{install_hint(self.scheme)}") from error
+            raise self.error(f"cannot use {address}: {one_line(error)}{install_hint(self.scheme)}") from error
         self.root = root.rstrip("/")
 
     def path(self, name: str) -> str:
@@ -67,7 +73,7 @@ class Store:
 
     def get(self, name: str, path: Path) -> None:
         """Download a file."""
-        with atomic_path(path) as temporary, self._explained("read", name):
+        with raised_as(self.error), atomic_path(path) as temporary, self._explained("read", name):
             self.fs.get_file(self.path(name), str(temporary))
 
     def put(self, path: Path, name: str) -> None:
@@ -115,7 +121,7 @@ class Store:
     def pull(self, under: str, folder: Path) -> None:
         """Make the local `folder` hold what `under` holds, and nothing else; it appears when it is whole."""
         prefix = f"{under}/" if under else ""
-        with atomic_folder(folder) as temporary:
+        with raised_as(self.error), atomic_folder(folder) as temporary:
             _all(lambda name: self.get(name, temporary / name.removeprefix(prefix)), self.files(under))
 
     @contextmanager
@@ -125,7 +131,7 @@ class Store:
             yield
         except Exception as error:
             where = f"{self.address}/{name}" if name else self.address
-            raise UserError(f"cannot {what} {where}: {one_line(error)}; {REACH}") from error
+            raise self.error(f"cannot {what} {where}: {one_line(error)}; {REACH}") from error
 
 
 def _all(work: Callable[[str], None], names: Sequence[str]) -> None:

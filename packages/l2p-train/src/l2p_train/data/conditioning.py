@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from l2p_run.errors import raised_as
+from l2p_run.places import atomic_path
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
@@ -104,11 +106,11 @@ def write_embeddings(directory: Path, encoded: Mapping[str, Conditioning]) -> Pa
         for prompt, conditioning in encoded.items()
         for entry, tensor in conditioning.items()
     }
-    directory.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
-    temporary = directory / f"{name}.tmp"
-    save_tensors(tensors, temporary)
-    return temporary.replace(directory / f"{name}.safetensors")
+    path = directory / f"{name}.safetensors"
+    with raised_as(TrainError), atomic_path(path) as temporary:
+        save_tensors(tensors, temporary)
+    return path
 
 
 def encode_missing(

@@ -17,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from l2p_run.errors import explained, is_environment, raised_as
+from l2p_run.places import atomic_path
+
 from l2p_train.errors import TrainError
 from l2p_train.run.storage import Place, Store, is_address, one_at_a_time
 
@@ -155,10 +158,12 @@ class RemoteShards:
             if path.is_file():
                 os.utime(path)
             else:
-                temporary = path.with_name(f".{path.name}.partial")
-                with self.store.open(self.files[file]) as remote:
+                with (
+                    raised_as(TrainError),
+                    atomic_path(path) as temporary,
+                    self.store.open(self.files[file]) as remote,
+                ):
                     _write_images(remote, self.names[file], temporary)
-                temporary.replace(path)
                 self._make_room(path)
         return path
 
@@ -191,6 +196,8 @@ def _groups_of(source: Any, name: str) -> list[Group]:
     except (OSError, ValueError) as error:
         if isinstance(error, TrainError):
             raise
+        if is_environment(error):  # permissions and broken devices: the shard may be whole
+            raise TrainError(explained(f"cannot read the corpus shard {name}", error)) from error
         raise TrainError(f"corrupt corpus shard {name}: {error}; write the corpus again") from error
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from l2p_run.errors import raised_as
+from l2p_run.places import write_jsonl
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
+from l2p_train.errors import TrainError
 from l2p_train.report.trackers import Tracker, open_trackers
 
 T = TypeVar("T")
@@ -162,11 +165,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 
@@ -179,6 +185,5 @@ def last_loss(path: Path) -> float:
 def _keep_until(path: Path, step: int) -> None:
     """Drop records of steps that will be done again, so that a resumed file reads as one run."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(path)
+    with raised_as(TrainError):
+        write_jsonl(path, kept)

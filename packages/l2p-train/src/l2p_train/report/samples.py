@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from l2p_run.errors import raised_as
+from l2p_run.places import atomic_path
 from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
+from l2p_train.errors import TrainError
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,5 @@ def save_grid(path: Path, plan: SamplePlan, images: Tensor, corpus: Corpus) -> N
         for x, image in enumerate(row):
             top, left = y * (height + 2), x * (width + 2)
             sheet[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    temporary.replace(path)
+    with raised_as(TrainError), atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

@@ -11,8 +11,7 @@ never involved.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from l2p_run import hashes
+from l2p_run.errors import raised_as
+from l2p_run.places import read_json_if_whole, write_json
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from l2p_train.run.mirror import Mirror
 
 FORMAT = 1
+_OF_A_STATE = {"step": int, "files": dict, "config": dict}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,25 @@ class Checkpoint:
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Return the finished checkpoints, oldest first."""
+    """Return the finished checkpoints, oldest first.
+
+    One whose state.json is damaged counts as none, so that a run goes on from the one before it.
+
+    Raises:
+        TrainError: one is of another format, or cannot be read at all.
+    """
     found = []
     for path in sorted(directory.glob("step-*/state.json")):
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state.get("format") != FORMAT:
+        with raised_as(TrainError):
+            state = read_json_if_whole(path)
+        if state is None or not isinstance(state.get("format", FORMAT), int):
+            logger.warning("%s is damaged; its checkpoint is left out", path)
+            continue
+        if state.get("format", FORMAT) != FORMAT:
             raise TrainError(f"{path}: checkpoint format {state.get('format')}; this version reads {FORMAT}")
+        if not all(isinstance(state.get(key), kind) for key, kind in _OF_A_STATE.items()):
+            logger.warning("%s is damaged; its checkpoint is left out", path)
+            continue
         found.append(Checkpoint(path.parent, state["step"], state))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -62,12 +79,6 @@ def best_checkpoint(found: Sequence[Checkpoint]) -> Checkpoint | None:
     """Return the one with the lowest held-out loss, the earlier of equals; None if none was validated."""
     validated = [one for one in found if one.state.get("validation_loss") is not None]
     return min(validated, key=lambda one: (one.state["validation_loss"], one.step), default=None)
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(
@@ -101,7 +112,7 @@ def save_checkpoint(
     _sync(path)
     problem = mirror.put_part(path, step) if mirror else None
     written: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(written, (path.name, file_hash(path), problem))
+    torch.distributed.all_gather_object(written, (path.name, hashes.of_file(path), problem))
     problems = [one for *_, one in written if one]
     state = {
         "format": FORMAT,
@@ -113,8 +124,8 @@ def save_checkpoint(
         **extra,
     }
     if rank == 0:
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        _sync(temporary / "state.json")
+        with raised_as(TrainError):
+            write_json(temporary / "state.json", state)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         found = list_checkpoints(directory)
@@ -186,7 +197,9 @@ def _damaged(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
     """Return which of these files are missing or changed."""
     paths = {name: checkpoint.path / name for name in names}
     wanted = checkpoint.state["files"]
-    return [name for name, path in paths.items() if not path.is_file() or file_hash(path) != wanted[name]]
+    return [
+        name for name, path in paths.items() if not path.is_file() or hashes.of_file(path) != wanted[name]
+    ]
 
 
 def _refuse_damaged(checkpoint: Checkpoint, names: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from l2p_run.errors import raised_as
+from l2p_run.places import make_folder, write_json
+
 from l2p_train.config import TrainConfig
 from l2p_train.data.shards import check_corpus
 from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
@@ -103,14 +106,10 @@ def launch(
     latest_checkpoint(config, base_hash(config.model))  # mistakes that need no process to be found
     check_corpus(config.corpus)
     logs = config.output / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        path = config.output / "train.json"
-        path.write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
-    except OSError as error:
-        raise TrainError(
-            f"cannot write to {config.output}: {error.strerror}; choose another output directory"
-        ) from error
+    path = config.output / "train.json"
+    with raised_as(TrainError):
+        make_folder(logs, "choose another output directory")
+        write_json(path, config.to_dict())
     with _noted_signals() as signals:
         children = _start(path, process_environments(processes, on_gpus=gpus > 0), logs)
         codes = _wait(children, config.output / "metrics.jsonl", on_event, signals)

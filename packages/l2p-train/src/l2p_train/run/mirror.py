@@ -179,7 +179,10 @@ class Mirror:
             content = self.store.read("result.json")
         else:
             content = path.read_bytes() if path.is_file() and (self.output / "model").is_dir() else None
-        return int(json.loads(content)["steps"]) if content else -1
+        try:
+            return int(json.loads(content)["steps"]) if content else -1
+        except (ValueError, KeyError, TypeError):  # damaged: it is made again
+            return -1
 
 
 def _whole(checkpoint: Checkpoint) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from l2p_run.errors import disk_is_full, raised_as
+from l2p_run.folder import lock
+from l2p_run.places import read_json_if_whole, write_json
 
 from l2p_train.config import TrainConfig, differences
 from l2p_train.errors import TrainError
@@ -33,26 +34,31 @@ class TrainResult:
 
 
 def read_result(config: TrainConfig) -> TrainResult | None:
-    """Return the result of a run that is complete, else None; raise `TrainError` if it was another run."""
-    path = config.output / "result.json"
-    if not path.is_file():
+    """Return the result of a run that is complete, else None; raise `TrainError` if it was another run.
+
+    One that is damaged counts as none: the run makes it again from its newest checkpoint.
+    """
+    with raised_as(TrainError):
+        values = read_json_if_whole(config.output / "result.json") or {}
+    names = {each.name for each in fields(TrainResult)}
+    if values.keys() != names or not isinstance(values["steps"], int):
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
     result = TrainResult(**values | {"model": str(config.output / "model")})  # it may have been moved
     found = list_checkpoints(config.output / "checkpoints")
-    note = config.output / "model" / "training.json"
     if found:
         _check_same(config, found[-1].state)
-    elif note.is_file():  # fetched from a mirror, without the checkpoints
-        _check_same(config, json.loads(note.read_text(encoding="utf-8")))
+    else:  # fetched from a mirror, without the checkpoints
+        with raised_as(TrainError):
+            note = read_json_if_whole(config.output / "model" / "training.json") or {}
+        if isinstance(note.get("config"), dict):
+            _check_same(config, note)
     return result if result.steps == config.steps and Path(result.model).is_dir() else None
 
 
 def write_result(config: TrainConfig, result: TrainResult) -> None:
     """Write result.json, which marks the run as complete."""
-    temporary = config.output / "result.tmp"
-    temporary.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    temporary.replace(config.output / "result.json")
+    with raised_as(TrainError):
+        write_json(config.output / "result.json", asdict(result))
 
 
 def latest_checkpoint(config: TrainConfig, base: str) -> Checkpoint | None:
@@ -89,24 +95,13 @@ def _check_same(config: TrainConfig, state: dict[str, Any]) -> None:
 @contextmanager
 def only_run(output: Path, rank: int) -> Iterator[None]:
     """Hold the directory's lock in process 0; it goes with the process, however that ends."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
+    with raised_as(TrainError):
         if rank:
             yield
             return
-        lock = (output / ".lock").open("w")
-    except OSError as error:
-        raise TrainError(
-            f"cannot write to {output}: {error.strerror}; choose another output directory"
-        ) from error
-    import fcntl
-
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainError(f"another run is training in {output}; wait for it or stop it") from error
-        yield
+        busy = f"another run is training in {output}; wait for it or stop it"
+        with lock(output / ".lock", busy=busy, remedy="choose another output directory"):
+            yield
 
 
 @contextmanager
@@ -115,9 +110,7 @@ def explain_full_disk(output: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # That of safetensors is no OSError.
-        codes = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) not in codes and os.strerror(errno.ENOSPC) not in str(error):
+        if not disk_is_full(error):
             raise
         raise TrainError(
             f"a disk is full ({error}); free some space for {output} and run again: it goes on from the "

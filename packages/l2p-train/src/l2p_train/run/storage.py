@@ -1,179 +1,29 @@
-"""Files at an address: any filesystem that fsspec speaks to, such as "s3://bucket/run".
-
-A file is there whole or not at all: object stores show an upload only when it is complete, and a download
-gets its name when it is.
-"""
+"""Files at an address ("s3://bucket/run"), with the trainer's own error."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from l2p_run.errors import raised_as
+from l2p_run.folder import try_lock
+from l2p_run.places import Place, is_address
+from l2p_run.storage import store
 
 from l2p_train.errors import TrainError
 
-Place = Path | str
-"""A local path, or an address as text: `Path("s3://bucket/x")` has lost a slash."""
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # stores that have keys and no folders
-_TRANSFERS = 8  # at a time
+__all__ = ["Place", "Store", "is_address", "one_at_a_time"]
 
 
-def is_address(place: Place) -> bool:
-    """Say whether a place is the address of a store."""
-    return "://" in str(place)
+class Store(store.Store):
+    """A folder at an address; its failures are `TrainError`."""
 
-
-class Store:
-    """A folder at an address. Names are relative to it, with "/"."""
-
-    def __init__(self, address: str) -> None:
-        """Find the filesystem; nothing is read or written yet.
-
-        Raises:
-            TrainError: it is not known, or the package that speaks to it is missing.
-        """
-        import fsspec
-
-        self.address = address.rstrip("/")
-        self.scheme = address.partition("://")[0]
-        try:
-            # Another process may write what this one has listed before.
-            self.fs, root = fsspec.url_to_fs(self.address, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            extra = f"; install l2p-train[{self.scheme}]" if self.scheme in ("s3", "gs") else ""
-            raise TrainError(f"cannot use {address}: {_one_line(error)}{extra}") from error
-        self.root = root.rstrip("/")
-
-    def path(self, name: str) -> str:
-        """Return the filesystem's own path of a name."""
-        return f"{self.root}/{name}" if name else self.root
-
-    def files(self, under: str = "") -> list[str]:
-        """Return the names of all files, or of those below `under`, sorted."""
-        return list(self.sizes(under))
-
-    def sizes(self, under: str = "") -> dict[str, int]:
-        """Return the names of all files, or of those below `under`, sorted, with their sizes in bytes."""
-        with self._explained("read", under):
-            found = self.fs.find(self.path(under), detail=True)
-        return {str(path)[len(self.root) :].lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file's content, None if it is not there."""
-        with self._explained("read", name):
-            try:
-                return bytes(self.fs.cat_file(self.path(name)))
-            except FileNotFoundError:
-                return None
-
-    def open(self, name: str) -> Any:
-        """Open a file for reading here and there: little is read ahead."""
-        with self._explained("read", name):
-            return self.fs.open(self.path(name), "rb", block_size=2**18, cache_type="readahead")
-
-    def get(self, name: str, path: Path) -> None:
-        """Download a file."""
-        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._explained("read", name):
-                self.fs.get_file(self.path(name), str(temporary))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def put(self, path: Path, name: str) -> None:
-        """Upload a file. A bucket is never created: its name may be a slip of the pen."""
-        with self._explained("write", name):
-            if self.scheme not in _BUCKETS:
-                self.fs.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-            self.fs.put_file(str(path), self.path(name))
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove files, one after the other, in that order."""
-        for name in names:
-            with self._explained("write", name):
-                self.fs.rm_file(self.path(name))
-
-    def check(self) -> None:
-        """Write and remove a small file.
-
-        Raises:
-            TrainError: no such bucket, no credentials, no connection, no right to write.
-        """
-        name = f".probe.{os.urandom(6).hex()}"
-        with self._explained("write", ""):
-            if self.scheme not in _BUCKETS:
-                self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(self.path(name), b"")
-            self.fs.rm_file(self.path(name))
-
-    def push(self, folder: Path, under: str = "", last: Sequence[str] = ()) -> None:
-        """Make `under` hold what the local `folder` holds, and nothing else.
-
-        Args:
-            last: files of `folder` whose presence says that the rest is there.
-        """
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        names = [name for name in names if not name.endswith((".partial", ".tmp"))]
-        prefix = f"{under}/" if under else ""
-        self.remove(f"{prefix}{name}" for name in last if self.read(f"{prefix}{name}") is not None)
-        _all(lambda name: self.put(folder / name, prefix + name), [n for n in names if n not in last])
-        self.remove(sorted({*self.files(under)} - {prefix + name for name in names}))
-        for name in last:
-            if name in names:
-                self.put(folder / name, prefix + name)
-
-    def pull(self, under: str, folder: Path) -> None:
-        """Make the local `folder` hold what `under` holds, and nothing else; it appears when it is whole."""
-        prefix = f"{under}/" if under else ""
-        temporary = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}.partial")
-        temporary.mkdir(parents=True)
-        try:
-            _all(lambda name: self.get(name, temporary / name.removeprefix(prefix)), self.files(under))
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    @contextmanager
-    def _explained(self, what: str, name: str) -> Iterator[None]:
-        """Turn the exceptions of a store's client, which has its own, into one line."""
-        try:
-            yield
-        except Exception as error:
-            where = f"{self.address}/{name}" if name else self.address
-            raise TrainError(
-                f"cannot {what} {where}: {_one_line(error)}; check the address, the connection and the "
-                f"credentials"
-            ) from error
+    error = TrainError
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Hold a lock of this machine's processes and threads."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        opened = lock.open("a")
-    except OSError as error:
-        raise TrainError(f"cannot write to {lock.parent}: {error.strerror}; choose another folder") from error
-    with opened as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold a lock of this machine's processes and threads, as soon as it is free."""
+    with raised_as(TrainError), try_lock(lock, wait=True):
         yield
-
-
-def _all(work: Callable[[str], None], names: Sequence[str]) -> None:
-    with ThreadPoolExecutor(_TRANSFERS) as pool:
-        for _ in pool.map(work, names):
-            pass
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
