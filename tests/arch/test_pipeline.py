@@ -23,7 +23,7 @@ from l2p_arch.sampling.schedule import flow_schedule
 from l2p_mini.architecture import write_untrained_source
 from PIL import Image
 
-SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
 PROMPTS = ["a red circle", "two blue squares left of a green star on a gray background"]
 
 
@@ -324,10 +324,13 @@ def test_full_guidance_rescale_restores_the_spread(pipeline: L2PPipeline) -> Non
 
 
 def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
-    pt, array, pil = (
-        pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images for kind in ("pt", "np", "pil")
+    state, pt, array, pil = (
+        pipeline("a", seeds=[0], **(SMALL | {"output_type": kind})).images
+        for kind in ("latent", "pt", "np", "pil")
     )
-    np.testing.assert_allclose(array[0], (pt[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2, atol=1e-6)
+    assert state.abs().max() > 1  # an untrained model's, so that the clamping is seen
+    torch.testing.assert_close(pt, (state.clamp(-1, 1) + 1) / 2)
+    np.testing.assert_allclose(array[0], pt[0].permute(1, 2, 0).numpy(), atol=1e-6)
     np.testing.assert_allclose(np.asarray(pil[0]) / 255, array[0], atol=1 / 255)
 
 

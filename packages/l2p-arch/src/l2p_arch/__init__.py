@@ -8,6 +8,7 @@ from l2p_arch.errors import ArchError
 
 _HOMES = {
     "Conditioning": "l2p_arch.families",
+    "CutPromptWarning": "l2p_arch.sampling.cut_prompts",
     "DetailerHead": "l2p_arch.detailer",
     "FAMILIES": "l2p_arch.families",
     "Family": "l2p_arch.families",
@@ -16,6 +17,7 @@ _HOMES = {
     "PUBLIC_LAYOUTS": "l2p_arch.files.public_layout",
     "SurgeryReport": "l2p_arch.surgery.convert",
     "convert": "l2p_arch.surgery.convert",
+    "extend_canvas": "l2p_arch.sampling.inpainting",
     "export_public": "l2p_arch.files.public_layout",
     "fingerprint": "l2p_arch.files.recognition",
     "identify": "l2p_arch.files.recognition",
@@ -34,6 +36,7 @@ __all__ = [
     "PUBLIC_LAYOUTS",
     "ArchError",
     "Conditioning",
+    "CutPromptWarning",
     "DetailerHead",
     "Family",
     "L2PPipeline",
@@ -41,6 +44,7 @@ __all__ = [
     "SurgeryReport",
     "convert",
     "export_public",
+    "extend_canvas",
     "fingerprint",
     "identify",
     "import_public",

@@ -111,10 +111,10 @@ class DetailerHead(nn.Module):
                 f"pixels have the shape {tuple(pixels.shape)}; wanted (B, {colours}, H, W) with sides of at "
                 f"least {least} px"
             )
-        if features.ndim != 4 or features.shape[:2] != (len(pixels), width):
+        if features.ndim != 4 or features.shape[:2] != (pixels.shape[0], width):
             raise ArchError(
-                f"features have the shape {tuple(features.shape)}; wanted ({len(pixels)}, {width}, h, w), "
-                "a transformer's tokens as a grid"
+                f"features have the shape {tuple(features.shape)}; "
+                f"wanted ({pixels.shape[0]}, {width}, h, w), a transformer's tokens as a grid"
             )
 
     def _tile(self, pixels: Tensor, features: Tensor, top: int, left: int, step: int) -> Tensor:

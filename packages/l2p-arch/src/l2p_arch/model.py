@@ -1,11 +1,13 @@
 """L2PTransformer: the trunk of a source family between a pixel embedder and a Detailer Head (Fig. 3)."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
@@ -20,8 +22,8 @@ from l2p_arch.patchify import pixels_to_patches
 class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     """Predicts the velocity (noise - x_0) of pixels.
 
-    Adapters (LoRA) of the whole model are diffusers' `add_adapter`, `load_lora_adapter` and so on, which need
-    the extra `lora`; one made for the source goes onto its blocks by `model.trunk.load_lora_adapter`.
+    Adapters (LoRA) are diffusers' `add_adapter` and so on, which need the extra `lora`; those in circulation
+    go in by `L2PPipeline.load_lora_weights`.
 
     Args:
         family: name of the source family, a key of `FAMILIES`.
@@ -48,6 +50,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         head_decoder_floor: int = 0,
     ) -> None:
         super().__init__()
+        # What is given by position would count as left out, and `from_config` could not build it again.
+        self.register_to_config(_use_default_values=[])
         if patch_size < 1:
             raise ArchError(f"patch size {patch_size} is not a number of pixels; 16 is usual at 1024 px")
         self.source_family: Family = find_family(family)
@@ -69,9 +73,13 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             )
         else:
             self.detailer_head = LinearHead(feature_channels, patch_size)
-        self._skip_layerwise_casting_patterns: Any = getattr(
-            self.trunk, "_skip_layerwise_casting_patterns", None
-        )
+        self.source_family.fill_unset(self.trunk)
+        # 8 bits would round what is new here, which is a fraction of a percent of the weights.
+        self._skip_layerwise_casting_patterns: Any = [
+            *(getattr(self.trunk, "_skip_layerwise_casting_patterns", None) or ()),
+            r"^detailer_head\.",
+            rf"^trunk\.{re.escape(self.source_family.embedder)}$",
+        ]
         # The head's levels read each other across its whole depth: it stays on one device.
         self._no_split_modules: Any = [
             *(getattr(self.trunk, "_no_split_modules", None) or ()),
@@ -81,7 +89,28 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         blocks = {type(self.get_submodule(name)).__name__ for name in self.block_names()}
         self._repeated_blocks: Any = getattr(self.trunk, "_repeated_blocks", None) or sorted(blocks)
 
-    def forward(self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+    @overload
+    def forward(
+        self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning], return_dict: None = None
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning], return_dict: Literal[False]
+    ) -> tuple[Tensor]: ...
+
+    @overload
+    def forward(
+        self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning], return_dict: Literal[True]
+    ) -> Transformer2DModelOutput: ...
+
+    def forward(
+        self,
+        pixels: Tensor,
+        sigma: Tensor,
+        conditioning: Sequence[Conditioning],
+        return_dict: bool | None = None,
+    ) -> Tensor | tuple[Tensor] | Transformer2DModelOutput:
         """Predict the velocity of eq. 5.
 
         Args:
@@ -89,6 +118,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
                 patch.
             sigma: (B,) in [0, 1], 0 = image, 1 = noise; float32 or float64.
             conditioning: one mapping per sample, as `Family.encode_text` returns them; lengths may differ.
+            return_dict: as diffusers' helpers ask for the result: False is a tuple of one, True an output
+                with `.sample`; None is the velocity itself.
 
         Returns:
             The velocity, (B, 3, H, W), in the dtype of the head's weights.
@@ -107,7 +138,10 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             _check_keys(error.args[0], conditioning, self.source_family.name)
             raise
         head = self.detailer_head(pixels.to(dtypes[1]), features.to(dtypes[1]))
-        return self.source_family.velocity_sign * head
+        velocity = self.source_family.velocity_sign * head
+        if return_dict is None:
+            return velocity
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def block_names(self) -> list[str]:
         """Names of the main blocks in the order in which data flows, such as "trunk.layers.0"."""
@@ -133,11 +167,21 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
 
 
 def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:
+    if not (isinstance(pixels, Tensor) and isinstance(sigma, Tensor)):
+        raise ArchError(
+            f"pixels are {type(pixels).__name__} and sigma is {type(sigma).__name__}; wanted tensors "
+            "(B, 3, H, W) and (B,)"
+        )
+    if isinstance(conditioning, Mapping | Tensor) or not all(isinstance(e, Mapping) for e in conditioning):
+        raise ArchError(
+            f"conditioning is {type(conditioning).__name__}; wanted a list of one mapping per sample, as "
+            "L2PPipeline.encode returns"
+        )
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ArchError(f"pixels have the shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
-    if sigma.shape != pixels.shape[:1] or len(conditioning) != len(pixels):
+    if sigma.shape != pixels.shape[:1] or len(conditioning) != pixels.shape[0]:
         raise ArchError(
-            f"{len(pixels)} images need as many sigmas and conditionings; "
+            f"{pixels.shape[0]} images need as many sigmas and conditionings; "
             f"sigma has the shape {tuple(sigma.shape)}, and there are {len(conditioning)} conditionings"
         )
     if sigma.dtype not in (torch.float32, torch.float64):

@@ -9,6 +9,8 @@ from l2p_arch.errors import ArchError
 def check_size(height: int, width: int, patch_size: int) -> None:
     """Raise unless both sides (px) are positive multiples of the patch size."""
     for side, length in (("height", height), ("width", width)):
+        if not hasattr(length, "__index__"):
+            raise ArchError(f"{side} {length} is not a whole number of px; use a multiple of {patch_size}")
         if length < patch_size or length % patch_size:
             lower = max(length // patch_size, 1) * patch_size
             upper = (length // patch_size + 1) * patch_size

@@ -22,6 +22,20 @@ def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
     return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
+def plain_text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    """`Family.text_room` where the prompt stands alone, read by one encoder."""
+    return room_in(components["tokenizer"], most)
+
+
+def room_in(tokenizer: Any, most: int, before: str = "") -> tuple[Any, int]:
+    """The tokenizer, and the tokens of a prompt that fit into `most` behind what stands before it."""
+    if tokenizer is None:
+        return None, 0
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
+    around = len(tokenizer(before).input_ids) if before else tokenizer.num_special_tokens_to_add()
+    return tokenizer, most - around
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentEmbedder:
     """The source's own first layer: a linear map of folded latent patches."""
@@ -64,6 +78,8 @@ class Family:
     strip_output: Callable[[Any], None]
     """Replace the final norm and projection in place, so that the trunk's forward returns the last block's
     tokens."""
+    fill_unset: Callable[[Any], None] = lambda trunk: None
+    """Give the parameters that diffusers' class leaves in uninitialised memory their first values."""
     run: Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
     """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h,
     w)."""
@@ -72,6 +88,13 @@ class Family:
     encode_text: Callable[..., list[Conditioning]]
     """(text components by name, and the "trunk", prompts, *, device, max_sequence_length) -> one Conditioning
     per prompt."""
+    text_key: str = "text"
+    """What the conditioning of one sample calls its text embeddings."""
+    pooled_text: bool = False
+    """Whether there are pooled ones beside them."""
+    text_room: Callable[[Mapping[str, Any], int, bool], tuple[Any, int]] = plain_text_room
+    """(text components, max_sequence_length, whether it is a negative prompt) -> the tokenizer that counts
+    (None where it is not there), and how many tokens of a prompt its encoder reads."""
     padded_text: int | None = None
     """Tokens beside max_sequence_length that every prompt has; None where prompts are as long as they are."""
     encode_negative_text: Callable[..., list[Conditioning]] | None = None

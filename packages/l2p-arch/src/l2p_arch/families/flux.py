@@ -15,12 +15,14 @@ from l2p_arch.families.base import (
     Conditioning,
     Family,
     LatentEmbedder,
+    room_in,
     strip_norm_and_projection,
     width_of_heads,
 )
 from l2p_arch.families.running import (
     embedded_guidance,
     exact_time,
+    hear_exact_time,
     in_groups_of_equal_text,
     source_pipeline,
     stacked,
@@ -41,18 +43,22 @@ def position_ids(grid: Sequence[int], device: torch.device) -> Tensor:
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     grid = patches.shape[-2:]
     text = stacked(conditioning, "text", patches)
-    with exact_time(trunk.time_text_embed.time_proj, sigma * 1000):
-        tokens = trunk(
-            hidden_states=to_tokens(patches),
-            encoder_hidden_states=text,
-            pooled_projections=stacked(conditioning, "pooled", patches),
-            timestep=sigma,
-            guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
-            img_ids=position_ids(grid, patches.device),
-            txt_ids=torch.zeros(text.shape[1], 3, device=patches.device),
-            return_dict=False,
-        )[0]
+    tokens = trunk(
+        hidden_states=to_tokens(patches),
+        encoder_hidden_states=text,
+        pooled_projections=stacked(conditioning, "pooled", patches),
+        timestep=exact_time(sigma, 1000, patches),
+        guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
+        img_ids=position_ids(grid, patches.device),
+        txt_ids=torch.zeros(text.shape[1], 3, device=patches.device),
+        return_dict=False,
+    )[0]
     return to_grid(tokens, grid)
+
+
+def _strip_output(trunk: Any) -> None:
+    strip_norm_and_projection(trunk)
+    hear_exact_time(trunk.time_text_embed.time_proj)
 
 
 def _encode_text(
@@ -73,8 +79,10 @@ FLUX = Family(
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=strip_norm_and_projection,
+    strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
+    pooled_text=True,
+    text_room=lambda components, most, negative: room_in(components["tokenizer_2"], most),
     padded_text=0,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),

@@ -16,12 +16,14 @@ from l2p_arch.families.base import (
     Conditioning,
     Family,
     LatentEmbedder,
+    room_in,
     strip_norm_and_projection,
     width_of_heads,
 )
 from l2p_arch.families.running import (
     embedded_guidance,
     exact_time,
+    hear_exact_time,
     in_groups_of_equal_text,
     source_pipeline,
     stacked,
@@ -37,26 +39,50 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     text = stacked(conditioning, "text", patches)
     zero = torch.zeros(1, dtype=torch.long)
     rows, columns, places = (torch.arange(count) for count in (*grid, text.shape[1]))
-    with exact_time(trunk.time_guidance_embed.time_proj, sigma * 1000):
-        tokens = trunk(
-            hidden_states=to_tokens(patches),
-            encoder_hidden_states=text,
-            timestep=sigma,
-            guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
-            img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(patches.device),
-            txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(patches.device),
-            return_dict=False,
-        )[0]
+    tokens = trunk(
+        hidden_states=to_tokens(patches),
+        encoder_hidden_states=text,
+        timestep=exact_time(sigma, 1000, patches),
+        guidance=embedded_guidance(trunk, conditioning, DEFAULT_GUIDANCE, sigma),
+        img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(patches.device),
+        txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(patches.device),
+        return_dict=False,
+    )[0]
     return to_grid(tokens, grid)
+
+
+def _strip_output(trunk: Any) -> None:
+    strip_norm_and_projection(trunk)
+    hear_exact_time(trunk.time_guidance_embed.time_proj)
+
+
+def _is_klein(components: Mapping[str, Any]) -> bool:
+    return type(components["text_encoder"]).__name__.startswith("Qwen")
 
 
 def _encode_text(
     components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
-    small = type(components["text_encoder"]).__name__.startswith("Qwen")  # FLUX.2 [klein]
-    pipeline = source_pipeline("Flux2KleinPipeline" if small else "Flux2Pipeline", components)
+    name = "Flux2KleinPipeline" if _is_klein(components) else "Flux2Pipeline"
+    pipeline = source_pipeline(name, components)
     text, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
     return [{"text": sample} for sample in text]
+
+
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    tokenizer = components["tokenizer"]
+    if tokenizer is None:
+        return None, 0
+    if _is_klein(components):
+        message: Any = [{"role": "user", "content": "|||"}]
+        options = {"add_generation_prompt": True, "enable_thinking": False}
+    else:
+        message, options = format_input(["|||"], SYSTEM_MESSAGE)[0], {"add_generation_prompt": False}
+    text = tokenizer.apply_chat_template(message, tokenize=False, **options)
+    return room_in(tokenizer, most, text.split("|||")[0])
 
 
 def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
@@ -89,8 +115,9 @@ FLUX2 = Family(
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=strip_norm_and_projection,
+    strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
+    text_room=_text_room,
     padded_text=0,
     encode_text=_encode_text,
     dynamic_shift=_dynamic_shift,

@@ -7,13 +7,16 @@ Conventions: the time passed is 1 - sigma, unscaled, and the raw output is x_0 -
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder, room_in
 from l2p_arch.families.running import padded, source_pipeline
+
+_LENGTHENING = Lock()
 
 
 def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
@@ -43,10 +46,12 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
 
 def _extend_rope(rope: Any, wanted: Sequence[int]) -> None:
     """Lengthen the table of rotary angles where text or grid exceed it; the existing rows do not change."""
-    if any(want > have for want, have in zip(wanted, rope.axes_lens, strict=True)):
-        rope.axes_lens = [max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)]
-        with torch.device("cpu"):
-            rope.freqs_cis = rope._precompute_freqs_cis(rope.axes_dim, rope.axes_lens, rope.theta)
+    if all(want <= have for want, have in zip(wanted, rope.axes_lens, strict=True)):
+        return
+    with _LENGTHENING, torch.device("cpu"):  # the table first: threads that share the model may read it
+        lengths = [max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)]
+        rope.freqs_cis = rope._precompute_freqs_cis(rope.axes_dim, lengths, rope.theta)
+        rope.axes_lens = lengths
 
 
 def _encode_text(
@@ -70,6 +75,11 @@ def _encode_text(
     return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
 
 
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    system = source_pipeline("Lumina2Pipeline", components).system_prompt
+    return room_in(components["tokenizer"], most, "" if negative else f"{system} <Prompt Start> ")
+
+
 LUMINA2 = Family(
     name="lumina2",
     embedder="x_embedder",
@@ -81,6 +91,7 @@ LUMINA2 = Family(
     strip_output=_strip_output,
     run=_run,
     text_tokens=256,
+    text_room=_text_room,
     encode_text=_encode_text,
     encode_negative_text=partial(_encode_text, negative=True),
     latent_embedder=lambda config: LatentEmbedder(

@@ -17,22 +17,33 @@ from l2p_arch.families.base import (
     strip_norm_and_projection,
     width_of_heads,
 )
-from l2p_arch.families.running import exact_time, padded, source_pipeline, to_grid, to_tokens
+from l2p_arch.families.running import (
+    exact_time,
+    hear_exact_time,
+    padded,
+    source_pipeline,
+    to_grid,
+    to_tokens,
+)
 
 
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
     grid = patches.shape[-2:]
     text, mask = padded(conditioning, "text", patches)
-    with exact_time(trunk.time_text_embed.time_proj, sigma):
-        tokens = trunk(
-            hidden_states=to_tokens(patches),
-            encoder_hidden_states=text,
-            encoder_hidden_states_mask=mask,
-            timestep=sigma,
-            img_shapes=[[(1, grid[0], grid[1])]] * len(patches),
-            return_dict=False,
-        )[0]
+    tokens = trunk(
+        hidden_states=to_tokens(patches),
+        encoder_hidden_states=text,
+        encoder_hidden_states_mask=mask,
+        timestep=exact_time(sigma, 1, patches),
+        img_shapes=[[(1, grid[0], grid[1])]] * len(patches),
+        return_dict=False,
+    )[0]
     return to_grid(tokens, grid)
+
+
+def _strip_output(trunk: Any) -> None:
+    strip_norm_and_projection(trunk)
+    hear_exact_time(trunk.time_text_embed.time_proj)
 
 
 def _encode_text(
@@ -54,6 +65,11 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
     return (latents - mean) / std
 
 
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    """The template before the prompt is encoded with it, and dropped; its tokenizer stops at 1024 more."""
+    return components["tokenizer"], min(most, 1024)
+
+
 QWEN_IMAGE = Family(
     name="qwen-image",
     embedder="img_in",
@@ -63,9 +79,10 @@ QWEN_IMAGE = Family(
     idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "patch_size": 1},
-    strip_output=strip_norm_and_projection,
+    strip_output=_strip_output,
     run=_run,
     encode_text=_encode_text,
+    text_room=_text_room,
     encode_latents=_encode_latents,
     latent_embedder=lambda config: LatentEmbedder(name="img_in", patch_size=2),
 )

@@ -1,8 +1,7 @@
 """Small parts that several families' `run` and `encode_text` share."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from l2p_arch.errors import ArchError
 from l2p_arch.families.base import Conditioning
 
+_PARTS = 4  # of 8 bits each, in bfloat16: more than float32's 24
 Run = Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
 
 
@@ -70,24 +70,43 @@ def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0], w=grid[1])
 
 
-@contextmanager
-def exact_time(time_proj: nn.Module, time: Tensor) -> Iterator[None]:
-    """Hand `time` to the sinusoidal embedding as it is, where the surrounding forward rounds it to the
-    weights' dtype.
+def exact_time(sigma: Tensor, factor: int, like: Tensor) -> Tensor:
+    """The time in parts (B, 4) that survive a forward which rounds what it is given to the tokens' dtype and
+    then multiplies it by `factor`: rounded and multiplied like that, they add up to sigma * factor.
 
-    Only the embedding's first call is meant: some families embed their guidance with the same module
-    afterwards.
+    The first part is what would be passed anyway, each further one makes up for the rounding of those before.
     """
+    dtype = like.dtype
+    device = like.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):  # the tokens leave the embedder in it
+        dtype = torch.get_autocast_dtype(device)
+    wide = _widest(like)
+    left = (sigma.float() * factor).to(wide)
+    parts: list[Tensor] = []
+    for _ in range(_PARTS):
+        part = (sigma if not parts else left / factor).to(dtype)
+        parts.append(part)
+        left = left - (part * factor).to(wide)
+    return torch.stack(parts, dim=1)
 
-    def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        handle.remove()
-        return (time, *args[1:])
 
-    handle = time_proj.register_forward_pre_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
+def hear_exact_time(time_proj: nn.Module) -> None:
+    """Make a sinusoidal embedding add up the parts of `exact_time`, once and for all.
+
+    What else a family embeds with the same module, such as its guidance, has no parts and passes untouched.
+    """
+    time_proj.register_forward_pre_hook(_add_up)
+
+
+def _add_up(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    time: Tensor = args[0]
+    if time.ndim < 2:
+        return args
+    return (time.to(_widest(time)).sum(dim=1).float(), *args[1:])
+
+
+def _widest(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def source_pipeline(class_name: str, components: Mapping[str, Any]) -> Any:

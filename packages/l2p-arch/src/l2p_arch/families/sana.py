@@ -17,6 +17,7 @@ from l2p_arch.families.base import (
     Conditioning,
     Family,
     LatentEmbedder,
+    room_in,
     strip_norm_and_projection,
     width_of_heads,
 )
@@ -77,6 +78,12 @@ def _encode_text(
     return [{"text": sample[keep.bool()]} for sample, keep in zip(text, mask, strict=True)]
 
 
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    """Behind the instruction there is room for two tokens less than for a text alone."""
+    tokenizer = components["tokenizer"]
+    return room_in(tokenizer, most) if negative else (tokenizer, most - 2)
+
+
 SANA = Family(
     name="sana",
     embedder="patch_embed.proj",
@@ -88,6 +95,7 @@ SANA = Family(
     strip_output=_strip_output,
     run=_run,
     text_tokens=300,
+    text_room=_text_room,
     encode_text=_encode_text,
     encode_negative_text=partial(_encode_text, negative=True),
     latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),

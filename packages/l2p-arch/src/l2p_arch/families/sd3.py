@@ -14,6 +14,7 @@ from l2p_arch.families.base import (
     Conditioning,
     Family,
     LatentEmbedder,
+    room_in,
     strip_norm_and_projection,
     width_of_heads,
 )
@@ -63,6 +64,13 @@ def _encode_text(
     return [{"text": text[i], "pooled": pooled[i]} for i in range(len(prompts))]
 
 
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    """T5 reads the whole text; where it is left out, the two CLIPs' 77 tokens are all that is read."""
+    if components.get("text_encoder_3") is None:
+        return room_in(components["tokenizer"], 77)
+    return room_in(components["tokenizer_3"], most)
+
+
 SD3 = Family(
     name="sd3",
     embedder="pos_embed.proj",
@@ -74,6 +82,8 @@ SD3 = Family(
     strip_output=_strip_output,
     run=in_groups_of_equal_text(_run),
     text_tokens=256,
+    pooled_text=True,
+    text_room=_text_room,
     padded_text=77,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),

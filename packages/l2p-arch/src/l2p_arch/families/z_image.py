@@ -7,12 +7,15 @@ padding.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder
+from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder, room_in
+
+_LENGTHENING = Lock()
 
 
 def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, Any]:
@@ -22,6 +25,11 @@ def _pixel_config(source: Mapping[str, Any], patch_channels: int) -> dict[str, A
 def _strip_output(trunk: Any) -> None:
     trunk.all_final_layer["1-1"] = FeaturesOnly()
     trunk.out_channels = trunk.dim  # makes the unpatchify of diffusers' forward a plain reshape
+
+
+def _fill_unset(trunk: Any) -> None:
+    for pad_token in (trunk.x_pad_token, trunk.cap_pad_token):
+        nn.init.normal_(pad_token, std=0.02)
 
 
 def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
@@ -38,9 +46,12 @@ def _extend_rope(trunk: Any, grid: Sequence[int], caption_length: int) -> None:
     change."""
     rope = trunk.rope_embedder
     wanted = [caption_length + 34, *grid]  # caption rounded up to 32 tokens, then the image's own index
-    if any(want > have for want, have in zip(wanted, rope.axes_lens, strict=True)):
-        rope.axes_lens = [max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)]
-        rope.freqs_cis = None
+    if all(want <= have for want, have in zip(wanted, rope.axes_lens, strict=True)):
+        return
+    with _LENGTHENING:  # threads that share the model see the old table or the new one, never none
+        lengths = [max(want, have) for want, have in zip(wanted, rope.axes_lens, strict=True)]
+        table = rope.precompute_freqs_cis(rope.axes_dims, lengths, theta=rope.theta)
+        rope.freqs_cis, rope.axes_lens = table, lengths
 
 
 def _encode_text(
@@ -54,11 +65,9 @@ def _encode_text(
     tokenizer, encoder = components["tokenizer"], components["text_encoder"]
     by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
-        message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        ids = tokenizer(text, truncation=True, max_length=max_sequence_length).input_ids
+        ids = tokenizer(
+            _message(tokenizer, prompt), truncation=True, max_length=max_sequence_length
+        ).input_ids
         by_length[len(ids)].append((index, ids))
     result: list[Conditioning] = [{} for _ in prompts]
     for group in by_length.values():
@@ -69,6 +78,19 @@ def _encode_text(
         for (index, _), caption in zip(group, hidden[-2], strict=True):
             result[index] = {"caption": caption}
     return result
+
+
+def _message(tokenizer: Any, prompt: str) -> str:
+    message = [{"role": "user", "content": prompt}]
+    text: str = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return text
+
+
+def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
+    tokenizer = components["tokenizer"]
+    return room_in(tokenizer, most, tokenizer and _message(tokenizer, "|||").split("|||")[0])
 
 
 Z_IMAGE = Family(
@@ -88,7 +110,10 @@ Z_IMAGE = Family(
     feature_channels=lambda config: config["dim"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
+    fill_unset=_fill_unset,
     run=_run,
+    text_key="caption",
+    text_room=_text_room,
     encode_text=_encode_text,
     latent_embedder=lambda config: LatentEmbedder(
         name=f"all_x_embedder.{config['all_patch_size'][0]}-{config['all_f_patch_size'][0]}",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from einops import rearrange
 
 from l2p_arch.errors import ArchError
+from l2p_arch.files.comfyui_layout import comfyui_names, published_names
 from l2p_arch.files.components import components_to_keep, copy_components, name_of, read_model_config
 from l2p_arch.files.directories import appearing_complete, appearing_file
 from l2p_arch.files.model_card import single_file_card, write_model_card, write_text
@@ -64,16 +65,35 @@ def import_public(
     """Turn a published single file into a model directory, bit by bit; return the layout's name.
 
     Args:
-        file: the single file, recognised by its content.
+        file: the single file, recognised by its content, also in ComfyUI's layout (packed projections).
         pipeline: a Z-Image pipeline directory, whose text encoder, tokenizer and scheduler are taken along.
         out: directory to create; it appears complete or not at all.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
     """
     file, pipeline, out = Path(file), Path(pipeline), Path(out)
+    plan, config, layout = plan_import(file)
+    if pipeline_family(pipeline) != "z-image":
+        raise ArchError(
+            f"{pipeline} is {identify(pipeline)}; give a Z-Image directory, whose text encoder goes along"
+        )
+    components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
+    with appearing_complete(out, [pipeline, file], overwrite) as partial:
+        (partial / "transformer").mkdir()
+        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
+        _meta_model(config).save_config(partial / "transformer")
+        copy_components(pipeline, components, partial)
+        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {name_of(pipeline)}"
+        write_model_card(partial, origin, title=name_of(out))
+    return layout.name
+
+
+def plan_import(file: Path) -> tuple[list[PlannedTensor], dict[str, Any], PublicLayout]:
+    """What a published single file holds, by our names, with the model's config; nothing is read yet."""
     if not file.is_file():
         raise ArchError(f"{file} is not a file; give a published L2P single file")
-    tensors, metadata = read_any_header(file)
+    stored_tensors, metadata = read_any_header(file)
+    tensors = published_names(stored_tensors)
     layout = _layout_of(tensors)
     if layout is None:
         raise ArchError(f"{file} is no published L2P layout: it is {identify(file)}")
@@ -91,23 +111,16 @@ def import_public(
         target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
     _check_against_model(plan, config, file)
-    if pipeline_family(pipeline) != "z-image":
-        raise ArchError(
-            f"{pipeline} is {identify(pipeline)}; give a Z-Image directory, whose text encoder goes along"
-        )
-    components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
-    with appearing_complete(out, [pipeline, file], overwrite) as partial:
-        (partial / "transformer").mkdir()
-        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
-        _meta_model(config).save_config(partial / "transformer")
-        copy_components(pipeline, components, partial)
-        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {name_of(pipeline)}"
-        write_model_card(partial, origin, title=name_of(out))
-    return layout.name
+    return plan, config, layout
 
 
-def export_public(model: Path | str, file: Path | str, *, overwrite: bool = False) -> str:
+def export_public(
+    model: Path | str, file: Path | str, *, comfyui: bool = False, overwrite: bool = False
+) -> str:
     """Write a model directory as one file in the public layout, bit by bit; return the layout's name.
+
+    With `comfyui` by ComfyUI's names for a Z-Image: prefix, packed projections, `x_embedder`. Either is read
+    by `import_public`, and neither by a ComfyUI that does not know L2P (docs/released.md).
 
     The model card goes beside it: `model.md` for `model.safetensors`. Where the trunk's config is not what
     `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
@@ -136,12 +149,16 @@ def export_public(model: Path | str, file: Path | str, *, overwrite: bool = Fals
                 "all_x_embedder.1-1.", f"all_x_embedder.{patch_size}-1."
             )
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
-    origin = f"{name_of(model)}, exported in the public {layout.name} layout"
+    metadata = _untold(config, plan, layout)
+    if comfyui:
+        plan = comfyui_names(plan)
+    names = "ComfyUI's names of the" if comfyui else "the public"
+    origin = f"{name_of(model)}, exported in {names} {layout.name} layout"
     with (
         appearing_file(card_file, [model], overwrite) as card,
         appearing_file(file, [model], overwrite) as weights,
     ):
-        write_file(weights, plan, _untold(config, plan, layout))
+        write_file(weights, plan, metadata)
         write_text(card, single_file_card(file, config, tensors, origin))
     return layout.name
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from l2p_arch.errors import ArchError
+from l2p_arch.files.adapter_files import kind_of_adapter
+from l2p_arch.files.comfyui_layout import is_comfyui, without_prefix
 from l2p_arch.files.directories import read_json
 from l2p_arch.files.tensor_files import StoredTensor, read_header
 from l2p_arch.surgery.source_formats import SOURCE_FORMATS
@@ -39,10 +41,17 @@ def identify(path: Path | str) -> str:
         return f"the published layout of {known}"
     if metadata.get("kind") == "l2p-trained-delta":
         return "a trained-delta file; merge it with its base"
-    if any(".lora_" in name or name.endswith(".alpha") for name in names):
-        return "a LoRA; load it on top of a model"
-    if any(name.startswith("local_decoder.") for name in names):
-        return "an L2P model in a single-file layout"
+    adapter = kind_of_adapter(names)
+    if adapter == "a LoRA":
+        return "a LoRA; load it with L2PPipeline.load_lora_weights"
+    if adapter or any(name.endswith(".alpha") for name in names):
+        return f"{adapter or 'an adapter of another kind'}, which is not loaded; LoRAs are"
+    comfyui = is_comfyui(tensors)
+    bare = {without_prefix(name) for name in names}
+    if any(name.startswith("local_decoder.") for name in bare):
+        return f"an L2P model in {'its ComfyUI' if comfyui else 'a single-file'} layout"
+    if comfyui:
+        return "a latent Z-Image transformer in ComfyUI's layout; surgery starts from its diffusers directory"
     if any(name.startswith("detailer_head.") for name in names):
         return "the weights of an L2P model directory; give that directory"
     if any(name.startswith("dec_net.") for name in names):

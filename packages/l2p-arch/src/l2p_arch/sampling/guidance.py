@@ -1,6 +1,20 @@
 """Classifier-free guidance of velocities."""
 
+import math
+
 from torch import Tensor
+
+from l2p_arch.errors import ArchError
+
+
+def check_guidance(scale: float, rescale: float, distilled: float | None) -> None:
+    """Raise unless they are numbers: NaN would turn guidance off without a word, infinity gives NaN."""
+    values = {"guidance_scale": scale, "guidance_rescale": rescale, "distilled_guidance_scale": distilled}
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ArchError(f"{name} {value} is not a finite number; 1 to 10 are usual, rescale is 0 to 1")
+    if not 0 <= rescale <= 1:
+        raise ArchError(f"guidance_rescale {rescale} is not between 0 and 1")
 
 
 def guided(positive: Tensor, negative: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -1,22 +1,30 @@
 """L2PPipeline: text -> pixels, without a VAE; a diffusers DiffusionPipeline."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from einops import rearrange
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
-from l2p_arch.patchify import check_size
-from l2p_arch.sampling.guidance import guided
-from l2p_arch.sampling.initial_state import draw_noise, generators_of, start_from
+from l2p_arch.sampling.adapters import Adapters
+from l2p_arch.sampling.guidance import check_guidance, guided
+from l2p_arch.sampling.initial_state import (
+    Hold,
+    check_noise,
+    draw_noise,
+    generators_of,
+    start_from,
+)
+from l2p_arch.sampling.inpainting import canvas_for
+from l2p_arch.sampling.pictures import OUTPUT_TYPES, to_images
+from l2p_arch.sampling.prompts import Prompts
 from l2p_arch.sampling.schedule import flow_schedule
 
 _TEXT_COMPONENTS = (
@@ -32,12 +40,15 @@ _TEXT_COMPONENTS = (
 _NEVER_FETCHED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".msgpack", ".h5", ".py")
 
 
-class L2PPipeline(DiffusionPipeline):
+class L2PPipeline(Prompts, Adapters):
     """Samples images with an `L2PTransformer`, the source's own text encoders and any flow-matching
     scheduler."""
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->text_encoder_3->transformer"
     _optional_components = list(_TEXT_COMPONENTS)  # noqa: RUF012 (diffusers declares it so)
+    _callback_tensor_inputs = ["x_t", "latents"]  # noqa: RUF012 (one state, by our name and by diffusers')
+    _num_timesteps = 0
+    _guidance_scale = 1.0
 
     def __init__(
         self,
@@ -93,56 +104,28 @@ class L2PPipeline(DiffusionPipeline):
         """Whether a callback has set `_interrupt`, after which no further step is made."""
         return self._interrupt
 
-    @torch.no_grad()
-    def encode(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_sequence_length: int | None = None,
-        negative: bool = False,
-    ) -> list[Conditioning]:
-        """The conditioning of each prompt, as the source family encodes text.
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the schedule in the latest call."""
+        return self._num_timesteps
 
-        What exceeds `max_sequence_length` tokens is cut off; None stands for the family's own limit. With
-        `negative` as it encodes negative prompts, before which some families put no instruction.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise ArchError(f"prompts {prompts!r} are not all text")
-        if max_sequence_length is not None and max_sequence_length < 1:
-            raise ArchError(f"max_sequence_length {max_sequence_length} must be at least 1")
-        if self.transformer is None:
-            raise ArchError(
-                "this pipeline was loaded without its transformer, which knows how text is encoded"
-            )
-        family = self.transformer.source_family
-        components = {name: getattr(self, name) for name in family.text_components}
-        # SD3 may do without T5, but nothing without the first encoder, or without an encoder's tokenizer.
-        missing = [] if self.text_encoder is not None else ["text_encoder"]
-        for name, encoder in components.items():
-            tokenizer = name.replace("text_encoder", "tokenizer")
-            if name.startswith("text_encoder") and encoder is not None and components[tokenizer] is None:
-                missing.append(tokenizer)
-        if missing:
-            raise ArchError(
-                f"this pipeline was loaded without its {', '.join(missing)}; pass prompt_conditioning, and "
-                "negative_conditioning where guidance_scale is above 1"
-            )
-        encode = (negative and family.encode_negative_text) or family.encode_text
-        return encode(
-            {**components, "trunk": self.transformer.trunk},
-            prompts,
-            device=self._execution_device,
-            max_sequence_length=max_sequence_length or family.text_tokens,
-        )
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the latest call led away from a negative prompt."""
+        return self._guidance_scale > 1
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        height: int = 1024,
-        width: int = 1024,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int = 30,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
@@ -151,22 +134,29 @@ class L2PPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
         noise_shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
         image: Image.Image | Sequence[Image.Image] | np.ndarray | Tensor | None = None,
-        strength: float = 0.6,
+        mask_image: Image.Image | Sequence[Image.Image] | np.ndarray | Tensor | None = None,
+        strength: float | None = None,
         prompt_conditioning: Sequence[Conditioning] | None = None,
         negative_conditioning: Sequence[Conditioning] | None = None,
+        prompt_embeds: Sequence[Conditioning] | Sequence[Tensor] | Tensor | None = None,
+        negative_prompt_embeds: Sequence[Conditioning] | Sequence[Tensor] | Tensor | None = None,
         max_sequence_length: int | None = None,
         output_type: str = "pil",
         on_step: Callable[[int, float, Tensor], None] | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t", "latents"),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate images.
 
         Args:
             prompt: one or more prompts; or give `prompt_conditioning` (from `encode`).
-            height, width: px, multiples of the patch size.
+            height, width: px, multiples of the patch size. None is the size of `image`, for an image to
+                start from down to whole patches, or 1024.
             num_inference_steps: steps of the sampler.
             guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
             guidance_rescale: 0 to 1, see `guided`.
@@ -177,93 +167,93 @@ class L2PPipeline(DiffusionPipeline):
             seeds: one per image; an image depends on its own seed and never on its batch, also where the
                 scheduler draws noise in every step.
             generator: instead of seeds, one generator per image or one that is drawn from in turn.
+            latents: noise (N, 3, H, W) to start from, in place of the seeds'.
             noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
+            sigmas: in place of num_inference_steps, the schedule before the shift: descending from at most 1
+                to above 0.
             image: start from these instead of from noise: one, or one per image; tensors (N, 3, H, W) in [-1,
                 1], arrays (N, H, W, 3) in [0, 1], either as uint8 in 0 ... 255, or PIL images, which are
                 resized.
+            mask_image: with `image`, where to paint: white or 1 is painted, black or 0 stays as it is, bit by
+                bit; grey is a strength of its own, see `start_from`. One, or one per image, see `to_mask`.
+                Without height and width the image may have any size.
             strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
+                None is 0.6, or 1 with a mask.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
+            prompt_embeds, negative_prompt_embeds: the same by diffusers' names; also bare text embeddings
+                (length, width) per prompt, of families without pooled text.
             max_sequence_length: longest text, in tokens; None: as the source's own pipeline has it.
-            output_type: "pil", "np" (N, H, W, 3 in [0, 1]) or "pt" (N, 3, H, W around [-1, 1], not clamped).
+            output_type: "pil", "np" (N, H, W, 3 in [0, 1]), "pt" (N, 3, H, W in [0, 1]) or "latent", the
+                final state (N, 3, H, W) around [-1, 1] as it is, whatever it holds.
             on_step: called after each step with its number, its sigma and the float32 state (N, 3, H, W).
             callback_on_step_end: as in diffusers: called with this pipeline, the step, its timestep and
-                {"x_t": state}; may return {"x_t": another state}, and set `_interrupt` to end the sampling.
+                {"x_t": state, "latents": state}; may return another state under either name, and set
+                `_interrupt` to end the sampling.
+            callback_on_step_end_tensor_inputs: which of the two it is handed.
             return_dict: False returns a tuple of one.
 
         Returns:
             `.images`, in the order of the prompts.
+
+        Raises:
+            ArchError: an argument is wrong, or the model painted NaN or infinity.
         """
         if self.transformer is None:
             raise ArchError("this pipeline was loaded without its transformer; it can paint nothing")
-        check_size(height, width, self.transformer.patch_size)
-        if output_type not in ("pil", "np", "pt"):
-            raise ArchError(f"output_type {output_type!r} is not one of pil, np, pt")
+        if output_type not in OUTPUT_TYPES:
+            raise ArchError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if num_images_per_prompt < 1:
             raise ArchError(f"num_images_per_prompt {num_images_per_prompt} must be at least 1")
-        positive = self._conditioning(prompt, prompt_conditioning, max_sequence_length)
+        check_guidance(guidance_scale, guidance_rescale, distilled_guidance_scale)
+        watched = _watched_states(callback_on_step_end_tensor_inputs)
+        positive = self._conditioning(
+            prompt, _one_of(prompt_conditioning, prompt_embeds), max_sequence_length
+        )
         negative: list[Conditioning] = []
         if guidance_scale > 1:
-            words = negative_prompt or ""
-            negative = self._conditioning(words, negative_conditioning, max_sequence_length, len(positive))
+            given = _one_of(negative_conditioning, negative_prompt_embeds)
+            negative = self._conditioning(negative_prompt or "", given, max_sequence_length, len(positive))
         positive = self._embedding(positive, distilled_guidance_scale, num_images_per_prompt)
         negative = self._embedding(negative, distilled_guidance_scale, num_images_per_prompt)
+        canvas = canvas_for(
+            image, mask_image, height, width, count=len(positive), patch_size=self.transformer.patch_size
+        )
         generators = generators_of(len(positive), seeds, generator)
-        noise = draw_noise(generators, height, width).to(self._execution_device)
+        if latents is None:
+            noise = draw_noise(generators, canvas.height, canvas.width)
+        else:
+            noise = check_noise(latents, len(positive), canvas.height, canvas.width)
+        noise = noise.to(self._execution_device)
+        family = self.transformer.source_family
         scheduler = flow_schedule(
             self.scheduler,
             num_inference_steps,
             noise_shift=noise_shift,
-            image_tokens=height * width // self.transformer.patch_size**2,
+            image_tokens=canvas.height * canvas.width // self.transformer.patch_size**2,
             device=noise.device,
-            changes=self.transformer.source_family.flow_scheduler,
-            dynamic_shift=self.transformer.source_family.dynamic_shift,
+            changes=family.flow_scheduler,
+            dynamic_shift=family.dynamic_shift,
+            sigmas=sigmas,
         )
-        x_t, first = start_from(image, noise, scheduler, strength)
+        if strength is None:
+            strength = 0.6 if mask_image is None else 1.0
+        x_t, first, hold = start_from(canvas.image, noise, scheduler, strength, canvas.mask)
+        self._guidance_scale, self._num_timesteps = float(guidance_scale), len(scheduler.timesteps) - first
 
         def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
             return self._velocity(x_t, sigma, positive, negative, guidance_scale, guidance_rescale)
 
-        x_0 = self._sample(x_t, scheduler, first, velocity, generators, on_step, callback_on_step_end)
-        images = _to_images(x_0, output_type)
+        def after_step(step: int, timestep: Tensor, x_t: Tensor) -> Tensor:
+            if on_step is not None:
+                on_step(step, float(scheduler.sigmas[first + step]), x_t)
+            if callback_on_step_end is None:
+                return x_t
+            answer = callback_on_step_end(self, step, timestep, dict.fromkeys(watched, x_t)) or {}
+            return next((state for state in answer.values() if state is not x_t), x_t)
+
+        x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
+        images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _conditioning(
-        self,
-        prompt: str | Sequence[str] | None,
-        given: Conditioning | Sequence[Conditioning] | None,
-        max_sequence_length: int | None,
-        prompts_against: int | None = None,
-    ) -> list[Conditioning]:
-        """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""
-        negative = prompts_against is not None
-        if given is None and (prompt is None or (not isinstance(prompt, str) and not list(prompt))):
-            raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
-        if given is None:
-            assert prompt is not None
-            given = self.encode(prompt, max_sequence_length=max_sequence_length, negative=negative)
-        elif prompt is not None and not negative:
-            raise ArchError("prompt and prompt_conditioning were both given; one of them says what to draw")
-        given = [given] if isinstance(given, Mapping) else given
-        if prompts_against is not None and len(given) == 1:
-            given = [*given] * prompts_against
-        if prompts_against not in (None, len(given)):
-            raise ArchError(
-                f"{len(given)} negative prompts for {prompts_against} prompts; give one text, or as many"
-            )
-        return list(given)
-
-    def _embedding(
-        self, conditioning: Sequence[Conditioning], guidance: float | None, copies: int
-    ) -> list[Conditioning]:
-        """The conditioning of each image, with the guidance that a distilled model embeds."""
-        if guidance is not None and not self.transformer.trunk.config.get("guidance_embeds"):
-            family = self.transformer.source_family.name
-            raise ArchError(
-                f"distilled_guidance_scale {guidance} is for models that embed their guidance, and this "
-                f"{family} does not; use guidance_scale"
-            )
-        embedded = {} if guidance is None else {"guidance": torch.tensor(float(guidance))}
-        return [{**sample, **embedded} for sample in conditioning for _ in range(copies)]
 
     def _sample(
         self,
@@ -272,8 +262,8 @@ class L2PPipeline(DiffusionPipeline):
         first: int,
         velocity: Callable[[Tensor, Tensor], Tensor],
         generators: list[torch.Generator],
-        on_step: Callable[[int, float, Tensor], None] | None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None,
+        after_step: Callable[[int, Tensor, Tensor], Tensor],
+        hold: Hold | None,
     ) -> Tensor:
         """x_0, from x_t at the schedule's step `first`."""
         options: dict[str, Any] = {"return_dict": False}
@@ -286,14 +276,10 @@ class L2PPipeline(DiffusionPipeline):
                     break
                 sigma = scheduler.sigmas[first + step]  # timesteps are rounded to whole numbers by some
                 x_t = scheduler.step(velocity(x_t, sigma), timestep, x_t, **options)[0]
-                if on_step is not None:
-                    on_step(step, float(sigma), x_t)
-                if callback_on_step_end is not None:
-                    answer = callback_on_step_end(self, step, timestep, {"x_t": x_t}) or {}
-                    x_t = answer.get("x_t", x_t)
+                x_t = after_step(step, timestep, hold(x_t, first + step + 1) if hold else x_t)
                 progress.update()
         self.maybe_free_model_hooks()
-        return x_t
+        return hold(x_t, len(scheduler.timesteps)) if hold else x_t
 
     def _velocity(
         self,
@@ -315,11 +301,15 @@ class L2PPipeline(DiffusionPipeline):
         return guided(with_prompt, without, guidance_scale, guidance_rescale)
 
 
-def _to_images(x_0: Tensor, output_type: str) -> Any:
-    pixels = x_0.float().cpu()
-    if output_type == "pt":
-        return pixels
-    array = rearrange((pixels.clamp(-1, 1) + 1) / 2, "n c h w -> n h w c").numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in array]
+def _one_of(ours: Any, theirs: Any) -> Any:
+    if ours is not None and theirs is not None:
+        raise ArchError("the conditioning was given by our name and by diffusers'; give it once")
+    return theirs if ours is None else ours
+
+
+def _watched_states(names: Sequence[str]) -> list[str]:
+    unknown = [name for name in names if name not in L2PPipeline._callback_tensor_inputs]
+    if unknown:
+        known = ", ".join(L2PPipeline._callback_tensor_inputs)
+        raise ArchError(f"callback_on_step_end_tensor_inputs {unknown[0]!r} is not one of {known}")
+    return list(names)

@@ -1,7 +1,8 @@
 """The sigmas of one sampling call, with any of diffusers' schedulers that can sample by flow matching."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ def flow_schedule(
     device: torch.device,
     changes: Mapping[str, Any],
     dynamic_shift: Callable[[int, int], float] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Any:
     """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
 
@@ -28,15 +30,17 @@ def flow_schedule(
         image_tokens: of one image, for schedulers that shift by its size.
         dynamic_shift: (image tokens, steps) -> mu of such schedulers; None: linear in the tokens.
         changes: to the config of a scheduler that samples by something else than flow matching.
+        sigmas: before the shift, descending from at most 1 to above 0, in place of `steps` even ones.
 
     Raises:
         ArchError: no step, a shift that is not positive, or a scheduler that cannot sample by flow matching,
             or whose sigmas do not lead to 0.
     """
-    if steps < 1:
-        raise ArchError(f"num_inference_steps {steps} must be at least 1")
-    if noise_shift is not None and noise_shift <= 0:
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ArchError(f"num_inference_steps {steps} must be a whole number of at least 1")
+    if noise_shift is not None and not 0 < noise_shift < math.inf:
         raise ArchError(f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px")
+    even = np.linspace(1, 1 / steps, steps) if sigmas is None else _checked(sigmas)
     own, changed = scheduler.config, dict[str, Any]()
     if not type(scheduler).__name__.startswith("FlowMatch"):
         changed = {key: value for key, value in changes.items() if key in own}
@@ -48,7 +52,7 @@ def flow_schedule(
             )
     if noise_shift is None and isinstance(getattr(type(scheduler), "shift", None), property):
         changed["shift"] = scheduler.shift  # set_shift keeps it beside the config
-    if steps == 1 and own.get("shift_terminal"):
+    if len(even) == 1 and own.get("shift_terminal"):
         changed["shift_terminal"] = (
             None  # stretches the schedule so that its last sigma, here the first, is that
         )
@@ -59,27 +63,41 @@ def flow_schedule(
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     options: dict[str, Any] = {"device": device}
     if "sigmas" in accepted:
-        options["sigmas"] = np.linspace(1, 1 / steps, steps)
+        options["sigmas"] = even
+    elif sigmas is not None:
+        raise ArchError(
+            f"{type(scheduler).__name__} takes no sigmas of a caller's; leave them out, or use a FlowMatch "
+            "scheduler"
+        )
     else:
         options["num_inference_steps"] = steps
     if scheduler.config.get("use_dynamic_shifting"):
         options["mu"] = (
-            dynamic_shift(image_tokens, steps)
+            dynamic_shift(image_tokens, len(even))
             if dynamic_shift
             else _dynamic_shift(scheduler.config, image_tokens)
         )
     scheduler.set_timesteps(**options)
-    sigmas = scheduler.sigmas
-    if not (
-        bool(torch.isfinite(sigmas).all()) and sigmas.max() <= 1 and sigmas.min() >= 0 and sigmas[-1] == 0
-    ):
+    made = scheduler.sigmas
+    if not (bool(torch.isfinite(made).all()) and made.max() <= 1 and made.min() >= 0 and made[-1] == 0):
         raise ArchError(
-            f"{type(scheduler).__name__}, as it is configured, goes from sigma {float(sigmas.max()):.3g} to "
-            f"{float(sigmas[-1]):.3g}, where flow matching goes from 1 to 0; leave out use_karras_sigmas "
+            f"{type(scheduler).__name__}, as it is configured, goes from sigma {float(made.max()):.3g} to "
+            f"{float(made[-1]):.3g}, where flow matching goes from 1 to 0; leave out use_karras_sigmas "
             "and the like, and set final_sigmas_type='zero'"
         )
     scheduler.set_begin_index(0)  # looked for among timesteps that are rounded, it may be found a step late
     return scheduler
+
+
+def _checked(sigmas: Sequence[float]) -> np.ndarray:
+    """A caller's sigmas, if they go down from at most 1 and stay above 0, as NaN does not."""
+    given = np.asarray(list(sigmas), dtype=np.float64)
+    if not (len(given) and given[0] <= 1 and given[-1] > 0 and bool((np.diff(given) < 0).all())):
+        raise ArchError(
+            f"sigmas {list(sigmas)} must go down from at most 1 to above 0, each smaller than the one before "
+            "(the scheduler adds the last one, 0)"
+        )
+    return given
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:

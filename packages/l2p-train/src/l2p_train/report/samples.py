@@ -79,16 +79,29 @@ def draw_samples(
         num_inference_steps=config.sample_steps,
         guidance_scale=config.sample_guidance,
         seeds=[config.sample_seed + i for i in mine],
-        output_type="pt",
+        output_type="latent",
     ).images
     transformer.train(was_training)
-    local = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).contiguous()
+    _refuse_not_finite(images)
+    local = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).contiguous()
     if processes == 1:
         return local[: len(plan.prompts)]
     device = next(transformer.parameters()).device
     parts = [torch.empty_like(local, device=device) for _ in range(processes)]
     torch.distributed.all_gather(parts, local.to(device))
     return torch.cat(parts).cpu()[: len(plan.prompts)]
+
+
+def _refuse_not_finite(images: Tensor) -> None:
+    """Raise in every process if one of them painted NaN or infinity, of which no picture is made."""
+    finite = torch.isfinite(images).all().to(torch.int32)
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+    if not finite:
+        raise TrainError(
+            "a sample holds NaN or infinity, though the loss does not: look at sample_guidance; where it is "
+            "moderate, the weights have grown beyond what the precision holds: lower the learning rate"
+        )
 
 
 def save_grid(path: Path, plan: SamplePlan, images: Tensor, corpus: Corpus) -> None:
