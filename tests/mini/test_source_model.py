@@ -1,15 +1,21 @@
 """The miniature's source model: a Z-Image in all but size, and its training."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from l2p_mini.architecture import build_pipeline
 from l2p_mini.detector import ExactDetector
 from l2p_mini.paths import EVALUATION_METADATA, SOURCE_MODEL
-from l2p_mini.training.ldm import BatchedZImage, Ema, sample_sigma, tokenize
+from l2p_mini.training.ldm import BatchedZImage, build_model, cache_scenes, sample_sigma, tokenize
+from l2p_mini.training.run import Ema
+from l2p_mini.training.vae import to_pixels, training_scene
+from l2p_mini.world import render
+from safetensors.torch import load_file
 
 
 def test_the_directory_is_laid_out_as_z_image_turbo() -> None:
@@ -118,3 +124,39 @@ def test_a_vae_training_that_stops_and_resumes_equals_an_undisturbed_one(tmp_pat
 
     train("stopped", 2)
     assert train("stopped", steps).read_bytes() == train("whole", steps).read_bytes()
+
+
+@torch.no_grad()
+def test_a_new_decoder_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "l2p_mini.training.vae", "--initial", str(SOURCE_MODEL / "vae")]
+    command += ["--freeze-encoder", "--latent-noise", "0.1", "--edge-weight", "1", "--steps", "2"]
+    command += ["--batch", "2", "--output", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    before, after = (
+        AutoencoderKL.from_pretrained(SOURCE_MODEL / "vae"),
+        AutoencoderKL.from_pretrained(tmp_path / "vae"),
+    )
+    pixels = to_pixels([render(training_scene(random.Random(0))[1], 64)])
+    for vae in (before, after):
+        vae.float().eval()
+    torch.testing.assert_close(
+        after.encode(pixels).latent_dist.mean, before.encode(pixels).latent_dist.mean, rtol=0, atol=0
+    )
+    for key in ("shift_factor", "scaling_factor"):
+        assert after.config[key] == before.config[key]
+    latents = before.encode(pixels).latent_dist.mean
+    assert not torch.equal(after.decode(latents).sample, before.decode(latents).sample)
+
+
+def test_a_focus_raises_the_share_of_a_task(tmp_path: Path) -> None:
+    vae, tokenizer = build_pipeline().vae, build_pipeline().tokenizer
+    cache = cache_scenes(vae, tokenizer, tmp_path / "scenes.safetensors", 100, 0, {"counting": 1.0})
+    counts = {tokenizer.convert_tokens_to_ids(word) for word in ("two", "three", "four")}
+    assert all(counts & set(row.tolist()) for row in cache["tokens"])
+
+
+def test_a_source_that_is_continued_starts_with_its_own_weights() -> None:
+    model = build_model(0, SOURCE_MODEL)
+    shipped = load_file(SOURCE_MODEL / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name, parameter in model.transformer.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, shipped[name].float()), name

@@ -11,6 +11,34 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+
+class Ema:
+    """Exponential moving average of parameters, with a warm-up so that early weights are forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = [p.detach().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, list(model.parameters()), weight)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights and the averages."""
+        for value, parameter in zip(self.values, model.parameters(), strict=True):
+            kept = parameter.clone()
+            parameter.copy_(value)
+            value.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = state["values"]
 
 
 @dataclass(kw_only=True)
