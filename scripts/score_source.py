@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
-from l2p_eval.generation import Job, plan_jobs
 from l2p_eval.geneval import GenEvalPrompt, ImageScore, judge, read_metadata, summarise
+from l2p_eval.painting import Job, plan_jobs
 from l2p_mini.detector import ExactDetector
 from l2p_mini.grammar import draw_scene, parse
 from l2p_mini.paths import EVALUATION_METADATA, SOURCE_MODEL

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2p_mini.architecture import TRANSFORMER, build_text_encoder, build_tokenizer
 from l2p_mini.training.run import Ema, Run
-from l2p_mini.training.vae import to_images, to_pixels, training_scene
+from l2p_mini.training.vae import task_share, to_images, to_pixels, training_scene
 from l2p_mini.world import BASE_SIZE, render
 
 CAPTION = 32  # tokens: every caption of the grammar fits into one multiple of 32
@@ -103,9 +103,10 @@ def cache_scenes(
     if path.exists():
         return load_file(path)
     rng, latents, prompts = random.Random(seed), [], []
-    shares: dict[str | None, float] = {None: 1 - sum((focus or {}).values()), **(focus or {})}
+    focus = focus or {}
+    tasks, shares = [None, *focus], [1 - sum(focus.values()), *focus.values()]
     for _ in range(0, count, 100):
-        pairs = [training_scene(rng, rng.choices(list(shares), list(shares.values()))[0]) for _ in range(100)]
+        pairs = [training_scene(rng, rng.choices(tasks, shares)[0]) for _ in range(100)]
         prompts += [prompt for prompt, _ in pairs]
         pixels = to_pixels([render(scene, BASE_SIZE) for _, scene in pairs])
         with torch.autocast("cpu", torch.bfloat16):
@@ -196,14 +197,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--caption-dropout", type=float, default=0.1)
     parser.add_argument(
-        "--focus", nargs="*", default=[], metavar="TASK=SHARE", help="draw a share of scenes for a task alone"
+        "--focus",
+        nargs="*",
+        default=[],
+        type=task_share,
+        metavar="TASK=SHARE",
+        help="draw a share of scenes for a task alone; the rest is of any task",
     )
     parser.add_argument(
         "--ema-decay", type=float, default=0.998, help="of the average of weights that is saved"
     )
     parser.add_argument("--initial", type=Path, help="a source to go on from; default: random weights")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.focus = dict(args.focus)
+    if sum(args.focus.values()) > 1:
+        parser.error(f"--focus gives shares of {sum(args.focus.values()):g} in all; they may be at most 1")
+    return args
 
 
 def build_model(seed: int, initial: Path | None = None) -> BatchedZImage:
@@ -257,9 +267,8 @@ def main() -> None:
     run = Run(output=args.output, steps=args.steps, warmup=args.warmup)
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     tokenizer = build_tokenizer()
-    focus = {task: float(share) for task, share in (item.split("=") for item in args.focus)}
     scenes = args.output / f"scenes-{run.rank}.safetensors"
-    cache = cache_scenes(vae, tokenizer, scenes, args.scenes, args.seed + 300 + run.rank, focus)
+    cache = cache_scenes(vae, tokenizer, scenes, args.scenes, args.seed + 300 + run.rank, args.focus)
     cache["latents"] = (cache["latents"] - vae.config.shift_factor) * vae.config.scaling_factor
 
     model = build_model(args.seed, args.initial)

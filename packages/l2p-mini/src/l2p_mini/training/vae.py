@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 
 from l2p_mini.architecture import VAE
-from l2p_mini.grammar import draw_prompt, draw_scene, is_held_out, parse
+from l2p_mini.grammar import TEMPLATES, draw_prompt, draw_scene, is_held_out, parse
 from l2p_mini.training.run import Ema, Run
 from l2p_mini.world import BASE_SIZE, Scene, render
 
@@ -31,6 +31,20 @@ def training_scene(rng: random.Random, tag: str | None = None) -> tuple[str, Sce
     while is_held_out(prompt := draw_prompt(rng, tag)):
         pass
     return prompt, draw_scene(parse(prompt), rng)
+
+
+def task_share(text: str) -> tuple[str, float]:
+    """Read TASK=SHARE. Raises argparse's error for another task or a share outside [0, 1]."""
+    task, _, share = text.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if task not in TEMPLATES or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share of a task; give TASK=SHARE with one of {', '.join(TEMPLATES)} and 0 to 1"
+        )
+    return task, value
 
 
 def held_out(rng: random.Random) -> str:
