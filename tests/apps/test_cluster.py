@@ -134,7 +134,7 @@ def _made_by(run: Path) -> dict[str, Any]:
     images = (run / "evaluation").rglob("*.png")
     return {
         "prompts": (run / "prompts" / "filtered.parquet").read_bytes(),
-        "shards": json.loads((run / "corpus" / "manifest.json").read_text())["shards"],
+        "shards": json.loads((run / "corpus" / "_manifest.json").read_text())["shards"],
         "weights": [path.read_bytes() for path in weights],
         "evaluation": {path.relative_to(run): path.read_bytes() for path in images},
     }

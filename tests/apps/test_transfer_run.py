@@ -44,7 +44,7 @@ def test_a_run_leaves_everything_the_contract_names(finished: tuple[Path, str]) 
         "timings.json",
         "prompts/generated.parquet",
         "prompts/filtered.parquet",
-        "corpus/manifest.json",
+        "corpus/_manifest.json",
         "initial/surgery_report.json",
         "train/metrics.jsonl",
         "train/freeze_table.json",

@@ -68,8 +68,8 @@ def test_a_lost_machine_costs_nothing_that_another_one_cannot_fetch(
     assert [record["step"] for record in records if record["event"] == "start"][-1] >= 2
     wanted = made(Path("alone"))
     assert len(wanted) == 1 + 4 and made(Path("run")) == wanted
-    remote = json.loads(Store(storage).read("corpus/manifest.json") or b"")
-    assert remote["shards"] == json.loads(Path("alone/corpus/manifest.json").read_text())["shards"]
+    remote = json.loads(Store(storage).read("corpus/_manifest.json") or b"")
+    assert remote["shards"] == json.loads(Path("alone/corpus/_manifest.json").read_text())["shards"]
 
     shutil.rmtree("run")
     assert main([*here, "--json"]) == 0

@@ -127,7 +127,7 @@ def test_an_unfinished_or_missing_corpus_is_a_clear_error(corpus: Path, tmp_path
     (corpus / "part-00009.parquet").write_bytes((corpus / "part-00000.parquet").read_bytes())
     with pytest.raises(DataError, match=r"part-00009.parquet is not in the manifest"):
         verify(corpus)
-    (corpus / "manifest.json").unlink()
+    (corpus / "_manifest.json").unlink()
     with pytest.raises(DataError, match="the corpus is unfinished"):
         read_corpus(corpus)
 
@@ -175,7 +175,7 @@ def test_import_lists_bad_images_and_keeps_the_rest(tmp_path: Path, monkeypatch:
     assert read_corpus(tmp_path / "corpus")["prompt"].to_list() == ["prompt of good.png", "prompt of x.bmp"]
     errors = {failure.id: failure.error for failure in manifest.failures}
     assert set(errors) == {"cut.png", "text.png", "b.png", "../secret.png", "missing.png"}
-    assert "leaves the folder" in errors["../secret.png"] and "Bomb" in errors["b.png"]
+    assert "leaves the folder" in errors["../secret.png"] and "far too large" in errors["b.png"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_bad_image_folder_is_a_clear_error(
             (folder / name).write_text(content)
     with pytest.raises(DataError, match=message):
         import_folder(folder, tmp_path / "corpus")
-    assert not (tmp_path / "corpus" / "manifest.json").exists()
+    assert not (tmp_path / "corpus" / "_manifest.json").exists()
 
 
 def test_contact_sheet_and_stats_describe_the_corpus(corpus: Path, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_damaged_journal_is_named_and_a_passing_fault_is_not_kept(url: str, tm
     assert not list(tmp_path.iterdir())
     assert "OPEN" in generator_of(url, journal=tmp_path, attempts=1).generate(request)[0]
     next(tmp_path.iterdir()).write_text("{")
-    with pytest.raises(DataError, match=r"answers-00000.jsonl is damaged .* delete that file"):
+    with pytest.raises(DataError, match=r"answers-00000.jsonl is damaged .* move that file out"):
         generator_of(url, journal=tmp_path)
 
 

@@ -56,7 +56,7 @@ def stored(bucket: str, untrained_source: Path) -> str:
     killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     left = set(content(corpus))
-    assert "part-00001.parquet" in left and not left & {"part-00002.parquet", "manifest.json"}
+    assert "part-00001.parquet" in left and not left & {"part-00002.parquet", "_manifest.json"}
     with pytest.raises(DataError, match="the corpus is unfinished"):
         read_corpus(corpus)
     synthesize(prompt_records(PROMPTS), config(untrained_source, corpus))

@@ -59,7 +59,7 @@ def test_synthesis_into_an_object_store_gives_the_bytes_of_a_local_one_and_resum
     stored = location(f"{memory}/corpus")
     lost = stored / "part-00001.parquet"
     lost.unlink()
-    (stored / "manifest.json").unlink()
+    (stored / "_manifest.json").unlink()
     with pytest.raises(DataError, match="the corpus is unfinished"):
         read_corpus(f"{memory}/corpus")
     synthesize(prompts, config(f"{memory}/corpus"))
@@ -122,7 +122,7 @@ def test_four_k_folders_come_in_with_either_caption(tmp_path: Path) -> None:
     pl.DataFrame(table).write_parquet(folder / "captions.parquet")
     plan = commands.import_(folder, tmp_path / "long", dry_run=True)
     assert plan["rows"] == 4 and plan["text_column"] == "long_caption" and not (tmp_path / "long").exists()
-    assert commands.import_(folder, tmp_path / "long")["failures"] == ["00003: DataError: '00003' is missing"]
+    assert commands.import_(folder, tmp_path / "long")["failures"] == ["00003: missing: '00003' is missing"]
     commands.import_(folder, tmp_path / "short", caption="short_caption")
     assert read_corpus(tmp_path / "long")["prompt"].to_list() == ["long 0", "long 1", "long 2"]
     assert read_corpus(tmp_path / "short")["prompt"].to_list() == ["short 0", "short 1", "short 2"]

@@ -109,7 +109,7 @@ synthesize(prompt_records({PROMPTS!r}), config, report)
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert killed.returncode == -9, killed.stderr
     assert killed.stderr == ""  # Ray is quiet
-    assert list(corpus.glob("part-*.parquet")) and not (corpus / "manifest.json").exists()
+    assert list(corpus.glob("part-*.parquet")) and not (corpus / "_manifest.json").exists()
     states: list[SynthesisProgress] = []
     manifest = synthesize(prompt_records(PROMPTS), config(untrained_source, corpus), states.append)
     assert states[0].shards >= 1 and states[-1].images == states[-1].total == manifest.rows == 10
@@ -291,8 +291,8 @@ def test_missing_models_and_unwritable_outputs_are_clear_errors(tmp_path: Path) 
         synthesize(prompts, config(tmp_path / "empty", tmp_path / "out"))
     (tmp_path / "empty" / "model_index.json").write_text("{}")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write to the directory"):
+    with pytest.raises(DataError, match="cannot write to the folder"):
         synthesize(prompts, config(tmp_path / "empty", tmp_path / "file" / "out"))
     with pytest.raises(DataError, match="no prompt passed the filter"):
         synthesize(filter_prompts(prompt_records([""])), config(tmp_path / "empty", tmp_path / "out"))
-    assert not os.path.exists(tmp_path / "out" / "manifest.json")
+    assert not os.path.exists(tmp_path / "out" / "_manifest.json")

@@ -55,10 +55,11 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
 def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
     """Scenes of the miniature's own world, in which the prompts are true."""
     from l2p_data.corpus.dataset import load_manifest, write_corpus
+    from l2p_data.corpus.manifest import manifest_path
     from l2p_data.synthesis.images import encode_image
 
     settings = {"renderer": "l2p-mini scenes", **data.model_dump(mode="json", exclude={"grammar", "model"})}
-    if (folder / "manifest.json").is_file():
+    if manifest_path(folder) is not None:
         if load_manifest(folder).settings != settings:
             raise AblateError(f"{folder} holds another corpus; choose another --output or delete it")
         return

@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from l2p_run.command import Parser, number, seed_argument
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `l2p-data`; `command` in its result names the command."""
-    parser = argparse.ArgumentParser(
-        prog="l2p-data", description="From nothing to a synthetic corpus (L2P, sec. 3.2)."
+    parser = Parser(
+        prog="l2p-data", description="From nothing to a synthetic corpus (L2P, sec. 3.2).", package="l2p-data"
     )
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
 
@@ -24,17 +26,21 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("expand", "let an LLM propose more categories; writes a TOML to review")
     _tree(sub)
     _engine(sub)
-    sub.add_argument("--per-group", type=int, default=4, help="new leaves per group")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--per-group", type=number(int, ge=1, le=1000), default=4, help="new leaves per group")
+    sub.add_argument("--seed", type=seed_argument, default=0)
     sub.add_argument("--out", type=Path, required=True, help="TOML to write")
 
     sub = command("prompts", "write prompts, from a grammar or by an LLM over the category tree")
     _engine(sub).add_argument("--grammar", type=Path, help="grammar TOML; no model needed")
     sub.add_argument("--extend", type=Path, metavar="TOML", help="your own tree, merged onto the shipped one")
     sub.add_argument("--kind", choices=["simple", "detailed", "mixed"], default="mixed")
-    sub.add_argument("--subjects", type=int, default=1, help="subjects of one sub-class per message")
-    sub.add_argument("--count", type=int, required=True, help="number of distinct prompts")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--subjects", type=number(int, ge=1, le=1000), default=1, help="subjects of one sub-class per message"
+    )
+    sub.add_argument(
+        "--count", type=number(int, ge=1, le=1_000_000_000), required=True, help="number of distinct prompts"
+    )
+    sub.add_argument("--seed", type=seed_argument, default=0)
     sub.add_argument("--out", type=Path, required=True, help="Parquet file to write")
 
     _filter(command("filter", "judge prompts; dropped ones stay in the file with their reason"))
@@ -52,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _export(command("export", "corpus -> image folder with metadata"))
 
-    sub = command("import", "image folder with captions -> corpus")
-    sub.add_argument("folder", help="directory or address")
+    sub = command("import", "image folder with captions, Parquet or tar with images -> corpus")
+    sub.add_argument("folder", help="directory or address, or a .parquet or .tar file with images")
+    sub.add_argument("--background", default="white", metavar="COLOUR", help="under transparent images")
     sub.add_argument("--caption", metavar="COLUMN", help="column of the text, where there are several")
     sub.add_argument("--out", required=True, help="directory or address")
     return parser
@@ -83,10 +90,19 @@ def _engine(sub: argparse.ArgumentParser, required: bool = True) -> argparse._Mu
     engine.add_argument("--server", metavar="URL", help="an OpenAI-compatible server; key: OPENAI_API_KEY")
     engine.add_argument("--vllm", metavar="MODEL", help="a language model's directory or id, for vLLM on Ray")
     sub.add_argument("--model", help="the server's model")
-    sub.add_argument("--temperature", type=float, default=0.9)
-    sub.add_argument("--max-tokens", type=int, default=512, help="of an answer; longer ones are cut off")
-    sub.add_argument("--tensor-parallel", type=int, default=1, help="GPUs per vLLM replica")
-    sub.add_argument("--replicas", type=int, help="of vLLM; default: as many as the GPUs hold")
+    sub.add_argument("--temperature", type=number(ge=0, le=100), default=0.9)
+    sub.add_argument(
+        "--max-tokens",
+        type=number(int, ge=1, le=1_000_000),
+        default=512,
+        help="of an answer; longer ones are cut off",
+    )
+    sub.add_argument(
+        "--tensor-parallel", type=number(int, ge=1, le=1024), default=1, help="GPUs per vLLM replica"
+    )
+    sub.add_argument(
+        "--replicas", type=number(int, ge=1, le=65_536), help="of vLLM; default: as many as the GPUs hold"
+    )
     sub.add_argument("--ray-address", help="a running Ray cluster")
     sub.add_argument(
         "--vllm-set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of vLLM"
@@ -106,9 +122,9 @@ def _filter(sub: argparse.ArgumentParser) -> None:
         default="lenient",
         help="paper: 200-350 characters, full sentences",
     )
-    sub.add_argument("--min-characters", type=int)
-    sub.add_argument("--max-characters", type=int)
-    sub.add_argument("--unsafe-score", type=float)
+    sub.add_argument("--min-characters", type=number(int, ge=0, le=1_000_000))
+    sub.add_argument("--max-characters", type=number(int, ge=1, le=1_000_000))
+    sub.add_argument("--unsafe-score", type=number(gt=0, le=1000))
     sub.add_argument("--near-duplicates", action="store_true", default=None)
     sub.add_argument("--disable", action="append", default=[], metavar="REASON", help="leave a rule out")
     sub.add_argument("--audit", action="store_true", help="also ask --server or --vllm (Fig. 11)")
@@ -121,24 +137,24 @@ def _synthesize(sub: argparse.ArgumentParser) -> None:
         "--model", required=True, help="diffusers directory, or id in the local Hugging Face cache"
     )
     sub.add_argument("--out", required=True, help="corpus directory or address (s3://...)")
-    sub.add_argument("--seeds", type=int, default=2, help="images per prompt")
-    sub.add_argument("--width", type=int, default=1024, help="px")
-    sub.add_argument("--height", type=int, help="px; default: the width")
+    sub.add_argument("--seeds", type=number(int, ge=1, le=100_000), default=2, help="images per prompt")
+    sub.add_argument("--width", type=number(int, ge=1, le=16_384), default=1024, help="px")
+    sub.add_argument("--height", type=number(int, ge=1, le=16_384), help="px; default: the width")
     shapes = sub.add_mutually_exclusive_group()
     shapes.add_argument(
         "--bucket", action="append", default=[], metavar="WxH", help="a size; repeat it, each image gets one"
     )
     shapes.add_argument("--aspect-buckets", action="store_true", help="seven shapes of about --width squared")
-    sub.add_argument("--steps", type=int, help="the pipeline's num_inference_steps")
-    sub.add_argument("--guidance", type=float, help="the pipeline's guidance_scale")
+    sub.add_argument("--steps", type=number(int, ge=1, le=10_000), help="the pipeline's num_inference_steps")
+    sub.add_argument("--guidance", type=number(), help="the pipeline's guidance_scale")
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other pipeline argument"
     )
-    sub.add_argument("--batch-size", type=int, default=8)
-    sub.add_argument("--rows-per-shard", type=int, default=64)
-    sub.add_argument("--workers", type=int, help="0: in this process")
-    sub.add_argument("--threads", type=int, default=1, help="per worker")
-    sub.add_argument("--gpus-per-worker", type=float, help="0.5: two workers share a GPU")
+    sub.add_argument("--batch-size", type=number(int, ge=1, le=65_536), default=8)
+    sub.add_argument("--rows-per-shard", type=number(int, ge=1, le=1_000_000), default=64)
+    sub.add_argument("--workers", type=number(int, ge=0, le=65_536), help="0: in this process")
+    sub.add_argument("--threads", type=number(int, ge=1, le=65_536), default=1, help="per worker")
+    sub.add_argument("--gpus-per-worker", type=number(ge=0, le=1024), help="0.5: two workers share a GPU")
     sub.add_argument("--dtype", default="auto")
     sub.add_argument(
         "--cpu-offload",
@@ -146,10 +162,15 @@ def _synthesize(sub: argparse.ArgumentParser) -> None:
         help="parts of the pipeline on the GPU by turns: less memory, slower",
     )
     sub.add_argument("--image-format", default="png", help="png or jpeg")
-    sub.add_argument("--min-entropy", type=float, default=0.0, help="bits; list images with less as failed")
+    sub.add_argument(
+        "--min-entropy", type=number(ge=0, le=8), default=0.0, help="bits; list images with less as failed"
+    )
     sub.add_argument("--safety-model", help="transformers image-classification directory")
     sub.add_argument("--unsafe-label", action="append", default=[], help="label that counts as unsafe")
     sub.add_argument(
-        "--min-text-match", type=float, default=0.0, help="share of the quoted text that OCR must read, 0..1"
+        "--min-text-match",
+        type=number(ge=0, le=1),
+        default=0.0,
+        help="share of the quoted text that OCR must read, 0..1",
     )
     sub.add_argument("--ray-address", help="a running Ray cluster")

@@ -3,32 +3,31 @@
 import argparse
 import json
 import os
-import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from l2p_run.command import out, run_command
+from l2p_run.progress import Counter
+
 from l2p_data.arguments import build_parser
 from l2p_data.errors import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 ok, 2 usage or input, 130 interrupted."""
+    """Entry point. Exit codes: 0 ok, 2 usage or input, 130 and 143 interrupted."""
+    return run_command(lambda: _run(arguments), user_errors=(DataError,))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    try:
-        result = _RUN[options.command](options)
-    except DataError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
-    text = json.dumps(result, ensure_ascii=False) if options.json else _readable(result)
-    print(text.encode("utf-8", "replace").decode())
+    # Pillow warns of damaged files, which are listed as failures with their cause.
+    warnings.filterwarnings("ignore", module="PIL")
+    result = _RUN[options.command](options)
+    out(json.dumps(result, ensure_ascii=False) if options.json else _readable(result))
     return 0
 
 
@@ -53,7 +52,7 @@ def _expand(options: argparse.Namespace) -> dict[str, Any]:
             extend=options.extend,
             seed=options.seed,
             dry_run=options.dry_run,
-            on_progress=_counter("groups"),
+            on_progress=Counter("groups"),
         )
 
 
@@ -100,7 +99,7 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
             temperature=options.temperature,
             subjects_per_message=getattr(options, "subjects", 1),
             journal=journal,
-            on_progress=_counter("answers"),
+            on_progress=Counter("answers"),
         )
 
 
@@ -164,9 +163,12 @@ def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
         pipeline_kwargs=pipeline_kwargs,
     )
 
+    counter = Counter("images")
+
     def report(state: SynthesisProgress) -> None:
-        counts = f"images {state.images}/{state.total}  shards {state.shards}/{state.total_shards}"
-        _say(f"{counts}  failed {state.failed}")
+        counter(
+            state.images, state.total, f"shards {state.shards}/{state.total_shards}, failed {state.failed}"
+        )
 
     return commands.synthesize(options.prompts, config, dry_run=options.dry_run, on_progress=report)
 
@@ -175,7 +177,7 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data import commands
 
     return commands.verify(
-        options.corpus, decode=options.decode, dry_run=options.dry_run, on_progress=_counter("shards")
+        options.corpus, decode=options.decode, dry_run=options.dry_run, on_progress=Counter("shards")
     )
 
 
@@ -200,7 +202,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
         layout=options.layout,
         metadata=options.metadata,
         dry_run=options.dry_run,
-        on_progress=_counter("images"),
+        on_progress=Counter("images"),
     )
 
 
@@ -211,8 +213,9 @@ def _import(options: argparse.Namespace) -> dict[str, Any]:
         options.folder,
         options.out,
         caption=options.caption,
+        background=options.background,
         dry_run=options.dry_run,
-        on_progress=_counter("images"),
+        on_progress=Counter("images"),
     )
 
 
@@ -229,28 +232,17 @@ _RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def _counter(noun: str) -> Callable[[int, int], None]:
-    """Progress as one line that is rewritten on a terminal, and about twenty lines elsewhere."""
-
-    def report(done: int, total: int) -> None:
-        if sys.stderr.isatty() or done == total or done % max(total // 20, 1) == 0:
-            _say(f"{noun} {done}/{total}")
-
-    return report
-
-
-def _say(line: str) -> None:
-    print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-
-
 def _assignment(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
-        raise DataError(f"{text!r} is no setting; wanted NAME=VALUE")
+        raise DataError(f"{text[:200]!r} is no setting; wanted NAME=VALUE")
     try:
-        return name, json.loads(value)
+        found = json.loads(value)
+    except RecursionError:
+        raise DataError(f"the value of {name} is nested too deeply to be read") from None
     except ValueError:
         return name, value
+    return name, found
 
 
 def _readable(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from l2p_data.corpus.dataset import load_manifest
+from l2p_data.corpus.manifest import Manifest, load_manifest
 from l2p_data.corpus.preview import contact_sheet as draw_contact_sheet
 from l2p_data.corpus.preview import corpus_stats, prompt_stats
 from l2p_data.engines.llm import PromptRequest, TextGenerator
@@ -16,7 +16,13 @@ from l2p_data.errors import DataError
 from l2p_data.filters.audit import Judge, audit_prompts
 from l2p_data.filters.filtering import FilterRules, filter_prompts, kept, reasons
 from l2p_data.prompts.expansion import Expander, expand_taxonomy
-from l2p_data.prompts.generation import apportion, generate_prompts, read_prompts, write_prompts
+from l2p_data.prompts.generation import (
+    apportion,
+    check_count,
+    generate_prompts,
+    read_prompts,
+    write_prompts,
+)
 from l2p_data.prompts.grammar import GrammarGenerator
 from l2p_data.prompts.taxonomy import load_taxonomy
 
@@ -83,6 +89,7 @@ def prompts(
     """Prompts over the engine's own categories (a grammar's) or the category tree, as Parquet."""
     leaves = getattr(engine, "categories", None) or load_taxonomy(extend).categories
     if dry_run:
+        check_count(count)
         shares: dict[str, int] = {}
         for leaf, share in zip(leaves, apportion(count, [leaf.weight for leaf in leaves]), strict=True):
             shares[leaf.superclass] = shares.get(leaf.superclass, 0) + share
@@ -154,7 +161,15 @@ def synthesize(
         "failed": len(manifest.failures),
         "reasons": manifest.reasons(),
         "failures": [f"{failure.id}: {failure.error}" for failure in manifest.failures],
+        **_cut(manifest),
     }
+
+
+def _cut(manifest: Manifest) -> Summary:
+    """How many prompts were longer than the text encoder takes, and what the first of them lost."""
+    if not manifest.cut_prompts:
+        return {}
+    return {"cut_prompts": len(manifest.cut_prompts), "cut_from": manifest.cut_prompts[0]}
 
 
 def verify(
@@ -221,20 +236,33 @@ def import_(
     out: str | Path,
     *,
     caption: str | None = None,
+    background: str = "white",
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """A folder of images with texts as a corpus; see `folders.import_folder`."""
-    from l2p_data.corpus.files import location
-    from l2p_data.corpus.folders import import_folder, read_metadata
+    """Images with texts as a corpus; see `folders.import_folder`."""
+    from l2p_run.picture_pixels import colour_of
+
+    from l2p_data.corpus.files import location, raised_as
+    from l2p_data.corpus.folders import import_folder, open_source
 
     if dry_run:
-        table, file_column, text_column = read_metadata(location(folder), caption)
-        columns = {"file_column": file_column, "text_column": text_column}
-        return {"out": str(out), "rows": table.height, **columns, "written": 0}
-    manifest = import_folder(folder, out, caption=caption, on_progress=on_progress)
+        raised_as(DataError)(colour_of)(background)
+        source = open_source(location(folder), caption)
+        left_out = {"left_out": list(source.left_out)} if source.left_out else {}
+        return {"out": str(out), "rows": source.total, **source.columns, **left_out, "written": 0}
+    manifest = import_folder(folder, out, caption=caption, background=background, on_progress=on_progress)
     failures = [f"{failure.id}: {failure.error}" for failure in manifest.failures]
-    return {"out": str(out), "rows": manifest.rows, "failed": len(failures), "failures": failures}
+    left_out = {name: value for name, value in manifest.settings.items() if name == "left_out"}
+    return {
+        "out": str(out),
+        "rows": manifest.rows,
+        "changed": dict(manifest.settings.get("changed", {})),
+        **left_out,
+        "failed": len(failures),
+        "reasons": manifest.reasons(),
+        "failures": failures,
+    }
 
 
 def _first_message(request: PromptRequest) -> str:

@@ -29,6 +29,7 @@ SUFFIXES = frozenset(
     for name in names
 )
 """Names that promise a picture, also of kinds that are not read here: those are failures, and not absent."""
+_PILLOWS_BOUND = (1 << 30) // 4 // 3
 # Kinds that a library decodes in this process; Pillow would start other programs for EPS and WMF.
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
@@ -91,9 +92,9 @@ def read_picture(
     content = source if isinstance(source, bytes) else _content(source)
     if cause := _unreadable(content):
         raise UserError(f"{name} is not a readable image: it is {cause}")
-    # Pillow warns at 89 and stops at 179 million px; sec. 4.3's pictures of 10K have 105.
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    # Pillow warns at 89 million px, and sec. 4.3's pictures of 10K have 105. Who set another bound means it.
+    if Image.MAX_IMAGE_PIXELS == _PILLOWS_BOUND:
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with Image.open(BytesIO(content), formats=_known_formats()) as opened:
             image, changes = seen(opened, colour, max_pixels)

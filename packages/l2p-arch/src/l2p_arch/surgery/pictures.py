@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from l2p_arch.errors import ArchError
 
 MAX_PIXELS = 1 << 27
+_PILLOWS_BOUND = (1 << 30) // 4 // 3
 # Decoders that work in this process; Pillow would start other programs for EPS and WMF.
 _FORMATS = "PNG JPEG MPO WEBP AVIF GIF BMP TIFF JPEG2000 PPM TGA ICO QOI"
 _TURNS = (None, 0, 3, 1, 5, 4, 6, 2)  # Image.Transpose of EXIF's orientations 1 to 8
@@ -38,8 +39,8 @@ def read_picture(path: Path) -> Image.Image:
 def decode_picture(content: bytes, name: str) -> Image.Image:
     """As `read_picture`, of a file's bytes; `name` is what errors call it."""
     Image.init()
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow warns below a picture of 10K
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+    if Image.MAX_IMAGE_PIXELS == _PILLOWS_BOUND:  # it would warn of a picture of 10K
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         with Image.open(
             BytesIO(content), formats=[one for one in _FORMATS.split() if one in Image.OPEN]

@@ -3,14 +3,12 @@
 corpus/part-00000.parquet ...   rows of `CORPUS_SCHEMA`; images in the Hugging Face datasets convention, so
 that
                                 `datasets.load_dataset("parquet", data_files=...)` shows them as pictures
-corpus/manifest.json            written last: a corpus without it is unfinished
+corpus/_manifest.json           written last: a corpus without it is unfinished
 
 A corpus is a local directory or an address on any fsspec filesystem, such as s3://bucket/corpus.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +16,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l2p_data.corpus.files import atomic_path, folder_exists, location, one_line, read_json, write_json
+from l2p_data.corpus.files import atomic_path, is_file, location, one_line, unreadable
 from l2p_data.corpus.identity import sha256_file
+from l2p_data.corpus.manifest import FORMAT, Failure, Manifest, Shard, load_manifest, manifest_path
 from l2p_data.corpus.schema import CORPUS_SCHEMA, check_columns
 from l2p_data.errors import DataError
 from l2p_data.synthesis.images import decode_image
 
-FORMAT = "l2p-corpus/1"
+__all__ = ["FORMAT", "Failure", "Manifest", "Shard", "load_manifest"]  # beside what is defined here
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 64, 64 << 20  # at most, of the smallest unit that a reader reads at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One finished Parquet file."""
-
-    file: str  # relative to the corpus directory
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A row that should have become an image and did not."""
-
-    id: str
-    seed: int
-    error: str
-    attempts: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a finished corpus consists of. Holds no clock times: the same work gives the same manifest."""
-
-    shards: tuple[Shard, ...]
-    failures: tuple[Failure, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)  # how the rows were made
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
-
-    def reasons(self) -> dict[str, int]:
-        """How many rows failed for each reason (what stands before the colon), commonest first."""
-        return dict(Counter(failure.error.partition(":")[0] for failure in self.failures).most_common())
-
-    def save(self, corpus: Path) -> None:
-        """Write `manifest.json` into the corpus directory."""
-        content = {
-            "format": FORMAT,
-            "rows": self.rows,
-            "failed": len(self.failures),
-            "settings": dict(self.settings),
-            "shards": [asdict(shard) for shard in self.shards],
-            "failures": [asdict(failure) for failure in self.failures],
-        }
-        write_json(corpus / "manifest.json", content)
 
 
 def shard_name(index: int) -> str:
@@ -102,53 +52,37 @@ def write_shard(corpus: Path, index: int, rows: Sequence[Mapping[str, Any]]) -> 
     return shard
 
 
-def load_manifest(corpus: str | Path) -> Manifest:
-    """Read a corpus's manifest.
-
-    Raises:
-        DataError: the directory or the manifest is missing or damaged.
-    """
-    corpus = location(corpus)
-    if not folder_exists(corpus):
-        raise DataError(f"corpus directory {corpus} does not exist")
-    path = corpus / "manifest.json"
-    if not path.is_file():
-        raise DataError(
-            f"{corpus} has no manifest.json: the corpus is unfinished; run the synthesis again to finish it"
-        )
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path} is no corpus manifest of format {FORMAT!r}")
-    try:
-        return Manifest(
-            shards=tuple(Shard(**shard) for shard in content["shards"]),
-            failures=tuple(Failure(**failure) for failure in content["failures"]),
-            settings=content["settings"],
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}") from error
-
-
 def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one shard and check its columns and types.
 
     Raises:
-        DataError: it is missing, truncated, no Parquet, or has other columns.
+        DataError: it is missing, cannot be read, is damaged, or has other columns.
     """
-    if not path.is_file():
-        raise DataError(
-            f"shard {path} is missing; restore it, or delete manifest.json and run the synthesis again"
-        )
+    if not is_file(path):
+        raise DataError(f"shard {path} is missing; restore it, or run the synthesis again: it makes it anew")
     try:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
             check_columns(parquet.schema_arrow, path)
             return parquet.read(columns=list(columns) if columns is not None else None)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"shard {path} is corrupt or truncated ({one_line(error, 120)}); "
-            "delete it and run the synthesis again"
+        raise unreadable(f"shard {path}", error) or DataError(
+            f"shard {path} is corrupt or truncated ({one_line(error, 120)}); restore it from a copy, or move "
+            "it out of the folder and run the synthesis again, which makes it anew"
         ) from error
+
+
+def _listed_shard(corpus: Path, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+    """A shard that is as large as the manifest says: two that changed places differ here already."""
+    path = corpus / shard.file
+    table = read_shard(path, columns)
+    size = path.stat().st_size
+    if (table.num_rows, size) != (shard.rows, shard.bytes):
+        raise DataError(
+            f"shard {path} has {table.num_rows} rows in {size:,} bytes, the manifest says {shard.rows} in "
+            f"{shard.bytes:,}: it was changed or exchanged since; restore it from a copy"
+        )
+    return table
 
 
 def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -160,17 +94,20 @@ def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.
     corpus = location(corpus)
     if columns is not None and (unknown := [name for name in columns if name not in CORPUS_SCHEMA.names]):
         raise DataError(f"no column {unknown[0]!r} in a corpus; it has {', '.join(CORPUS_SCHEMA.names)}")
-    tables = [read_shard(corpus / shard.file, columns) for shard in load_manifest(corpus).shards]
+    tables = [_listed_shard(corpus, shard, columns) for shard in load_manifest(corpus).shards]
     if not tables:
         raise DataError(f"corpus {corpus} holds no image")
-    return pl.DataFrame(pa.concat_tables(tables))
+    frame = pl.DataFrame(pa.concat_tables(tables))
+    if "id" in frame.columns and frame["id"].n_unique() < frame.height:
+        raise DataError(f"corpus {corpus} holds a row twice; `l2p-data verify` names the shard")
+    return frame
 
 
 def iterate_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Row by row, one shard in memory at a time."""
     corpus = location(corpus)
     for shard in load_manifest(corpus).shards:
-        yield from read_shard(corpus / shard.file, columns).to_pylist()
+        yield from _listed_shard(corpus, shard, columns).to_pylist()
 
 
 def verify(
@@ -197,9 +134,10 @@ def verify(
         table = read_shard(path, None if decode else ["id"])
         if table.num_rows != shard.rows:
             raise DataError(f"shard {path} has {table.num_rows} rows; the manifest says {shard.rows}")
-        if sha256_file(path) != shard.sha256:
+        if _sha256(path) != shard.sha256:
             raise DataError(
-                f"shard {path} has changed since it was written (sha256 differs from the manifest)"
+                f"shard {path} has changed since it was written (sha256 differs from the manifest): its rows "
+                "may be others, or in another order; restore it from a copy"
             )
         names = table["id"].to_pylist()
         if len(ids | set(names)) != len(ids) + len(names):
@@ -212,7 +150,7 @@ def verify(
     listed = {shard.file for shard in manifest.shards}
     if stray := sorted(path.name for path in corpus.glob("part-*.parquet") if path.name not in listed):
         raise DataError(
-            f"{corpus / stray[0]} is not in the manifest; remove it, or delete manifest.json and run again"
+            f"{corpus / stray[0]} is not in the manifest; move it out if it does not belong there"
         )
     total = sum(shard.bytes for shard in manifest.shards)
     return {"shards": len(listed), "rows": manifest.rows, "bytes": total, "failed": len(manifest.failures)}
@@ -241,7 +179,7 @@ def write_corpus(
         DataError: the directory already holds a corpus.
     """
     corpus = location(corpus)
-    if next(corpus.glob("*.parquet"), None) or (corpus / "manifest.json").exists():
+    if next(corpus.glob("*.parquet"), None) or manifest_path(corpus) is not None:
         raise DataError(f"{corpus} already holds a corpus; choose another directory")
     shards: list[Shard] = []
     pending: list[Mapping[str, Any]] = []
@@ -259,6 +197,15 @@ def write_corpus(
     return manifest
 
 
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise unreadable(f"shard {path}", error) or DataError(
+            f"cannot read {path}: {one_line(error)}"
+        ) from error
+
+
 def _check_images(table: pa.Table, path: Path) -> None:
     for row in table.select(["id", "image", "width", "height"]).to_pylist():
         try:
@@ -266,6 +213,9 @@ def _check_images(table: pa.Table, path: Path) -> None:
         except DataError as error:
             raise DataError(f"shard {path}, row {row['id']}: {error}") from error
         if size != (row["width"], row["height"]):
+            turned = size == (row["height"], row["width"])
+            remedy = "; an earlier version imported it lying on its side: import it again" if turned else ""
             raise DataError(
-                f"shard {path}, row {row['id']}: image is {size}, not {row['width']}x{row['height']}"
+                f"shard {path}, row {row['id']}: the image is {size[0]}x{size[1]}, its row says "
+                f"{row['width']}x{row['height']}{remedy}"
             )

@@ -1,44 +1,64 @@
-"""Files that are whole or absent, on this machine or in an object store.
+"""The files of the ground floor (`l2p_run.places`), with this package's exception."""
 
-Local files are written to a temporary name, flushed and renamed; other filesystems (fsspec: "s3://...", "gs://...",
-"memory://...") get the whole file in one upload, which object stores show only when it is complete.
-"""
-
-import json
-import os
-import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from l2p_run import places
+from l2p_run.errors import explained, is_environment, one_line, raised_as
+from l2p_run.pictures import Picture
+from l2p_run.places import TEMPORARY_SUFFIX, remove_partial
 
 from l2p_data.errors import DataError
 
-TEMPORARY_SUFFIX = ".partial"
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # stores that have keys and no folders
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "atomic_path",
+    "decode_text",
+    "folder_exists",
+    "is_file",
+    "location",
+    "make_directory",
+    "one_line",
+    "parse_json",
+    "raised_as",
+    "read_bytes",
+    "read_json",
+    "read_picture",
+    "read_text",
+    "read_toml",
+    "remove_partial",
+    "shown",
+    "unreadable",
+    "write_bytes",
+    "write_json",
+]
+_ours = raised_as(DataError)
+folder_exists = _ours(places.is_folder)
+is_file = _ours(places.is_file)
+make_directory = _ours(places.make_folder)
+read_bytes = _ours(places.read_bytes)
+read_json = _ours(places.read_json)
+parse_json = _ours(places.parse_json)
+write_bytes = _ours(places.write_bytes)
+write_json = _ours(places.write_json)
+_MARKS = {  # the longer mark first: that of UTF-16 is the beginning of that of UTF-32
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 
 
 def location(path: str | Path) -> Path:
-    """A local path, or a place on any fsspec filesystem, with the methods of `pathlib`.
-
-    Pass addresses as text: `Path("s3://bucket/x")` has lost a slash.
-
-    Raises:
-        DataError: the filesystem is not known, or the package that speaks to it is missing.
-    """
-    scheme, separator, _ = str(path).partition("://")
-    if not separator:
-        return Path(path)
-    from upath import UPath
-
+    """A local path, or a place on any fsspec filesystem; see `l2p_run.places.location`."""
     try:
-        # Another process, a Ray worker say, may write what this one has listed before.
-        place = UPath(path, use_listings_cache=False)
-        _ = place.fs
-    except (ImportError, ValueError) as error:
-        extra = f"; install l2p-data[{scheme}]" if scheme in ("s3", "gs") else ""
-        raise DataError(f"cannot use {path}: {one_line(error)}{extra}") from error
-    return Path(place.path) if place.protocol in ("file", "local") else cast(Path, place)
+        return places.location(path)
+    except ValueError as error:
+        raise DataError(str(error).replace("l2p-run[", "l2p-data[")) from error
 
 
 @contextmanager
@@ -46,109 +66,84 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a local name to write to; it becomes `path` if the block succeeds, and nothing if not.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: it cannot be written.
     """
-    if not isinstance(path, Path):
-        with _upload(path) as temporary:
-            yield temporary
-        return
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with raised_as(DataError), places.atomic_path(path) as temporary:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; choose a writable folder"
-        ) from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _upload(path: Any) -> Iterator[Path]:
-    """A local file that is uploaded to `path`, a UPath, at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        try:
-            _make_folders(path.parent)
-            path.fs.put_file(str(temporary), path.path)
-        except Exception as error:  # the clients of the stores have exceptions of their own
-            raise DataError(f"cannot write {path}: {one_line(error)}; choose a writable place") from error
+def read_text(path: Path) -> str:
+    """A file's text; raises as `decode_text`, or if it cannot be read."""
+    return decode_text(read_bytes(path), path)
 
 
-def _make_folders(path: Any) -> None:
-    """Create the folders of a UPath. A bucket is never created: its name may be a slip of the pen."""
-    if path.protocol not in _BUCKETS:
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content`, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as readable JSON, atomically."""
-    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; `what` is what errors call it.
 
     Raises:
-        DataError: it is missing, unreadable or no JSON.
+        DataError: it is missing, cannot be read, is no TOML, or nested too deeply.
     """
+    if not is_file(path):
+        raise DataError(f"{what} {path} does not exist")
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not readable JSON: {one_line(error)}") from error
+        return tomllib.loads(text)
+    except RecursionError:
+        raise DataError(f"{what} {path} is nested too deeply to be read") from None
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{what} {path} is not readable TOML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise DataError(f"{what} {path} is not readable TOML: {one_line(error)}") from error
 
 
-def make_directory(path: Path) -> None:
-    """Create `path` and prove that it can be written.
+def decode_text(content: bytes, where: object) -> str:
+    """Text in UTF-8, or in what its byte-order mark says, without the mark.
+
+    Nothing is guessed: other bytes would become other words, and be trained on.
+
+    Args:
+        where: what errors call it.
 
     Raises:
-        DataError: it is a file, or cannot be created or written.
+        DataError: it is none.
     """
-    probe = path / f".probe.{os.getpid()}"
-    if not isinstance(path, Path):
-        write_bytes(probe, b"")
-        probe.unlink()
-        return
+    coding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+        text = content.decode(coding)
+    except UnicodeDecodeError as error:
+        byte = content[error.start : error.start + 1].hex()
         raise DataError(
-            f"cannot write to the directory {path}: {error.strerror or error}; choose a writable one"
-        ) from error
+            f"{where} is no text in {coding.removesuffix('-sig').upper()}: byte {error.start:,} is 0x{byte}; "
+            "save it as UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8 (or -f GBK)"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def folder_exists(path: Path) -> bool:
-    """Whether `path` is a directory.
+def read_picture(source: Path | bytes, *, background: str = "white", name: str = "") -> Picture:
+    """A picture as people see it; see `l2p_run.pictures.read_picture`."""
+    from l2p_run import pictures
 
-    Raises:
-        DataError: its store does not answer, or not to this user.
+    try:
+        return pictures.read_picture(source, background=background, name=name)
+    except ValueError as error:
+        raise DataError(str(error).replace("l2p-run[", "l2p-data[")) from error
+
+
+def unreadable(what: str, error: Exception) -> DataError | None:
+    """The error for a file that could not be read but may be whole: permission, device, network; None where
+    what was read is damaged.
+
+    Args:
+        what: "shard PATH".
     """
-    try:
-        return path.is_dir()
-    except Exception as error:  # as in `_upload`
-        raise DataError(
-            f"cannot read {path}: {one_line(error)}; check the address, the connection and the credentials"
-        ) from error
+    if isinstance(error, OSError) and (error.errno is not None or is_environment(error)):
+        return DataError(explained(f"cannot read {what}, which may be whole", error))
+    return None
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one line: its type and message, whitespace collapsed, cut at `limit` characters."""
-    text = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+def shown(value: Any, limit: int = 120) -> str:
+    """A value from a file, for people: never a whole picture."""
+    if isinstance(value, dict | list | bytes):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = " ".join(str(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

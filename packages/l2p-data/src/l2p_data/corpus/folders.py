@@ -1,24 +1,37 @@
-"""Image folders <-> corpus: for real pictures (the paper's 4K data is UltraHR-100K), and for other tools.
+"""Images with texts <-> corpus: for real pictures (the paper's 4K data is UltraHR-100K), and for other tools.
 
 Read are a table of captions beside the images (`metadata.jsonl`, `.csv`, `.parquet` or `.json`, or the only
 such file there is), with `file_name, text`, `image, prompt`, `file_name, short_caption, long_caption` or
-`name, prompt`; or, without a table, one `.txt` beside each image. Images may lie in sub-folders, and names
-may lack them and the suffix.
+`name, prompt`; without a table, a `.txt` or `.caption` beside each image; Hugging Face's Parquet files, which
+hold the images; and webdataset's tar files. Images may lie in sub-folders, and names may lack them and the
+suffix.
 """
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
-from PIL import Image
+from l2p_run.picture_pixels import colour_of
 
-from l2p_data.corpus.dataset import Failure, Manifest, iterate_corpus, load_manifest, write_corpus
-from l2p_data.corpus.files import folder_exists, location, make_directory, one_line, write_bytes
+from l2p_data.corpus.captions import Entry, Source, folder_source
+from l2p_data.corpus.dataset import iterate_corpus, write_corpus
+from l2p_data.corpus.files import (
+    folder_exists,
+    location,
+    make_directory,
+    raised_as,
+    read_picture,
+    shown,
+    write_bytes,
+)
 from l2p_data.corpus.identity import stable_id
+from l2p_data.corpus.manifest import Failure, Manifest, load_manifest
+from l2p_data.corpus.packed import packed_source
 from l2p_data.errors import DataError
 from l2p_data.synthesis.images import encode_image
 
@@ -27,9 +40,6 @@ Progress = Callable[[int, int], None]
 
 #: layout of an export -> (column of the file, column of the text) of its table
 LAYOUTS = {"hub": ("file_name", "text"), "pairs": ("image", "prompt"), "sidecar": None}
-_FILE_COLUMNS = ("file_name", "image", "file", "name")
-_TEXT_COLUMNS = ("text", "prompt", "caption", "long_caption", "short_caption")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _PROVENANCE = ("language", "category", "subclass", "superclass", "created_by", "source_model")
 
 
@@ -38,37 +48,59 @@ def import_folder(
     corpus: str | Path,
     *,
     caption: str | None = None,
+    background: str = "white",
     rows_per_shard: int = 256,
     on_progress: Progress | None = None,
 ) -> Manifest:
-    """Write an image folder as a corpus. Image bytes are taken over unchanged, after they were decoded once.
+    """Write pictures with their texts as a corpus.
 
-    An image that is missing, damaged or far too large does not stop the import: it is listed in the
-    manifest's failures.
+    A file's own bytes are kept where every decoder shows what people see in them; other pictures (lying on
+    their side, transparent, of more than 8 bits, CMYK, animated, of another format) are stored as people see
+    them, losslessly as PNG. The manifest's settings count them under "changed".
+
+    A picture that is missing, damaged, far too large or without its text does not stop the import: it is
+    listed in the manifest's failures.
 
     Args:
-        folder: a local directory or an address.
+        folder: a local directory or an address; also a .parquet or .tar file, or a folder of such files.
         corpus: likewise.
         caption: the column with the text, where a table has several.
+        background: what transparent places show, a colour's name or "#rrggbb".
         rows_per_shard: at most; shards of large images are cut by their bytes.
         on_progress: called with rows done and rows in all.
 
     Raises:
         DataError: no captions, no usable columns, or no usable image.
     """
-    folder = location(folder)
-    metadata, file_column, text_column = read_metadata(folder, caption)
+    place = location(folder)
+    changed: Counter[str] = Counter()
     failures: list[Failure] = []
+    raised_as(DataError)(colour_of)(background)
+    source = open_source(place, caption)
     make_directory(location(corpus))
-    rows = _rows(folder, metadata, file_column, text_column, failures, on_progress)
+    rows = _rows(place, source, background, failures, changed, on_progress)
     first = next(rows, None)
     if first is None:
         cause = f": {failures[0].id}: {failures[0].error}" if failures else ""
-        raise DataError(f"{folder} has no usable image{cause}")
-    settings = {"imported_from": folder.name}
+        raise DataError(f"{place} has no usable image{cause}")
+    settings: dict[str, Any] = {"imported_from": place.name}
+    if background != "white":
+        settings["background"] = background
+    if source.left_out:
+        settings["left_out"] = list(source.left_out)
+    settings["changed"] = changed  # filled while the rows are read
     rows = chain([first], rows)
     write_corpus(corpus, rows, settings=settings, rows_per_shard=rows_per_shard, failures=failures)
     return load_manifest(corpus)
+
+
+def open_source(place: Path, caption: str | None = None) -> Source:
+    """What an import would read.
+
+    Raises:
+        DataError: no captions, no usable columns, or nothing that is known.
+    """
+    return packed_source(place, caption) or folder_source(place, caption)
 
 
 def export_folder(
@@ -79,7 +111,8 @@ def export_folder(
     metadata: str = "jsonl",
     on_progress: Progress | None = None,
 ) -> int:
-    """Write a corpus as an image folder: the images' own bytes, and their texts with provenance.
+    """Write a corpus as an image folder: the images' own bytes, and their texts with provenance. An image
+    whose bytes show something else than people see is written as PNG, as `import_folder` would store it.
 
     Args:
         corpus: corpus directory or address.
@@ -105,8 +138,13 @@ def export_folder(
     rows = []
     for done, row in enumerate(iterate_corpus(corpus), start=1):
         stem = _safe_name(row["id"])
-        name = f"{stem}{_suffix(row['image']['bytes'])}"
-        write_bytes(folder / name, row["image"]["bytes"])
+        content = row["image"]["bytes"]
+        picture = read_picture(content, name=f"row {row['id']}")
+        if not picture.plain:
+            content = encode_image(picture.image)
+        row["width"], row["height"] = picture.image.size
+        name = f"{stem}{_suffix(content)}"
+        write_bytes(folder / name, content)
         if columns is None:
             write_bytes(folder / f"{stem}.txt", row["prompt"].encode())
         else:
@@ -119,136 +157,58 @@ def export_folder(
     return total
 
 
-def read_metadata(folder: Path, caption: str | None = None) -> tuple[pl.DataFrame, str, str]:
-    """The captions of an image folder, and which columns hold file name and text."""
-    if not folder_exists(folder):
-        raise DataError(f"image folder {folder} does not exist")
-    tables = {path.name: path for path in sorted(folder.iterdir()) if path.suffix in _READERS}
-    path = next((tables[name] for name in (f"metadata{s}" for s in _READERS) if name in tables), None)
-    if path is None and len(tables) == 1:
-        path = next(iter(tables.values()))
-    if path is None:
-        return _sidecars(folder, tables), "file_name", "text"
-    try:
-        frame = _READERS[path.suffix](path.read_bytes())
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} cannot be read: {one_line(error, 160)}") from error
-    file_column = next((name for name in _FILE_COLUMNS if name in frame.columns), None)
-    wanted = _TEXT_COLUMNS if caption is None else (caption,)
-    text_column = next((name for name in wanted if name in frame.columns), None)
-    if file_column is None or text_column is None:
-        wants = "'file_name' and 'text', or 'image' and 'prompt'" if caption is None else repr(caption)
-        raise DataError(f"{path} has columns {', '.join(frame.columns)}; wanted {wants}")
-    return frame, file_column, text_column
-
-
-def _sidecars(folder: Path, tables: Mapping[str, Path]) -> pl.DataFrame:
-    """`file_name, text` from the `.txt` beside each image."""
-    rows = []
-    for path in sorted(folder.rglob("*")):
-        text = path.with_suffix(".txt")
-        if path.suffix.lower() in _SUFFIXES and text.is_file():
-            name = path.relative_to(folder)
-            rows.append({"file_name": str(name), "text": text.read_text(encoding="utf-8", errors="replace")})
-    if not rows:
-        several = f" (it has {', '.join(tables)})" if tables else ""
-        raise DataError(
-            f"{folder} has none of metadata{', metadata'.join(_READERS)}, and no .txt beside its images"
-            f"{several}; one of them must say which text belongs to an image"
-        )
-    return pl.DataFrame(rows)
-
-
 def _rows(
-    folder: Path,
-    metadata: pl.DataFrame,
-    file_column: str,
-    text_column: str,
+    place: Path,
+    source: Source,
+    background: str,
     failures: list[Failure],
+    changed: "Counter[str]",
     on_progress: Progress | None,
 ) -> Iterator[dict[str, Any]]:
-    find = _Finder(folder)
-    for done, record in enumerate(metadata.iter_rows(named=True), start=1):
-        name, text = record[file_column], record[text_column]
+    seen: Counter[tuple[str, str]] = Counter()
+    for done, entry in enumerate(source.entries(), start=1):
         if on_progress is not None:
-            on_progress(done, metadata.height)
+            on_progress(done, max(done, source.total))
+        problem = entry.problem
+        if not problem and not (isinstance(entry.text, str) and entry.text.strip()):
+            problem = "missing: file name or text is missing"
         try:
-            if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
-                raise DataError("file name or text is missing")
-            content, size = _read_image(find(name))
-        except (DataError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            failures.append(Failure(id=str(name), seed=-1, error=one_line(error), attempts=1))
+            if problem:
+                raise DataError(problem)
+            content, size, name = _stored(entry, background, changed)
+        except DataError as error:
+            failures.append(Failure(id=shown(entry.name), seed=-1, error=str(error)[:400], attempts=1))
             continue
-        provenance = {key: str(record.get(key) or "") for key in _PROVENANCE}
+        key = (entry.name, entry.text)
+        again = (seen[key],) if seen[key] else ()  # the same picture and text twice are two rows
+        seen[key] += 1
+        provenance = {key: str(entry.record.get(key) or "") for key in _PROVENANCE}
         yield {
-            "id": stable_id("import", name, text),
-            "prompt": text,
+            "id": stable_id("import", entry.name, entry.text, *again),
+            "prompt": entry.text,
             **provenance,
             "language": provenance["language"] or "en",
-            "created_by": provenance["created_by"] or f"import:{folder.name}",
-            "seed": _seed(record.get("seed")),
+            "created_by": provenance["created_by"] or f"import:{place.name}",
+            "seed": _seed(entry.record.get("seed")),
             "width": size[0],
             "height": size[1],
-            "image": {"bytes": content, "path": PurePosixPath(name).name},
+            "image": {"bytes": content, "path": name},
         }
 
 
-def _read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """An image's bytes, decoded once to prove them whole, and its size; odd formats become PNG."""
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        image.load()
-        if image.format not in ("PNG", "JPEG", "WEBP"):
-            content = encode_image(image.convert("RGB"))
-        return content, image.size
-
-
-class _Finder:
-    """File names of a table -> paths. Never outside the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._below: dict[str, list[Path]] | None = None
-
-    def __call__(self, name: str) -> Path:
-        relative = PurePosixPath(name.replace("\\", "/"))
-        path = self.folder / str(relative)
-        inside = not relative.is_absolute() and ".." not in relative.parts and "\0" not in name
-        if inside and isinstance(path, Path):  # a symbolic link may lead out as well
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-        if not inside:
-            raise DataError(f"file name {name!r} leaves the folder")
-        if path.is_file():
-            return path
-        if self._below is None:
-            self._below = {}
-            for below in sorted(self.folder.rglob("*")):
-                if below.suffix.lower() in _SUFFIXES:
-                    for key in {below.name, below.stem}:
-                        self._below.setdefault(key, []).append(below)
-        found = self._below.get(relative.name, [])
-        if len(found) != 1:
-            raise DataError(f"{name!r} is {'missing' if not found else 'in several sub-folders'}")
-        return found[0]
-
-
-def _json_rows(content: bytes) -> pl.DataFrame:
-    """A list of records, or {file name: record or text}."""
-    rows = json.loads(content)
-    if isinstance(rows, dict):
-        rows = [
-            {"file_name": name, **(value if isinstance(value, dict) else {"text": value})}
-            for name, value in rows.items()
-        ]
-    return pl.DataFrame(rows)
-
-
-_READERS: dict[str, Callable[[bytes], pl.DataFrame]] = {
-    ".jsonl": pl.read_ndjson,
-    ".csv": lambda content: pl.read_csv(content, infer_schema=False),
-    ".parquet": pl.read_parquet,
-    ".json": _json_rows,
-}
+def _stored(entry: Entry, background: str, changed: "Counter[str]") -> tuple[bytes, tuple[int, int], str]:
+    """What becomes of a picture: its bytes, upright size and file name."""
+    content = entry.content()
+    name = PurePosixPath(entry.name).name
+    try:
+        picture = read_picture(content, background=background, name=name)
+    except DataError as error:
+        raise DataError(f"unreadable: {error}") from error
+    if picture.plain:
+        return content, picture.image.size, name
+    reasons = picture.changes or (f"{picture.format} stored as PNG",)
+    changed.update("the first of several frames" if "the first of" in one else one for one in reasons)
+    return encode_image(picture.image), picture.image.size, f"{PurePosixPath(name).stem}.png"
 
 
 def _write_table(rows: list[dict[str, Any]], method: str) -> bytes:

@@ -4,6 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from l2p_run import hashes
+from l2p_run.errors import raised_as
+
+from l2p_data.errors import DataError
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -36,26 +41,34 @@ def is_held_out(prompt: str, modulus: int | None) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes, read in chunks."""
-    state = hashlib.sha256()
+    """Hexadecimal sha256 of a file's bytes, all of them read now: never from a cache."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_fingerprint(model: Path) -> str:
     """16 hexadecimal characters that change when a diffusers directory's configs or weights do.
 
-    Configs are hashed whole; of a weight file its size, its first and its last MiB, because hashing 20 GB
-    would cost more than it tells. Paths outside the directory do not enter, so a copied model is the same.
+    Every byte counts; large files are hashed once and remembered by path, size and times of change
+    (`l2p_run.hashes`). Paths outside the directory do not enter, so a copied model is the same.
+
+    Raises:
+        DataError: a file cannot be read.
     """
+    return raised_as(DataError)(hashes.of_folder)(model, _counts)[:16]
+
+
+def earlier_fingerprint(model: Path) -> str:
+    """What `model_fingerprint` was before it read the middle of weight files: corpora that were begun then
+    go on while this still matches."""
     state = hashlib.sha256()
     for path in sorted(model.rglob("*")):
         relative = path.relative_to(model)
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        if path.suffix not in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
+        if (
+            not path.is_file()
+            or any(part.startswith(".") for part in relative.parts)
+            or not _counts(relative)
+        ):
             continue
         size = path.stat().st_size
         state.update(f"{relative.as_posix()}\0{size}\0".encode())
@@ -65,3 +78,7 @@ def model_fingerprint(model: Path) -> str:
                 file.seek(-_CHUNK_BYTES, 2)
             state.update(file.read())
     return state.hexdigest()[:16]
+
+
+def _counts(path: Path) -> bool:
+    return path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}

@@ -124,16 +124,21 @@ class ChatGenerator:
         known = self.journal.find(keys) if self.journal is not None else {}
         missing = [index for index in range(len(messages)) if index not in known]
         answers = dict(known)
-        if missing:
-            for position, answer in self.engine.ask([messages[i] for i in missing], schema, temperature):
+        asked = self.engine.ask([messages[i] for i in missing], schema, temperature) if missing else ()
+        try:
+            for position, answer in asked:
                 index = missing[position]
                 answers[index] = answer
                 if self.journal is not None and not _may_pass(answer):
                     self.journal.add(keys[index], answer)
                 if self.on_progress is not None:
                     self.on_progress(len(answers), len(messages))
-            if self.journal is not None:
+        except (Exception, KeyboardInterrupt):
+            if self.journal is not None:  # what came in before the server went is paid for
                 self.journal.flush()
+            raise
+        if self.journal is not None:
+            self.journal.flush()
         return [answers[index] for index in range(len(messages))]
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2p_data.corpus.files import folder_exists, location, one_line, write_bytes
+from l2p_data.corpus.files import folder_exists, location, one_line, read_bytes, write_bytes
 from l2p_data.corpus.identity import stable_id
 from l2p_data.errors import DataError
 
@@ -27,14 +27,15 @@ class Journal:
         self._parts = 0
         parts = self.folder.glob("answers-*.jsonl") if folder_exists(self.folder) else ()
         for path in sorted(parts, key=str):
+            content = read_bytes(path)  # what cannot be read may be whole
             try:
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in content.decode("utf-8").splitlines():
                     row = json.loads(line)
                     self._answers[row["key"]] = row["answer"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"journal {path} is damaged ({one_line(error, 80)}); delete that file, and only its "
-                    "answers are asked for again"
+                    f"journal {path} is damaged ({one_line(error, 80)}); move that file out of the folder, "
+                    "and only its answers are asked for again"
                 ) from error
             self._parts = int(path.stem.rpartition("-")[2]) + 1
 

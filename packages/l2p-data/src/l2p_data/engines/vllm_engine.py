@@ -17,12 +17,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from l2p_run.chat import NoAnswer, answer_of
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_ranges, setting
+
 from l2p_data.corpus.files import one_line
 from l2p_data.engines.chat import Message, fault
 from l2p_data.errors import DataError
 from l2p_data.synthesis.executor import RayShare, ray_session, share_of_cluster
 from l2p_data.synthesis.models import local_directory
 
+# Blank space is legal between the parts of a JSON object, and some models write it up to max_tokens. vLLM
+# takes the switch with a backend that is named.
+_COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
 _PAUSE = 1.0  # s between two questions whether a lost replica is back
 
 
@@ -31,26 +38,23 @@ class VLLMSettings:
     """Which model, on how much of which cluster."""
 
     model: str | Path  # a transformers directory, or the id of one in the local Hugging Face cache
-    tensor_parallel: int = 1  # GPUs (on a CPU: processes) per replica, all on one machine
-    replicas: int | None = None  # None: as many as the cluster's GPUs hold; without GPUs one
-    threads_per_replica: int = 1  # logical CPUs of each
-    max_tokens: int = 512  # a longer answer counts as cut off
-    max_model_len: int = 4096  # tokens of message and answer together
+    tensor_parallel: int = setting(1, ge=1, le=1024)  # GPUs (on a CPU: processes) per replica, on one machine
+    # None: as many as the cluster's GPUs hold; without GPUs one
+    replicas: int | None = setting(None, ge=1, le=65_536)
+    threads_per_replica: int = setting(1, ge=1, le=65_536)  # logical CPUs of each
+    max_tokens: int = setting(512, ge=1, le=1_000_000)  # a longer answer counts as cut off
+    max_model_len: int = setting(4096, ge=1, le=100_000_000)  # tokens of message and answer together
     dtype: str = "auto"
-    messages_per_call: int = 256  # a replica's unit of work
-    attempts: int = 3  # of one batch, before its messages are given up
-    patience: float = 1800.0  # s that a lost replica is waited for: a node may have to be found first
-    replica_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
+    messages_per_call: int = setting(256, ge=1, le=1_000_000)  # a replica's unit of work
+    attempts: int = setting(3, ge=1, le=1000)  # of one batch, before its messages are given up
+    # s that a lost replica is waited for: a node may have to be found first
+    patience: float = setting(1800.0, ge=0, le=1e7)
+    replica_resources: Mapping[str, float] = setting(dict, ge=0)  # custom ones of the Ray cluster
     ray_address: str | None = None  # a running cluster; None: this machine
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else that vllm.LLM takes
 
     def __post_init__(self) -> None:
-        names = ("tensor_parallel", "threads_per_replica", "max_tokens", "messages_per_call", "attempts")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.replicas is not None and self.replicas < 1:
-            raise DataError(f"replicas is {self.replicas}; it must be at least 1, or absent")
+        raised_as(DataError)(check_ranges)(self)
         if self.max_model_len <= self.max_tokens:
             raise DataError(
                 f"max_model_len {self.max_model_len} leaves no room for a message beside max_tokens "
@@ -226,7 +230,7 @@ class _Replica:
                 tensor_parallel_size=parallel,
                 # Ray chose this actor's GPUs; vLLM's own processes split them
                 distributed_executor_backend="mp" if parallel > 1 else None,
-                **dict(settings.engine_kwargs),
+                **{"structured_outputs_config": _COMPACT, **settings.engine_kwargs},
             )
         except Exception as error:
             self.broken = one_line(error)
@@ -240,10 +244,16 @@ class _Replica:
         return os.getpid()
 
     def answer(self, messages: Sequence[Message], schema: str, temperature: float) -> list[str]:
-        """One answer per message. If vLLM refuses the batch, each message is tried alone."""
+        """One answer per message. If vLLM refuses the batch, each message is tried alone.
+
+        An engine that died takes its actor along, so that Ray starts both anew and the batch is asked again:
+        it would answer every message of every batch with the same fault.
+        """
         try:
             return self._chat(messages, schema, temperature)
         except Exception as error:
+            if is_dead(error):
+                os._exit(1)
             if len(messages) == 1:
                 return [fault(one_line(error))]
             return [self.answer([message], schema, temperature)[0] for message in messages]
@@ -266,7 +276,17 @@ class _Replica:
         return [_text_of(output.outputs[0]) for output in outputs]
 
 
+def is_dead(error: BaseException | None) -> bool:
+    """Whether an error says that vLLM's engine is gone, and not that it refused a message."""
+    while error is not None:
+        if "dead" in type(error).__name__.lower() or "engine core" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _text_of(output: Any) -> str:
-    if output.finish_reason == "length":
-        return fault("answer was cut off at max_tokens")
-    return str(output.text)
+    try:
+        return answer_of(str(output.text), cut=output.finish_reason == "length")
+    except NoAnswer as error:
+        return fault(str(error))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_ranges, setting
 
 from l2p_data.errors import DataError
 from l2p_data.filters.rules import RULES, with_helper_columns
@@ -27,25 +29,30 @@ REASONS = (*RULES, "duplicate", "near-duplicate", "repeated-opener")
 class FilterRules:
     """Which rules apply, and how strictly. The defaults let short but well-formed prompts pass."""
 
-    min_characters: int = 3
-    max_characters: int = 2000
-    min_characters_zh: int = 2  # a Chinese character says about what three Latin ones do
+    min_characters: int = setting(3, ge=0, le=1_000_000)
+    max_characters: int = setting(2000, ge=1, le=1_000_000)
+    min_characters_zh: int = setting(2, ge=0, le=1_000_000)  # a Chinese character says about what three
+    # Latin ones do
     require_sentence: bool = False  # the prompt must end like a sentence
-    max_opener_share: float | None = None  # share of the prompts that may start with the same three words
-    min_opener_count: int = 20  # an opener is never "repeated too often" below this many prompts
-    unsafe_score: float = 1.0  # drop at this safety score; see lexicon/safety.toml for the weights
+    max_opener_share: float | None = setting(None, ge=0, le=1)  # share of the prompts that may start with
+    # the same three words
+    min_opener_count: int = setting(20, ge=0, le=10**9)  # an opener is never "repeated too often" below this
+    # many prompts
+    unsafe_score: float = setting(1.0, gt=0, le=1000)  # drop at this safety score; see lexicon/safety.toml
+    # for the weights
     brands: bool = True
     required_text_subclasses: tuple[str, ...] = TEXT_SUBCLASSES
     near_duplicates: bool = False  # MinHash over the prompts that pass everything else
-    near_duplicate_threshold: float = 0.8  # Jaccard similarity of 5-character shingles
+    near_duplicate_threshold: float = setting(0.8, gt=0, le=1)  # Jaccard similarity of 5-character shingles
     disabled: tuple[str, ...] = ()  # reasons to leave out, e.g. ("tag-soup",)
 
     def __post_init__(self) -> None:
+        raised_as(DataError)(check_ranges)(self)
         if unknown := sorted(set(self.disabled) - set(REASONS)):
             raise DataError(
                 f"disabled rule {unknown[0]!r} does not exist; the rules are {', '.join(REASONS)}"
             )
-        if not 0 <= self.min_characters <= self.max_characters:
+        if self.min_characters > self.max_characters:
             raise DataError(f"prompt length bounds {self.min_characters}..{self.max_characters} are empty")
 
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from l2p_data.corpus.files import atomic_path, one_line
+from l2p_data.corpus.files import atomic_path, decode_text, is_file, one_line, parse_json, read_bytes, shown
 from l2p_data.corpus.identity import digest, stable_id, stable_seed
 from l2p_data.engines.llm import Category, PromptRequest, TextGenerator
 from l2p_data.errors import DataError
@@ -29,6 +29,8 @@ PROMPT_SCHEMA: dict[str, pl.DataType] = {
     "problem": pl.String(),  # what was wrong with the engine's answer; null if nothing
 }
 _REQUIRED = [name for name in PROMPT_SCHEMA if name != "problem"]
+_MOST_PROMPTS = 1_000_000_000
+_HOPELESS = 500  # unusable answers, each another, without a usable one
 _DRY_ATTEMPTS = 200  # so many answers in a row without anything new mean that a category has no more to give
 
 
@@ -56,8 +58,7 @@ def generate_prompts(
     Raises:
         DataError: the engine cannot give so many distinct prompts.
     """
-    if count < 1:
-        raise DataError(f"count is {count}; ask for at least 1 prompt")
+    check_count(count)
     if kind not in ("simple", "detailed", "mixed"):
         raise DataError(f"kind {kind!r} is not known; use simple, detailed or mixed")
     leaves = list(categories if categories is not None else getattr(generator, "categories", ()))
@@ -89,8 +90,27 @@ def generate_prompts(
             dry[index] = 0 if new else dry[index] + 1
             if new:
                 usable[key] = record
+        if not usable:
+            _refuse_hopeless(generator, unusable)
     rows = sorted([*usable.values(), *unusable.values()], key=lambda row: digest(seed, str(row["id"])))
     return pl.DataFrame(rows, schema=PROMPT_SCHEMA)
+
+
+def check_count(count: int) -> None:
+    """Raise `DataError` for a number of prompts that nobody can write."""
+    if not 1 <= count <= _MOST_PROMPTS:
+        raise DataError(f"count is {count}; ask for 1 prompt at least and {_MOST_PROMPTS:,} at most")
+
+
+def _refuse_hopeless(generator: TextGenerator, unusable: dict[str, dict[str, str | None]]) -> None:
+    """An engine that has given nothing but unusable answers is not asked 200 times for each category."""
+    if len(unusable) < _HOPELESS:
+        return
+    (cause, times), *_ = Counter(str(record["problem"]) for record in unusable.values()).most_common(1)
+    raise DataError(
+        f"{generator.name} gave {len(unusable)} answers and no prompt among them, {times} of them: {cause}; "
+        "use another model, more max_tokens, or another seed"
+    )
 
 
 def _request(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
@@ -196,23 +216,20 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
         DataError: the file is missing, damaged or empty, or has no column "prompt".
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(
             f"prompt file {path} does not exist; give one that ends in .parquet, .jsonl, .csv or .txt"
         )
-    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
-        ".parquet": pl.read_parquet,
-        ".jsonl": pl.read_ndjson,
-        ".csv": lambda source: pl.read_csv(source, infer_schema=False),
-        ".txt": _read_lines,
-    }
-    if path.suffix not in readers:
-        raise DataError(f"prompt file {path} has suffix {path.suffix!r}; wanted one of {', '.join(readers)}")
-    if path.stat().st_size == 0:
+    if path.suffix not in _READERS:
+        raise DataError(f"prompt file {path} has suffix {path.suffix!r}; wanted one of {', '.join(_READERS)}")
+    content = read_bytes(path)
+    if not content:
         raise DataError(f"prompt file {path} is empty")
     try:
-        frame = readers[path.suffix](path)
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        frame = _READERS[path.suffix](content, path)
+    except DataError:
+        raise
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"prompt file {path} cannot be read: {one_line(error)}") from error
     frame = _with_provenance(frame, path)
     check_prompts(frame, f"prompt file {path}")
@@ -237,9 +254,35 @@ def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
         raise DataError(f"{where}: the ids are not unique; each record needs its own")
 
 
-def _read_lines(path: Path) -> pl.DataFrame:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+def _read_lines(content: bytes, path: Path) -> pl.DataFrame:
+    lines = [line.strip() for line in decode_text(content, f"prompt file {path}").split("\n")]
     return pl.DataFrame({"prompt": [line for line in lines if line]}, schema={"prompt": pl.String()})
+
+
+def _read_objects(content: bytes, path: Path) -> pl.DataFrame:
+    rows = []
+    for number, line in enumerate(decode_text(content, f"prompt file {path}").split("\n"), start=1):
+        if line.strip():
+            row = parse_json(line, f"prompt file {path} cannot be read: line {number}")
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"prompt file {path} cannot be read: line {number} is {shown(row)}; wanted an object "
+                    "with a text under 'prompt'"
+                )
+            rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _read_table(content: bytes, path: Path) -> pl.DataFrame:
+    return pl.read_csv(decode_text(content, f"prompt file {path}").encode(), infer_schema=False)
+
+
+_READERS: dict[str, Callable[[bytes, Path], pl.DataFrame]] = {
+    ".parquet": lambda content, path: pl.read_parquet(content),
+    ".jsonl": _read_objects,
+    ".csv": _read_table,
+    ".txt": _read_lines,
+}
 
 
 def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:

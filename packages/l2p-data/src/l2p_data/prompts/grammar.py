@@ -4,13 +4,13 @@ download."""
 import json
 import random
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2p_data.corpus.files import read_toml
 from l2p_data.corpus.identity import is_held_out
 from l2p_data.engines.llm import Category, PromptRequest
 from l2p_data.errors import DataError
@@ -88,14 +88,7 @@ def load_grammar(path: str | Path) -> Grammar:
         DataError: it is missing, no TOML, or a key, slot or value in it is wrong.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"grammar file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(
-            f"grammar file {path} is not readable TOML: {' '.join(str(error).split())}"
-        ) from error
+    content = read_toml(path, "grammar file")
     _check_keys(content, _TOP_KEYS, f"{path}")
     name = _text(content, "name", path)
     language = content.get("language", "en")

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from l2p_data.corpus.files import read_toml
 from l2p_data.corpus.identity import digest
 from l2p_data.engines.llm import Category
 from l2p_data.errors import DataError
@@ -88,12 +89,7 @@ def load_taxonomy(extension: str | Path | None = None) -> Taxonomy:
     where = "shipped taxonomy"
     if extension is not None:
         where = str(extension)
-        try:
-            added = tomllib.loads(Path(extension).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(f"taxonomy file {extension} does not exist") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise DataError(f"{extension} is not readable TOML: {' '.join(str(error).split())}") from error
+        added = read_toml(Path(extension), "taxonomy file")
         _merge(content, added, where)
     taxonomy = Taxonomy(categories=tuple(_leaves(content, where)))
     if repeated := near_duplicates(taxonomy):

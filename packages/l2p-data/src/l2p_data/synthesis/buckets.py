@@ -1,6 +1,7 @@
 """Resolution buckets: images of one area in several shapes, each batch of one shape."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from l2p_run.sizes import Size
@@ -18,6 +19,8 @@ def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, in
     Raises:
         DataError: the multiple is larger than a side would be.
     """
+    if not 1 <= side <= 1_000_000:
+        raise DataError(f"a bucket of {side} px is no size; give 1 px at least and 1,000,000 at most")
     sizes = []
     for wide, tall in ratios:
         exact = side * math.sqrt(wide / tall)
@@ -43,6 +46,6 @@ def parse_size(text: str) -> Size:
         DataError: it is no size.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise DataError(f"size {text!r} is not of the form WIDTHxHEIGHT, for example 1216x832")
+    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", part) for part in parts):
+        raise DataError(f"size {text[:60]!r} is not of the form WIDTHxHEIGHT, for example 1216x832")
     return Size(width=int(parts[0]), height=int(parts[1]))

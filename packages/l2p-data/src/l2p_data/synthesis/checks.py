@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_ranges, setting
 from PIL import Image
 
 from l2p_data.errors import DataError
@@ -50,13 +52,12 @@ class CheckSettings:
 
     safety_model: str | None = None  # a transformers image-classification directory, or its id
     unsafe_labels: tuple[str, ...] = ("nsfw", "unsafe", "porn", "hentai", "sexy")  # those the model has count
-    unsafe_threshold: float = 0.5  # of their probabilities' sum
-    min_text_match: float = 0.0  # share of the quoted characters that OCR must find; 0: no OCR
+    unsafe_threshold: float = setting(0.5, ge=0, le=1)  # of their probabilities' sum
+    # share of the quoted characters that OCR must find; 0: no OCR
+    min_text_match: float = setting(0.0, ge=0, le=1)
 
     def __post_init__(self) -> None:
-        for name in ("unsafe_threshold", "min_text_match"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        raised_as(DataError)(check_ranges)(self)
 
     def load(self, device: str = "cpu") -> list[ImageCheck]:
         """The checks, their models loaded.

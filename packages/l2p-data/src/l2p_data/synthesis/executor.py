@@ -4,19 +4,17 @@ import dataclasses
 import json
 import logging
 import math
-import os
-import sys
-import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-from l2p_data.corpus.files import one_line
+from l2p_run import cluster
+from l2p_run.errors import raised_as
+
 from l2p_data.errors import DataError
 from l2p_data.synthesis.worker import SynthesisWorker, WorkerSettings
-
-_START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,79 +32,13 @@ class RayShare:
 def ray_session(share: RayShare) -> Iterator[Any]:
     """Ray, started quietly on this machine unless it runs already or an address is given; stopped if started
     here."""
-    # `uv run` as the driver would make Ray rebuild the environment for every worker; ours are local and have
-    # it.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes to our stderr otherwise
-    import ray
-    import ray.data
-
-    started = not ray.is_initialized()
-    if started:
-        with _standard_error_held_back():
-            _start(ray, share)
-    loggers = [
-        logging.getLogger(name) for name in ("ray.data", "ray")
-    ]  # ray.data configures them at its import
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    cpus = (share.workers or 1) * share.threads_per_worker
+    session = cluster.ray_session(share.address, cpus=cpus, setting="ray_address", without="workers = 0")
+    with raised_as(DataError), session as ray:
+        import_module("ray.data")
+        for name in ("ray.data", "ray"):  # ray.data sets the levels anew when it is imported
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield ray
-    finally:
-        if started:
-            ray.shutdown()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _start(ray: Any, share: RayShare) -> None:
-    if share.address is not None:
-        ray.init(share.address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    wanted = (share.workers or 1) * share.threads_per_worker
-    for attempt in range(1, _START_ATTEMPTS + 1):
-        try:
-            ray.init(
-                "local",
-                # logical: more workers than cores is the caller's decision
-                num_cpus=max(os.cpu_count() or 1, wanted),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=256 << 20,  # images go to disk, not through the store
-            )
-            return
-        except Exception as error:  # Ray gives its own processes 30 s, which a busy machine can exceed
-            ray.shutdown()
-            if attempt == _START_ATTEMPTS:
-                raise DataError(
-                    f"Ray did not start here in {_START_ATTEMPTS} attempts ({one_line(error, 120)}); "
-                    "run the same command when it is less busy, or with workers = 0, which needs no Ray"
-                ) from error
-
-
-@contextmanager
-def _standard_error_held_back() -> Iterator[None]:
-    """Keep file descriptor 2 silent, also for C++ code; what was written comes out if the block fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except DataError:
-            raise  # says in one line what matters
-        except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            os.write(2, held.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[int, float]:

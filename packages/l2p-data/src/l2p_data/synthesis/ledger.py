@@ -1,75 +1,166 @@
-"""What is done, on disk: one small JSON file per finished shard. Ray knows nothing that is not here too."""
+"""What is done, on disk: one small JSON file per finished shard. Ray knows nothing that is not here too.
+
+The folder is `.ledger`, which readers of data folders leave out; `ledger`, its name in earlier versions,
+moves there when a corpus goes on.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from l2p_data.corpus.dataset import shard_name
-from l2p_data.corpus.files import TEMPORARY_SUFFIX, read_json, write_json
+from l2p_data.corpus.files import (
+    folder_exists,
+    is_file,
+    one_line,
+    read_bytes,
+    read_json,
+    remove_partial,
+    unreadable,
+    write_bytes,
+    write_json,
+)
+from l2p_data.corpus.manifest import Failure, Shard, read_entry
 from l2p_data.errors import DataError
+
+LEDGER, EARLIER_LEDGER = ".ledger", "ledger"
 
 
 def ledger_path(corpus: Path, index: int) -> Path:
     """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as
     done."""
-    return corpus / "ledger" / f"part-{index:05d}.json"
+    return corpus / LEDGER / f"part-{index:05d}.json"
 
 
 def attempts_path(corpus: Path, index: int) -> Path:
     """Where it is noted how often a shard was begun in this run; gone when the shard is done."""
-    return corpus / "ledger" / f"part-{index:05d}.attempts"
+    return corpus / LEDGER / f"part-{index:05d}.attempts"
+
+
+def begun_attempts(corpus: Path, index: int) -> int:
+    """How often a shard was begun in this run; a damaged note counts for nothing."""
+    path = attempts_path(corpus, index)
+    try:
+        return int(path.read_text()) if path.is_file() else 0
+    except ValueError:
+        return 0
 
 
 def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
-    """Ledger entries of the shards that are done, by index.
+    """Ledger entries of the shards that are done, by index. A damaged entry counts as none: the shard is made
+    again, to the same bytes.
 
     Raises:
-        DataError: a finished shard's file is not what its ledger entry says.
+        DataError: a finished shard's file is not what its ledger entry says, or cannot be looked at.
     """
     entries = {}
     for index in range(count):
         path = ledger_path(corpus, index)
         file = corpus / shard_name(index)
-        if not path.is_file() or not file.is_file():
+        if not is_file(path) or not is_file(file):
             continue
-        entry = read_json(path)
-        if file.stat().st_size != entry["file"]["bytes"]:
+        entry = _entry(path)
+        if entry is None:
+            continue
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise unreadable(f"shard {file}", error) or DataError(f"{file}: {one_line(error)}") from error
+        if size != entry["file"]["bytes"]:
             raise DataError(
-                f"shard {file} has {file.stat().st_size} bytes, {entry['file']['bytes']} were written: "
-                "it is truncated or was changed; delete it and run the synthesis again"
+                f"shard {file} has {size} bytes, {entry['file']['bytes']} were written: it is truncated or "
+                "was changed; restore it from a copy, or move it out of the folder and run the synthesis "
+                "again, which makes it anew"
             )
         entries[index] = entry
     return entries
 
 
-def claim(corpus: Path, settings: Mapping[str, Any]) -> None:
+def _entry(path: Path) -> dict[str, Any] | None:
+    """A ledger entry; None if it is damaged."""
+    content = read_bytes(path)  # what cannot be read may be whole, and is an error
+    try:
+        entry = json.loads(content)
+        read_entry(Shard, entry["file"], "file")
+        for failure in entry["failures"]:
+            read_entry(Failure, failure, "failures")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dict(entry)
+
+
+def claim(corpus: Path, settings: Mapping[str, Any], earlier_source: Callable[[], str]) -> dict[str, Any]:
     """Note the settings in the corpus directory, or check that they are the ones it was begun with.
 
+    Args:
+        earlier_source: gives `source_model` as earlier versions named the same model; asked only if the
+            corpus was begun with another name than it has now.
+
+    Returns:
+        The settings that count: those that are noted.
+
     Raises:
-        DataError: they are not, or the directory holds something else.
+        DataError: they differ, or the directory holds something else.
     """
-    path = corpus / "ledger" / "settings.json"
-    if path.is_file():
+    _move_earlier_ledger(corpus)
+    path = corpus / LEDGER / "settings.json"
+    now: dict[str, Any] = json.loads(json.dumps(settings))
+    if is_file(path):
         before = read_json(path)
-        now = json.loads(json.dumps(settings))
-        if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-            differences = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
+        if not isinstance(before, dict):
             raise DataError(
-                f"{corpus} was begun with other settings ({differences}); choose another directory"
-                + ("" if _is_painted(corpus) else ", or delete this one if nobody is at work in it")
+                f"{path} is no table of settings; restore it from a copy, or choose another directory"
             )
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if "source_model" in changed and before.get("source_model") == earlier_source():
+            now["source_model"] = before["source_model"]
+            changed.remove("source_model")
+        if changed:
+            raise DataError(_other_settings(corpus, before, now, changed))
     elif _is_painted(corpus):
         raise DataError(f"{corpus} holds Parquet files of another origin; choose another directory")
     else:
         write_json(path, settings)
+    return now
+
+
+def _other_settings(
+    corpus: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]
+) -> str:
+    differences = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in changed)
+    names = [str(one.get("source_model", "")).partition("@")[0] for one in (before, now)]
+    if changed == ["source_model"] and names[0] == names[1]:
+        return (
+            f"the source model {names[0]} has changed since the corpus {corpus} was begun ({differences}); "
+            "put its files back, or choose another directory"
+        )
+    remedy = "" if _is_painted(corpus) else ", or delete this one if nobody is at work in it"
+    return f"{corpus} was begun with other settings ({differences}); choose another directory{remedy}"
+
+
+def _move_earlier_ledger(corpus: Path) -> None:
+    """File by file, so that a kill in between loses nothing."""
+    earlier = corpus / EARLIER_LEDGER
+    if not folder_exists(earlier) or not is_file(earlier / "settings.json"):
+        return
+    # The settings go last: they are what says that there is more to move.
+    for path in sorted(earlier.glob("*.json"), key=lambda one: one.name == "settings.json"):
+        if not is_file(corpus / LEDGER / path.name):
+            write_bytes(corpus / LEDGER / path.name, read_bytes(path))
+        path.unlink(missing_ok=True)
+    for path in earlier.glob("*.attempts"):
+        path.unlink(missing_ok=True)
+    if isinstance(earlier, Path) and not hasattr(earlier, "fs") and not any(earlier.iterdir()):
+        earlier.rmdir()
 
 
 def release(corpus: Path) -> None:
     """Forget the settings if they have made no shard, so that what was wrong with them can be put right; for
     whoever is at work in the directory, alone."""
     if not _is_painted(corpus):
-        (corpus / "ledger" / "settings.json").unlink(missing_ok=True)
+        for name in (LEDGER, EARLIER_LEDGER):
+            (corpus / name / "settings.json").unlink(missing_ok=True)
 
 
 def _is_painted(corpus: Path) -> bool:
@@ -78,6 +169,6 @@ def _is_painted(corpus: Path) -> bool:
 
 def remove_partial_files(corpus: Path) -> None:
     """Remove what a crash left behind."""
-    for pattern in (f".*{TEMPORARY_SUFFIX}", f"ledger/.*{TEMPORARY_SUFFIX}", "ledger/*.attempts"):
-        for path in corpus.glob(pattern):
-            path.unlink(missing_ok=True)
+    remove_partial(corpus, ("", f"{LEDGER}/"))
+    for path in corpus.glob(f"{LEDGER}/*.attempts"):
+        path.unlink(missing_ok=True)

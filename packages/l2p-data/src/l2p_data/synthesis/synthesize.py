@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from l2p_run.devices import DTYPES
+from l2p_run.settings import Range, check_ranges, setting
 from l2p_run.sizes import Size
 
-from l2p_data.corpus.dataset import Failure, Manifest, Shard
-from l2p_data.corpus.files import location, make_directory, read_json
-from l2p_data.corpus.identity import digest, image_seed, model_fingerprint
+from l2p_data.corpus.files import location, make_directory, raised_as, read_json
+from l2p_data.corpus.identity import digest, earlier_fingerprint, image_seed, model_fingerprint
+from l2p_data.corpus.manifest import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.filters.filtering import kept
 from l2p_data.prompts.generation import check_prompts
@@ -30,7 +32,14 @@ from l2p_data.synthesis.ledger import claim, finished_shards, release, remove_pa
 from l2p_data.synthesis.models import local_directory
 from l2p_data.synthesis.worker import WorkerSettings
 
-_DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_SIDE = 16_384
+"""px, of an image to be made: 4 times a 4K picture's."""
+PIPELINE_RANGES: Mapping[str, Range] = {
+    "num_inference_steps": Range(ge=1, le=10_000),
+    "max_sequence_length": Range(ge=1, le=1_000_000),
+    "num_images_per_prompt": Range(ge=1, le=1),  # one row, one image; more come from seeds_per_prompt
+}
+"""Of pipeline arguments whose meaning is the same everywhere. All numbers must be finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +50,20 @@ class SynthesisConfig:
         str | Path
     )  # diffusers text-to-image directory, or the id of a model in the local Hugging Face cache
     output: str | Path  # corpus directory
-    seeds_per_prompt: int = 2  # images per prompt
-    width: int = 1024  # px
-    height: int = 1024  # px
-    buckets: Sequence[tuple[int, int]] = ()  # (width, height) px: each image gets one of these sizes instead
-    batch_size: int = 8  # images per pipeline call
-    rows_per_shard: int = 64  # images per Parquet file; what a crash can cost at most, per worker
-    workers: int | None = None  # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
-    threads_per_worker: int = 1  # of torch, on the CPU
-    gpus_per_worker: float | None = None  # None: 1 if the Ray cluster has GPUs, else 0; fractions share a GPU
-    worker_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of the Ray cluster
+    seeds_per_prompt: int = setting(2, ge=1, le=100_000)  # images per prompt
+    width: int = setting(1024, ge=1, le=LARGEST_SIDE)  # px
+    height: int = setting(1024, ge=1, le=LARGEST_SIDE)  # px
+    # (width, height) px: each image gets one of these sizes instead
+    buckets: Sequence[tuple[int, int]] = setting((), ge=1, le=LARGEST_SIDE)
+    batch_size: int = setting(8, ge=1, le=65_536)  # images per pipeline call
+    # images per Parquet file; what a crash can cost at most, per worker
+    rows_per_shard: int = setting(64, ge=1, le=1_000_000)
+    # None: one per GPU, or as many as the CPUs hold; 0: this process, without Ray
+    workers: int | None = setting(None, ge=0, le=65_536)
+    threads_per_worker: int = setting(1, ge=1, le=65_536)  # of torch, on the CPU
+    # None: 1 if the Ray cluster has GPUs, else 0; fractions share a GPU
+    gpus_per_worker: float | None = setting(None, ge=0, le=1024)
+    worker_resources: Mapping[str, float] = setting(dict, ge=0)  # custom ones of the Ray cluster
     dtype: str = (
         "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device computes in it, else float32
     )
@@ -58,8 +71,9 @@ class SynthesisConfig:
         False  # text encoder, transformer and VAE are on the GPU by turns: slower, less memory
     )
     image_format: str = "png"  # or "jpeg"
-    max_attempts: int = 2  # per image
-    min_entropy: float = 0.0  # bits; images with less are listed as failed (photographs: 6 to 7.5)
+    max_attempts: int = setting(2, ge=1, le=1000)  # per image
+    # bits; images with less are listed as failed (photographs: 6 to 7.5)
+    min_entropy: float = setting(0.0, ge=0, le=8)
     checks: CheckSettings = field(default_factory=CheckSettings)  # safety classifier, OCR of rendered text
     ray_address: str | None = None  # a running cluster; None: Ray on this machine only
     pipeline_kwargs: Mapping[str, Any] = field(
@@ -67,24 +81,19 @@ class SynthesisConfig:
     )  # num_inference_steps, guidance_scale, ...
 
     def __post_init__(self) -> None:
-        for name in (
-            "seeds_per_prompt",
-            "width",
-            "height",
-            "batch_size",
-            "rows_per_shard",
-            "threads_per_worker",
-        ):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if any(min(size) < 1 for size in self.buckets):
-            raise DataError(f"buckets are {list(self.buckets)}; every side must be at least 1 px")
-        if self.workers is not None and self.workers < 0:
+        with raised_as(DataError):
+            check_ranges(self)
+        for name, bounds in PIPELINE_RANGES.items():
+            value = self.pipeline_kwargs.get(name)
+            if isinstance(value, int | float) and (problem := bounds.problem(value)):
+                raise DataError(f"{name} is {value}; it must be {problem}")
+        if self.gpus_per_worker and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise DataError(
-                f"workers is {self.workers}; it must be at least 0, or absent to decide by the machine"
+                f"gpus_per_worker is {self.gpus_per_worker:g}; above 1 it must be whole, as Ray shares out "
+                "whole GPUs"
             )
-        if self.dtype not in ("auto", *_DTYPES):
-            raise DataError(f"dtype {self.dtype!r} is not known; use auto, {', '.join(_DTYPES)}")
+        if self.dtype not in ("auto", *DTYPES):
+            raise DataError(f"dtype {self.dtype!r} is not known; use auto, {', '.join(DTYPES)}")
         if self.image_format not in ("png", "jpeg"):
             raise DataError(f"image_format {self.image_format!r} is not known; use png or jpeg")
 
@@ -125,8 +134,11 @@ def synthesize(
     model = resolve_model(config.model)
     shards = plan_shards(kept(prompts), config)
     make_directory(corpus)
-    settings = _settings(config, model, shards)
-    claim(corpus, settings)
+    settings = claim(
+        corpus,
+        _settings(config, model, shards),
+        lambda: f"{Path(config.model).name}@{earlier_fingerprint(model)}",
+    )
     try:
         entries = _all_made(config, model, corpus, settings["source_model"], shards, on_progress)
     except BaseException:
@@ -138,9 +150,18 @@ def synthesize(
         ),
         failures=tuple(Failure(**row) for index in sorted(entries) for row in entries[index]["failures"]),
         settings=settings,
+        cut_prompts=_cut_prompts(entries),
     )
     manifest.save(corpus)
     return manifest
+
+
+def _cut_prompts(entries: Mapping[int, Mapping[str, Any]]) -> tuple[str, ...]:
+    """For each prompt that was longer than the text encoder takes, the first words that it lost."""
+    cut: dict[str, str] = {}
+    for index in sorted(entries):
+        cut |= entries[index].get("cut_prompts", {})
+    return tuple(cut.values())
 
 
 def _all_made(

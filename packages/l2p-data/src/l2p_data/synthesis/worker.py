@@ -13,16 +13,19 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from l2p_run.devices import resolve_dtype
 from l2p_run.sizes import Size
 from numpy.typing import NDArray
 from PIL import Image
 
-from l2p_data.corpus.dataset import Failure, write_shard
+from l2p_data.corpus.dataset import write_shard
 from l2p_data.corpus.files import location, one_line, write_json
+from l2p_data.corpus.manifest import Failure
 from l2p_data.errors import DataError
 from l2p_data.synthesis.checks import CheckSettings, ImageCheck
 from l2p_data.synthesis.images import encode_image, image_fault
-from l2p_data.synthesis.ledger import attempts_path, ledger_path
+from l2p_data.synthesis.ledger import attempts_path, begun_attempts, ledger_path
+from l2p_data.synthesis.long_prompts import LongPrompts
 
 Batch = Sequence[Mapping[str, Any]]
 Pixels = NDArray[np.floating]  # (H, W, 3) in [0, 1]
@@ -67,12 +70,15 @@ class SynthesisWorker:
     result.
     """
 
+    long_prompts: LongPrompts | None = None
+
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
         self.broken: str | None = None
+        self.long_prompts = LongPrompts()
         try:
             self.checks = settings.checks.load(settings.device)
-            self.generate = load_generator(settings)
+            self.generate = load_generator(settings, self.long_prompts)
         except Exception as error:  # reported with the first shard; see the class docstring
             self.broken = one_line(error)
 
@@ -91,21 +97,25 @@ class SynthesisWorker:
     def _make(self, index: int, rows: Batch) -> dict[str, Any]:
         """`make_shard`, but a shard that keeps killing its worker is given up: Ray would restart workers for
         ever."""
-        attempts = attempts_path(location(self.settings.corpus), index)
-        deaths = int(attempts.read_text()) if attempts.is_file() else 0
+        corpus = location(self.settings.corpus)
+        attempts, deaths = attempts_path(corpus, index), begun_attempts(corpus, index)
         if deaths >= _MAX_DEATHS:
             cause = f"shard {index} killed its worker {deaths} times; a smaller batch_size needs less memory"
             return {"shard": index, "broken": cause}
         attempts.parent.mkdir(parents=True, exist_ok=True)
         attempts.write_text(str(deaths + 1))
-        entry = make_shard(index, rows, self.generate, self.settings, self.checks)
+        entry = make_shard(index, rows, self.generate, self.settings, self.checks, self.long_prompts)
         attempts.unlink(missing_ok=True)
         return entry
 
 
-def load_generator(settings: WorkerSettings) -> ImageGenerator:
+def load_generator(settings: WorkerSettings, long_prompts: LongPrompts | None = None) -> ImageGenerator:
     """Load the pipeline from local files and fix its settings. Only safetensors are accepted, never
-    pickles."""
+    pickles.
+
+    Args:
+        long_prompts: is told of every prompt that the pipeline's tokenizers cut.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import torch
@@ -120,13 +130,18 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
         logging.set_verbosity_error()
     torch.set_num_threads(settings.threads)
     pipeline = DiffusionPipeline.from_pretrained(
-        settings.model, dtype=_dtype(settings), local_files_only=True, use_safetensors=True
+        settings.model,
+        dtype=getattr(torch, resolve_dtype(settings.dtype, settings.device)),
+        local_files_only=True,
+        use_safetensors=True,
     )
     if settings.cpu_offload:
         pipeline.enable_model_cpu_offload(device=settings.device)
     else:
         pipeline.to(settings.device)
     pipeline.set_progress_bar_config(disable=True)
+    if long_prompts is not None:
+        long_prompts.watch(pipeline)
     vae = getattr(pipeline, "vae", None)
     if vae is not None and settings.device == "cpu":
         vae.to(memory_format=torch.channels_last)  # convolutions on a CPU are fastest in this layout
@@ -151,20 +166,13 @@ def load_generator(settings: WorkerSettings) -> ImageGenerator:
     return generate
 
 
-def _dtype(settings: WorkerSettings) -> Any:
-    """The torch dtype to compute in."""
-    import torch
-    from l2p_run.devices import resolve_dtype
-
-    return getattr(torch, resolve_dtype(settings.dtype, settings.device))
-
-
 def make_shard(
     index: int,
     rows: Batch,
     generate: ImageGenerator,
     settings: WorkerSettings,
     checks: Sequence[ImageCheck] = (),
+    long_prompts: LongPrompts | None = None,
 ) -> dict[str, Any]:
     """Make one shard and its ledger entry; returns the entry. A shard in which every row failed is not
     written.
@@ -183,6 +191,8 @@ def make_shard(
             finished += made
             failures += failed
     entry: dict[str, Any] = {"shard": index, "failures": [asdict(failure) for failure in failures]}
+    if long_prompts is not None and (cut := long_prompts.of(row["prompt"] for row in rows)):
+        entry["cut_prompts"] = cut
     if finished:
         corpus = location(settings.corpus)
         entry["file"] = asdict(write_shard(corpus, index, finished))

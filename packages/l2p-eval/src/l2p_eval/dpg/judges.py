@@ -5,15 +5,12 @@ The paper's judge is mPLUG-large. Another judge is another metric; `name` says w
 
 import base64
 import io
-import json
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from l2p_run.chat import ChatServer, NoAnswer, NoServer, complete
+from l2p_run.errors import raised_as
 from PIL import Image
 
 from l2p_eval.errors import EvalError
@@ -25,8 +22,6 @@ from l2p_eval.metrics.user_models import (
     load_part,
     weights_sha256,
 )
-
-_RETRIED = {408, 429, 500, 502, 503, 504}
 
 
 class VqaJudge:
@@ -68,18 +63,12 @@ class VqaJudge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerJudge:
+class ServerJudge(ChatServer):
     """A vision-language model behind an OpenAI-compatible server (`vllm serve`, llama.cpp, a provider)."""
 
-    base_url: str  # "http://127.0.0.1:8000/v1"
-    model: str
-    api_key: str | None = None
-    timeout: float = 120.0  # s, per attempt
-    attempts: int = 3  # only passing faults are retried
-
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise EvalError(f"{self.base_url!r} is no http address, such as http://127.0.0.1:8000/v1")
+        with raised_as(EvalError):
+            super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -103,40 +92,14 @@ class ServerJudge:
             {"type": "text", "text": f"{question} Answer with yes or no only."},
         ]
         body = {
-            "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0.0,
             "max_tokens": 8,
         }
-        return says_yes(self._ask(body))
-
-    def _ask(self, body: dict[str, Any]) -> str:
-        fault = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(min(0.2 * 3**attempt, 10.0))
-            try:
-                return str(self._post(body)["choices"][0]["message"]["content"])
-            except urllib.error.HTTPError as error:
-                detail = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
-                fault = f"HTTP {error.code}: {detail}"
-                if error.code not in _RETRIED:
-                    break
-            except (urllib.error.URLError, TimeoutError, OSError) as error:
-                fault = " ".join(str(error).split())
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                fault = f"an unexpected answer ({type(error).__name__})"
-        raise EvalError(f"the judge {self.model!r} at {self.base_url} does not answer: {fault}")
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(
-            f"{self.base_url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=headers
-        )
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.load(response)
+        try:
+            return says_yes(complete(self, body, may_be_cut=True))
+        except (NoServer, NoAnswer) as error:
+            raise EvalError(f"the judge {self.model!r} at {self.base_url} does not answer: {error}") from None
 
 
 def says_yes(answer: str) -> bool:

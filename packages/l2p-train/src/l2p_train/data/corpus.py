@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
+from l2p_train.data.manifest import check_ids, check_rows
 from l2p_train.data.shards import COLUMNS, open_shards
 from l2p_train.errors import TrainError
 from l2p_train.run.storage import Place
@@ -55,6 +57,10 @@ class Corpus:
         ]
         if not self.rows:
             raise TrainError(f"the corpus in {place} has no rows")
+        names = [Path(name).name for name in self.shards.names]
+        counts = Counter(names[row.file] for row in self.rows)
+        check_rows({name: counts[name] for name in names}, self.shards.listed, str(place))
+        check_ids([(row.id, names[row.file]) for row in self.rows])
         self._cache: dict[tuple[int, Size], Tensor] = {}
         self._cache_room = image_cache_mb * 2**20
 
@@ -68,7 +74,7 @@ class Corpus:
         cached = self._cache.get(key)
         if cached is not None:
             return cached
-        pixels = torch.from_numpy(_decode(self._encoded(index), size, self.rows[index].id))
+        pixels = torch.from_numpy(_decode(self._encoded(index), size, self.rows[index]))
         if self._cache_room >= pixels.numel():
             self._cache_room -= pixels.numel()
             self._cache[key] = pixels
@@ -88,11 +94,18 @@ def open_corpus(config: TrainConfig) -> Corpus:
     return Corpus(config.corpus, config.image_cache_mb, cache=cache, cache_gb=config.corpus_cache_gb)
 
 
-def _decode(encoded: bytes, size: Size, name: str) -> np.ndarray:
+def _decode(encoded: bytes, size: Size, row: Row) -> np.ndarray:
     """Return uint8 (3, H, W)."""
     from PIL import Image
 
-    image = raised_as(TrainError)(open_picture)(encoded, name=f"image {name} of the corpus")
+    image = raised_as(TrainError)(open_picture)(encoded, name=f"image {row.id} of the corpus")
+    if image.size != row.size:  # its bucket was chosen by what the row says
+        turned = image.size == (row.size.height, row.size.width)
+        remedy = "an earlier version imported it on its side: import it" if turned else "write the corpus"
+        raise TrainError(
+            f"image {row.id} of the corpus has {image.width} x {image.height} px, its row says "
+            f"{row.size.width} x {row.size.height}; {remedy} again"
+        )
     if image.size != size:  # Pillow has (width, height), too
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from l2p_run.errors import explained, is_environment, raised_as
 from l2p_run.places import atomic_path
 
+from l2p_train.data.manifest import ListedShard, check_contents, listed_shards, local_sizes
 from l2p_train.errors import TrainError
 from l2p_train.run.storage import Place, Store, is_address, one_at_a_time
 
@@ -35,6 +36,7 @@ class Shards(Protocol):
     """What `Corpus` reads."""
 
     names: list[str]
+    listed: list[ListedShard] | None  # what the corpus's manifest says, if it has one
 
     def groups(self) -> list[list[Group]]:
         """Return for each shard its row groups' ids, prompts and sizes."""
@@ -62,8 +64,13 @@ def open_shards(corpus: Place, cache: Path | None, cache_gb: float) -> Shards:
 
 
 def check_corpus(corpus: Place) -> None:
-    """Raise `TrainError` unless there is a corpus; no image is read."""
+    """Raise `TrainError` unless there is a corpus, whole and as its manifest says.
+
+    A local corpus is hashed, once; of one at an address the sizes are compared.
+    """
     open_shards(corpus, Path(), 0.0)
+    if not is_address(corpus):
+        check_contents(Path(corpus))
 
 
 def first_size(corpus: Place) -> tuple[int, int]:
@@ -78,10 +85,12 @@ class LocalShards:
     """Shards in a directory."""
 
     def __init__(self, directory: Path) -> None:
-        files = sorted(directory.glob("*.parquet"))
+        sizes = local_sizes(directory)
+        files = sorted(name for name in sizes if name.endswith(".parquet") and "/" not in name)
         if not files:
             raise TrainError(f"no corpus in {directory}: no *.parquet file there")
-        self.names = [str(path) for path in files]
+        self.listed = listed_shards(sizes, lambda name: (directory / name).read_bytes(), str(directory))
+        self.names = [str(directory / name) for name in files]
         self._readers: dict[int, Any] = {}
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -110,13 +119,11 @@ class RemoteShards:
 
     def __init__(self, address: str, cache: Path, cache_gb: float) -> None:
         self.store, self.cache, self.room = Store(address), cache, int(cache_gb * 1e9)
-        sizes = {
-            name: size
-            for name, size in self.store.sizes().items()
-            if name.endswith(".parquet") and "/" not in name
-        }
+        found = self.store.sizes()
+        sizes = {name: size for name, size in found.items() if name.endswith(".parquet") and "/" not in name}
         if not sizes:
             raise TrainError(f"no corpus in {address}: no *.parquet file there")
+        self.listed = listed_shards(found, self.store.read, address)
         self.files, self.bytes = list(sizes), sum(sizes.values())
         self.names = [f"{self.store.address}/{name}" for name in self.files]
         self._open: dict[int, tuple[Path, Any]] = {}
