@@ -1,4 +1,4 @@
-"""What is damaged in a run's directory and can be made again counts as missing; nothing ends in a traceback."""
+"""What is damaged in a run and can be made again counts as missing; nothing ends in a traceback."""
 
 import json
 import logging
