@@ -78,7 +78,9 @@ def _family(config: Config) -> str:
 
 def _write_judges(small: Config) -> None:
     from l2p_eval.geneval.random_judges import write_random_clip, write_random_detector
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     for path, write in (
         (small.evaluate.detector_model, write_random_detector),
         (small.evaluate.color_model, write_random_clip),

@@ -12,10 +12,14 @@ from l2p_transfer.config import Config
 from l2p_transfer.costs import GENEVAL_PROMPTS, Machine
 from l2p_transfer.paths import RunPaths, read_json, shorten
 from l2p_transfer.plan import ModelPlan, make_plan
+from l2p_transfer.weights import TRANSFORMER, of_directory
 
 if TYPE_CHECKING:
     from l2p_transfer.rehearsal import Options
 
+HOST = "memory of a process, host"
+NOT_COMPARED = (HOST,)  # planned for a GPU; a process on a CPU also holds 1 GB of libraries
+JUDGES_BYTES = 2 * 10**9
 TOLERANCE = 0.1  # of the plan, beyond which a row is marked
 REMEDIES = {
     "images": "images.cpu_offload = true, or a smaller images.batch_size",
@@ -40,7 +44,9 @@ class Row:
     @property
     def off(self) -> bool:
         """Whether the plan was wrong by more than `TOLERANCE`."""
-        return bool(self.planned and self.measured and abs(self.measured / self.planned - 1) > TOLERANCE)
+        if not self.planned or not self.measured or self.what in NOT_COMPARED:
+            return False
+        return abs(self.measured / self.planned - 1) > TOLERANCE
 
     def text(self) -> str:
         """A line of the table."""
@@ -79,27 +85,25 @@ class Table:
 
 
 def planned_disk(config: Config, small: Config, options: "Options") -> float:
-    """Bytes that the rehearsal will write: counted, before anything is."""
+    """Bytes that the rehearsal will write at most: counted, before anything is."""
     from l2p_arch.surgery.published_pipelines import recipe
     from l2p_arch.surgery.random_source import build_on_meta
 
     if config.source.model.is_dir():
-        source = float(sum(path.stat().st_size for path in config.source.model.rglob("*") if path.is_file()))
-        transformer = source
+        source = of_directory(config.source.model)
+        transformer = source.parts[TRANSFORMER].stored_bytes
+        parameters, whole = source.parts[TRANSFORMER].parameters, source.disk_bytes
     else:
-        parts = {
-            name: (build_on_meta(part, options.depth), part.dtype.itemsize)
+        counts = {
+            name: (sum(one.numel() for one in build_on_meta(part, options.depth).parameters()), part.dtype)
             for name, part in recipe(config.source.family).components.items()
         }
-        sizes = {
-            name: sum(parameter.numel() for parameter in module.parameters()) * width
-            for name, (module, width) in parts.items()
-        }
-        source, transformer = float(sum(sizes.values())), float(sizes["transformer"])
-    judges = 2.0e9 if config.evaluate.detector == "coco" else 0.0
-    # Initial and final model with the source's other parts, three checkpoints of float32 masters and moments
-    # of at most everything.
-    return source + 2 * transformer + (source - transformer) + 3 * 3 * 2 * transformer + judges
+        sizes = {name: count * dtype.itemsize for name, (count, dtype) in counts.items()}
+        parameters, transformer, whole = counts[TRANSFORMER][0], sizes[TRANSFORMER], sum(sizes.values())
+    judges = JUDGES_BYTES if small.evaluate.detector == "coco" else 0
+    # The source, the initial and the final model (which shares the source's other parts), the judges, and two
+    # checkpoints of float32 masters and moments, if everything trained.
+    return whole + transformer + whole + judges + 2 * 12 * parameters
 
 
 def make_table(config: Config, small: Config, notes: Mapping[str, Any], disk: Mapping[str, int]) -> Table:
@@ -168,8 +172,7 @@ def _stage_rows(
         scaled = whole.costs.gpu_memory_gb[name] * on_gpu / planned if planned else None
         yield row("memory of a GPU", "GB", on_gpu, planned, scaled)
     if name == "training":
-        # On a CPU it is the process's own, with some 1 GB of libraries that the plan of a GPU does not count.
-        what = "memory of a process" if on_gpu else "memory of a process, host"
+        what = "memory of a process" if on_gpu else HOST
         used = marker["values"]["peak_memory_mb"] * 2**20 / 1e9
         yield row(
             what, "GB", used, little.memory_gb, whole.memory_gb * used / little.memory_gb if on_gpu else None
