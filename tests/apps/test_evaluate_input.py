@@ -1,6 +1,5 @@
 """What a user can get wrong with `l2p-evaluate`: one line says so, exit code 2, and what was scored stays."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -176,40 +175,78 @@ def test_a_model_that_cannot_be_loaded_or_cannot_paint_is_refused(
     shutil.copytree(untrained_source, damaged)
     weights = next((damaged / "transformer").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert f"{damaged} cannot be loaded" in error_of(*common, "--model", damaged)
+    message = error_of(*common, "--model", damaged)  # before anything is painted, and the file by name
+    assert f"--model {weights} is not a safetensors file, or is cut off" in message
+    assert not (tmp_path / "out" / "images" / "damaged").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--workers", "-1"), ("--batch-size", "0"), ("--steps", "x")])
-def test_a_number_out_of_range_is_refused(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("metric", "option", "value"),
+    [
+        *[
+            ("geneval", option, value)
+            for option in ("--workers", "--seed")
+            for value in ("-1", "nan", "1e3", "x")
+        ],
+        *[("geneval", "--seed", value) for value in (str(2**63), str(2**64), "10" * 40)],
+        *[
+            ("dpg", option, "0")
+            for option in ("--batch-size", "--steps", "--height", "--images-per-prompt", "--grid")
+        ],
+        *[("fid", option, str(10**9)) for option in ("--width", "--steps", "--batch-size", "--workers")],
+        *[("clip", "--guidance", value) for value in ("nan", "inf", "-inf", "-0.5", "1e9")],
+        *[("diversity", "--shift", value) for value in ("nan", "inf", "0", "-3")],
+        *[("long-clip", "--max-sequence-length", value) for value in ("0", "-5", "2.5")],
+        *[("inception-score", "--splits", value) for value in ("0", "inf")],
+        ("fid", "--patch-seed", "-1"),
+        ("diversity", "--size", "0"),
+        ("patch-grid", "--patch-size", "-16"),
+        *[("efficiency", "--steps", value) for value in ("1", "0", "nan")],
+        *[("efficiency", option, "0") for option in ("--repeats", "--sizes")],
+    ],
+)
+def test_a_number_out_of_range_is_refused_in_one_line(
+    metric: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*GENEVAL, "--model", "x", option, value])
-    assert stop.value.code == 2
-    assert f"argument {option}: " in capsys.readouterr().err
+    assert main([metric, option, value]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: argument {option}: "), lines
+
+
+@pytest.mark.parametrize("text", ["0x3", "299x-1", "nanx2", "299x20x3", f"{10**9}x2"])
+def test_patches_out_of_range_are_refused(
+    write_folder: Callable[..., Path], error_of: Callable[..., str], text: str
+) -> None:
+    folder = write_folder("images")
+    assert "is not SIZExCOUNT" in error_of(*FID, "--images", folder, "--reference", folder, "--patches", text)
+
+
+def test_seeds_that_would_leave_what_generators_take_are_refused_before_painting(
+    untrained_source: Path, error_of: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(ROW))
+    model = ["--model", untrained_source, "--metadata", tmp_path / "metadata.jsonl"]
+    assert "leave what generators take" in error_of(
+        *GENEVAL, *model, "--seed", str(2**63 - 2), "--images-per-prompt", "3"
+    )
 
 
 def test_results_of_an_interrupted_comparison_are_marked(
     write_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from l2p_evaluate.arguments import add_common
-    from l2p_evaluate.benchmarks import GenEval
-    from l2p_evaluate.runner import evaluate
+    from l2p_eval.evaluation import Evaluation, Scored, evaluate
+    from l2p_eval.scores import geneval
+    from l2p_mini.detector import ExactDetector
 
-    parser = argparse.ArgumentParser()
-    add_common(parser)
-    GenEval.add_arguments(parser)
-    folders = [str(write_folder(name)) for name in ("first", "second")]
-    arguments = ["--detector", "scenes", "--images", folders[0], "--images", folders[1]]
-    options = parser.parse_args([*arguments, "-o", str(tmp_path / "out")])
-    options.metric = "geneval"
+    entries = [Scored(name=name, folder=write_folder(name)) for name in ("first", "second")]
+    judge = lambda pictures, progress: geneval(pictures, ExactDetector(), progress=progress)  # noqa: E731
 
     def interrupt(done: int, total: int, what: str) -> None:
         if what == "judging second":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(options, ["l2p-evaluate"], progress=interrupt)
+        evaluate(Evaluation(metric="geneval", entries=entries, score=judge), tmp_path / "out", {}, interrupt)
     read = results(tmp_path / "out")
     assert [entry["name"] for entry in read["entries"]] == ["first"]
     assert not read["complete"] and read["problem"] == "1 of 2 entries are scored"

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from l2p_eval.dpg.judges import VqaJudge
 from l2p_evaluate.cli import main
 from PIL import Image
 
@@ -79,8 +81,11 @@ def test_fid_and_inception_score_by_command(
 
 
 def test_dpg_by_command_asks_once_and_keeps_partial_answers(
-    blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+    answer = VqaJudge.answer
+    monkeypatch.setattr(VqaJudge, "answer", lambda self, *a: asked.append(a[1]) or answer(self, *a))
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     (tmp_path / "dpg.csv").write_text(CSV)
@@ -92,9 +97,12 @@ def test_dpg_by_command_asks_once_and_keeps_partial_answers(
     read = json.loads((out / "results.json").read_text())
     assert not read["complete"]
     assert read["entries"][0]["definition"]["n"] == "4 images of 1 prompts"
-    Image.new("RGB", (64, 64), "blue").save(images / "7.png")
-    (images / "0.png").unlink()  # its answers are kept: nobody looks at it again
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(images / "7.png")  # four crops that differ
+    before = len(asked)
     assert main(command) == 0
+    assert asked[before:] == 4 * ["is there a dog", "is there a red dog"]  # of 7; those of 0 are kept
+    assert main(command) == 0 and len(asked) == before + 8
     read = json.loads((out / "results.json").read_text())
     assert read["complete"]
     assert read["entries"][0]["definition"]["n"] == "8 images of 2 prompts"
@@ -103,7 +111,7 @@ def test_dpg_by_command_asks_once_and_keeps_partial_answers(
     assert len(definition["judge's weights sha256"]) == 64 and "sha256" in definition["csv"]
     assert definition["patches"] == "2 x 2 grids of 32 px"
     assert "resizes to height 32 width 32" in definition["resize"]
-    Image.new("RGB", (96, 96), "blue").save(images / "7.png")
+    (images / "0.png").unlink()
     assert main([*command[:-1], str(tmp_path / "again")]) == 2
     assert "has no 0.png" in capsys.readouterr().err
     Image.new("RGB", (96, 96), "red").save(images / "0.png")

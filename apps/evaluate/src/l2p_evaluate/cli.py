@@ -5,119 +5,97 @@ Exit codes: 0 done, 1 a bug, 2 usage or input (what was scored before is kept an
 """
 
 import argparse
-import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
 
-USAGE_ERROR = 2
-_INTERVAL = 15.0  # s between lines of progress where there is no terminal
-METRICS = {
-    "geneval": (
-        "benchmarks",
-        "GenEval",
-        "does the image show the objects, counts, colours, positions? (Table 1)",
-    ),
-    "dpg": ("benchmarks", "Dpg", "DPG-Bench: questions about dense prompts (Table 1)"),
-    "fid": ("image_metrics", "Fid", "FID, FID-patch, or a Frechet distance on other features (Table 2)"),
-    "inception-score": ("image_metrics", "InceptionScore", "Inception Score (Table 2)"),
-    "clip": ("image_metrics", "Clip", "CLIP score of images and prompts"),
-    "long-clip": ("image_metrics", "LongClip", "Long-CLIP score (Table 2, the column CLIP)"),
-    "fg-clip": ("image_metrics", "FgClip", "FG-CLIP score (Table 2)"),
-    "diversity": ("image_metrics", "Diversity", "LPIPS between the seeds of a prompt (Fig. 5)"),
-    "patch-grid": (
-        "image_metrics",
-        "PatchGrid",
-        "do patch borders show? jumps across them over jumps inside",
-    ),
-}
+from l2p_run.command import USAGE_ERROR, Parser, out, run_command
+
+PACKAGES = (
+    *("l2p-arch", "l2p-eval", "l2p-mini", "torch", "torchvision", "diffusers", "transformers"),
+    *("torchmetrics", "torch-fidelity", "efficientnet-lite-pytorch", "pillow"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(given[0] if given else "").parse_args(given)
-    signal.signal(signal.SIGTERM, _terminate)
+    return run_command(lambda: _run(given))
+
+
+def _run(given: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    options = _parser(given[0] if given else "").parse_args(given)
     from l2p_arch.errors import ArchError
     from l2p_eval.errors import EvalError
 
-    from l2p_evaluate.errors import EvaluateError
-
+    command = ["l2p-evaluate", *given]
     try:
-        return _run(options, ["l2p-evaluate", *given])
-    except (ArchError, EvalError, EvaluateError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        return int(stop.code or 0)
+        if options.metric == "efficiency":
+            from l2p_evaluate.efficiency import run
+
+            return run(options, command)
+        return _evaluate(options, command)
+    except ArchError as error:
+        raise EvalError(str(error)) from error
 
 
-def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
-    if options.metric == "efficiency":
-        from l2p_evaluate.efficiency import run
+def _evaluate(options: argparse.Namespace, command: Sequence[str]) -> int:
+    import json
 
-        return run(options, command)
-    from l2p_evaluate.runner import evaluate
+    from l2p_arch.errors import ArchError
+    from l2p_eval.evaluation import evaluate
+    from l2p_run.errors import UserError
+    from l2p_run.places import read_text
+    from l2p_run.progress import Counter, say
+    from l2p_run.provenance import collect
 
-    outcome = evaluate(options, command, progress=_Progress().tell)
+    from l2p_evaluate.options import evaluation_of
+
+    evaluation = evaluation_of(options)
+    with Counter() as counter:
+        outcome = evaluate(
+            evaluation,
+            options.output,
+            collect(command, PACKAGES),
+            progress=lambda done, total, what: counter(done, total, what=what),
+            warn=lambda text: counter.say(f"note: {text}"),
+            expected=(UserError, ArchError),
+        )
     if options.json:
-        print(json.dumps(outcome.results, indent=1))
+        out(json.dumps(outcome.results, indent=1, default=str))
     else:
-        print((options.output / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
-        print(f"\nreport: {options.output / 'report.html'}   numbers: {options.output / 'results.json'}")
+        out(read_text(options.output / "report.md").split("\n## ")[0].strip())
+        out(f"\nreport: {options.output / 'report.html'}   numbers: {options.output / 'results.json'}")
     if outcome.problem:
-        print(f"error: {' '.join(outcome.problem.split())}", file=sys.stderr)
+        say(f"error: {' '.join(outcome.problem.split())}")
     return USAGE_ERROR if outcome.problem else 0
 
 
-class _Progress:
-    """One line that overwrites itself on a terminal, one per interval elsewhere; on stderr."""
-
-    def __init__(self) -> None:
-        self.live, self.last = sys.stderr.isatty(), time.monotonic()
-
-    def tell(self, done: int, total: int, what: str) -> None:
-        if self.live:
-            end = "\n" if done == total else ""
-            print(f"\r\033[K{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif time.monotonic() - self.last > _INTERVAL:
-            self.last = time.monotonic()
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
-
-
-def _terminate(number: int, frame: object) -> None:
-    print("terminated; run the same command again to go on", file=sys.stderr)
-    raise SystemExit(128 + number)
-
-
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser; only the chosen metric's module is loaded, because networks take seconds to import."""
-    parser = argparse.ArgumentParser(
+    """The parser; only the chosen metric gets its options, because others' help would be long."""
+    from l2p_eval.scores import METRICS
+
+    from l2p_evaluate.options import COMMANDS, add_common
+
+    parser = Parser(
         prog="l2p-evaluate",
+        package="l2p-evaluate",
         description="Score models or folders of images, side by side.",
         epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 130/143 interrupted.",
     )
     metrics = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
-    for name, (_, _, text) in METRICS.items():
-        own = metrics.add_parser(name, help=text, description=text)
+    for name, metric in METRICS.items():
+        own = metrics.add_parser(name, help=metric.about, description=metric.about)
         if name == chosen:
-            from l2p_evaluate.arguments import add_common
-            from l2p_evaluate.runner import scorer_class
-
             add_common(own)
-            scorer_class(name).add_arguments(own)
+            COMMANDS[name].add_options(own)
     own = metrics.add_parser("efficiency", help="latency and memory of source and L2P (Fig. 4)")
     if chosen == "efficiency":
-        from l2p_evaluate.efficiency import add_arguments
+        from l2p_evaluate.efficiency import add_options
 
-        add_arguments(own)
+        add_options(own)
     return parser
 
 

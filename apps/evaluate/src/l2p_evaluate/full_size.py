@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from l2p_eval.efficiency import Count, count
-
-from l2p_evaluate.errors import EvaluateError
+from l2p_eval.errors import EvalError
 
 FAMILIES = ("z-image",)
 CAPTION_TOKENS = 128
@@ -35,9 +34,9 @@ def count_size(family: str, size: int) -> dict[str, dict[str, Count]]:
     from l2p_arch.model import L2PTransformer
 
     if family not in FAMILIES:
-        raise EvaluateError(f"cannot count {family!r}; there is {', '.join(FAMILIES)}")
+        raise EvalError(f"cannot count {family!r}; there is {', '.join(FAMILIES)}")
     if size not in HEADS:
-        raise EvaluateError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
+        raise EvalError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
     with torch.device("meta"), _default_dtype(torch.bfloat16):
         source = ZImageTransformer2DModel()
         decoder = AutoencoderKL(**VAE)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2p_run.errors import raised_as
+from l2p_run import places
+from l2p_run.errors import explained, one_line, raised_as
 from l2p_run.pictures import open_picture
 from PIL import Image
 
@@ -44,17 +45,15 @@ def write_prompts(folder: Path, prompts: Sequence[GenEvalPrompt]) -> None:
     """Creates the numbered folders with their metadata, ready for images; existing images stay."""
     for index, prompt in enumerate(prompts):
         path = image_path(folder, index, 0).parents[1] / "metadata.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(prompt.to_row()) + "\n", encoding="utf-8")
+        places.write_text(path, json.dumps(prompt.to_row()) + "\n")
 
 
 def write_image(image: Image.Image, folder: Path, prompt_index: int, sample: int) -> Path:
     """Saves one image so that a reader never sees half of it."""
     path = image_path(folder, prompt_index, sample)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    image.save(partial, format="PNG")
-    return partial.replace(path)
+    with places.atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+    return path
 
 
 def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[Sample]:
@@ -66,9 +65,7 @@ def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[S
     Raises:
         EvalError: no prompts or images, a gap in their numbering, or a wrong number of images.
     """
-    if not folder.is_dir():
-        raise EvalError(f"no image folder {folder}; {_LAYOUT}")
-    numbered = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+    numbered = sorted(p for p in list_folder(folder, _LAYOUT) if p.is_dir() and p.name.isdecimal())
     if not numbered:
         raise EvalError(f"{folder} has no numbered prompt folders; {_LAYOUT}")
     samples: list[Sample] = []
@@ -81,13 +78,18 @@ def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[S
 
 def _read_prompt_folder(index: int, directory: Path, images_per_prompt: int | None) -> Iterator[Sample]:
     metadata = directory / "metadata.jsonl"
-    if not metadata.is_file():
-        raise EvalError(f"{metadata} is missing; it holds the prompt's metadata row")
+    with raised_as(EvalError):
+        if not places.is_file(metadata):
+            raise EvalError(f"{metadata} is missing; it holds the prompt's metadata row")
+        content = places.read_bytes(metadata)
     try:
-        prompt = parse_row(json.loads(metadata.read_text(encoding="utf-8")), str(metadata))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EvalError(f"{metadata}: not one JSON object ({error})") from None
-    images = sorted(p for p in (directory / "samples").glob("*.png") if p.stem.isdecimal())
+        row = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise EvalError(f"{metadata}: not one JSON object ({one_line(error)})") from None
+    prompt = parse_row(row, str(metadata))
+    samples = directory / "samples"
+    found = list_folder(samples) if samples.exists() else []
+    images = sorted(p for p in found if p.suffix == ".png" and p.stem.isdecimal())
     if not images:
         raise EvalError(f"{directory / 'samples'} has no images; it needs 0000.png, 0001.png, ...")
     for number, path in enumerate(images):
@@ -148,6 +150,25 @@ def score_folder(
     return scores
 
 
+@raised_as(EvalError)
 def open_image(path: Path) -> Image.Image:
-    """An upright RGB image as people see it, or an `EvalError` that names the file that cannot be read."""
-    return raised_as(EvalError)(open_picture)(path)
+    """A picture as people see it: upright, RGB, on white where it is transparent.
+
+    Raises:
+        EvalError: it cannot be read; the cause and what helps against it.
+    """
+    return open_picture(path)
+
+
+def list_folder(folder: Path, wanted: str = "give a folder of images") -> list[Path]:
+    """What lies in a folder, in no order.
+
+    Raises:
+        EvalError: there is no such folder, or it may not be listed.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise EvalError(f"no image folder {folder}; {wanted}") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        raise EvalError(explained(f"cannot list {folder}", error)) from None

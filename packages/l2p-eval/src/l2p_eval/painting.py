@@ -7,9 +7,7 @@ a folder that other settings filled is refused.
 
 import hashlib
 import json
-import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+from l2p_run import hashes, places
+from l2p_run.errors import raised_as
+from l2p_run.folder import claim
+from l2p_run.settings import LARGEST_SEED
+from l2p_run.usage import usable_cores
 from PIL import Image
 
 from l2p_eval.errors import EvalError
@@ -30,6 +33,9 @@ Paint = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 Load = Callable[[str], Paint]
 """Device ("cpu", "cuda:1") -> Paint. For more than one process it must be picklable."""
 Executor = Literal["processes", "ray"]
+_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+NOTE = "generation.json"
+"""In a folder of images: what they were painted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,76 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What paints: `load`, and all that defines its images beside prompts and seeds, as JSON values."""
+
+    load: Load
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The images of one entry of an evaluation.
+
+    Attributes:
+        paths, prompts: image files and what each should show, where that is known; () for a folder that
+            somebody filled, which the scores then read themselves.
+        settings: those of the model that painted them here; None for a folder that somebody filled.
+    """
+
+    name: str
+    folder: Path
+    paths: Sequence[Path] = ()
+    prompts: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painting:
+    """How models paint for an evaluation."""
+
+    images_per_prompt: int = 1
+    seed: int = 42  # of the first image
+    batch_size: int = 8
+    workers: int | None = None  # None: one per GPU or core; 0: this process
+    executor: Executor = "processes"
+
+
+def paint(
+    name: str,
+    model: Model,
+    prompts: Sequence[str],
+    folder: Path,
+    how: Painting,
+    progress: Callable[[int, int, str], None],
+) -> Pictures:
+    """Fills `folder` (GenEval's layout) with `how.images_per_prompt` images of each prompt."""
+    jobs = plan_jobs(prompts, how.images_per_prompt, how.seed)
+    paths = generate_images(
+        model.load,
+        jobs,
+        folder,
+        settings=model.settings,
+        batch_size=how.batch_size,
+        workers=default_workers() if how.workers is None else how.workers,
+        executor=how.executor,
+        on_image=lambda done, total: progress(done, total, f"{name} paints"),
+    )
+    return Pictures(
+        name=name,
+        folder=folder,
+        paths=paths,
+        prompts=[job.prompt for job in jobs],
+        settings=dict(model.settings) | {"seeds": f"{how.images_per_prompt} a prompt, from {how.seed}"},
+    )
+
+
 def plan_jobs(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Job]:
     """Every image of an evaluation; consecutive seeds from `seed`."""
+    last = seed + len(prompts) * images_per_prompt - 1
+    if not 0 <= seed <= last <= LARGEST_SEED and prompts and images_per_prompt > 0:
+        raise EvalError(f"the seeds {seed} to {last} leave what generators take; use 0 to 2**63 - 1")
     if not prompts or images_per_prompt < 1:
         raise EvalError(
             f"{len(prompts)} prompts with {images_per_prompt} images each: nothing to paint; give 1 of each"
@@ -103,10 +177,26 @@ def default_workers() -> int:
     """One per GPU; without one, one per core that this process may use."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.cuda.device_count() or cores
+    return torch.cuda.device_count() or usable_cores()
 
 
+def model_settings(directory: Path, dtype: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`Model.settings` of a model directory that is sampled with `options`; where it lies does not count."""
+    directory = directory.resolve()
+    return {"model": directory.name, "weights_sha256": model_sha256(directory), "dtype": dtype, **options}
+
+
+def model_sha256(directory: Path) -> str:
+    """sha256 over all bytes of every config and weight file of a model directory, by relative name."""
+    state = hashlib.sha256()
+    for name in hashes.files_of(directory):
+        if name.suffix in _MODEL_FILES:
+            state.update(name.as_posix().encode())
+            state.update(bytes.fromhex(hashes.of_file(directory / name)))
+    return state.hexdigest()
+
+
+@raised_as(EvalError)
 def claim_folder(
     folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any], *, replace: bool = False
 ) -> None:
@@ -115,43 +205,17 @@ def claim_folder(
     Raises:
         EvalError: it is not, and not to be replaced; or the folder cannot be written.
     """
-    painting = hashlib.sha256(json.dumps([asdict(job) for job in jobs]).encode()).hexdigest()
-    wanted = json.loads(
-        json.dumps({"settings": dict(settings), "jobs_sha256": painting, "images": len(jobs)})
-    )
-    note = folder / "generation.json"
-    if note.is_file():
-        try:
-            known = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            raise EvalError(f"{note} is damaged; choose another output or delete {folder}") from None
-        if known == wanted:
-            return
-        if not replace:
-            raise EvalError(
-                f"{folder} holds images of other settings ({_difference(known, wanted)});"
-                " choose another output or delete that folder"
-            )
-        shutil.rmtree(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise EvalError(f"{folder} holds other files; choose another output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        partial.replace(note)
-    except OSError as error:
-        raise EvalError(f"cannot write to {folder}: {error.strerror}; choose another output") from None
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    before, after = old.get("settings", {}), new["settings"]
-    changes = [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-    return "; ".join(changes) or "other prompts or seeds"
+    wanted = {
+        "settings": dict(settings),
+        "jobs_sha256": hashes.of_bytes(json.dumps([asdict(job) for job in jobs]).encode()),
+        "images": len(jobs),
+    }
+    known = places.read_json_if_whole(folder / NOTE) or {}
+    remedy = f"choose another output or delete {folder}"
+    same = known.get("settings") == json.loads(json.dumps(wanted["settings"]))
+    if same and known.get("jobs_sha256") != wanted["jobs_sha256"] and not replace:
+        raise EvalError(f"{folder} holds images of other prompts or seeds; {remedy}")
+    claim(folder, wanted, note=NOTE, holds="images", remedy=remedy, replace=replace)
 
 
 # ---------------------------------------------------------------------------------------------- executors
@@ -232,33 +296,24 @@ def _on_ray(
     workers: int,
     resources: Mapping[str, float] | None = None,
 ) -> Iterator[int]:
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the actors share this environment
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError:
-        raise EvalError(
-            "Ray is not installed; run `pip install ray`, or use the processes executor"
-        ) from None
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS")  # a running cluster
-        local = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 200 << 20}
-        ray.init(
-            address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local)
-        )
-    try:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        # Each try while its node is gone counts as a retry, so that only the restarts are bounded.
-        actor = ray.remote(
-            num_cpus=1, num_gpus=gpus, resources=dict(resources or {}), max_restarts=2, max_task_retries=-1
-        )(_RayPainter)
-        pool = ActorPool([actor.remote(load, folder.absolute()) for _ in range(workers)])
-        yield from pool.map_unordered(lambda painter, batch: painter.work.remote(batch), batches)
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise EvalError(f"Ray could not paint: {reason}; the images painted so far are kept") from None
-    finally:
-        if started:
-            ray.shutdown()
+    from l2p_run.cluster import ray_session, workers_that_fit
+
+    address = os.environ.get("RAY_ADDRESS")  # a running cluster
+    with ray_session(address, cpus=workers, setting="RAY_ADDRESS", without="--executor processes") as ray:
+        known = ray.cluster_resources()
+        gpus = 1 if known.get("GPU", 0) >= 1 else 0
+        workers_that_fit(known, dict(resources or {}))  # refuses what no node has, which would wait for ever
+        try:
+            # Each try while its node is gone counts as a retry, so that only the restarts are bounded.
+            actor = ray.remote(
+                num_cpus=1,
+                num_gpus=gpus,
+                resources=dict(resources or {}),
+                max_restarts=2,
+                max_task_retries=-1,
+            )(_RayPainter)
+            pool = ray.util.ActorPool([actor.remote(load, folder.absolute()) for _ in range(workers)])
+            yield from pool.map_unordered(lambda painter, batch: painter.work.remote(batch), batches)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise EvalError(f"Ray could not paint: {reason}; the images painted so far are kept") from None

@@ -4,16 +4,29 @@
 .parquet.
 """
 
+import io
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from l2p_run import places
+from l2p_run.errors import explained, raised_as
+from l2p_run.pictures import SUFFIXES
 
 from l2p_eval.errors import EvalError
 
 _FILES = ("file_name", "name", "image")
 _TEXTS = ("text", "prompt", "caption", "long_caption", "short_caption")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_READERS = {
+    ".csv": lambda content: pl.read_csv(content, infer_schema=False),
+    ".jsonl": pl.read_ndjson,
+    ".json": pl.read_json,
+    ".parquet": pl.read_parquet,
+}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *sorted(SUFFIXES - {".png", ".jpg", ".jpeg", ".webp"}))
+"""Names that promise a picture, the usual ones first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +37,7 @@ class PromptSet:
     texts: tuple[str, ...]
 
 
+@raised_as(EvalError)
 def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
     """Reads a prompt file.
 
@@ -33,20 +47,18 @@ def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
     Raises:
         EvalError: missing or broken file, missing columns, an empty row; names the row.
     """
-    readers = {
-        ".csv": lambda file: pl.read_csv(file, infer_schema=False),
-        ".jsonl": pl.read_ndjson,
-        ".json": pl.read_json,
-        ".parquet": pl.read_parquet,
-    }
-    if not path.is_file():
+    if not places.is_file(path):
         raise EvalError(f"no prompt file {path}; give a .csv, .jsonl, .json or .parquet with names and texts")
-    if path.suffix not in readers:
-        raise EvalError(f"{path} ends in {path.suffix or 'nothing'}; a prompt file is {', '.join(readers)}")
+    if path.suffix not in _READERS:
+        raise EvalError(f"{path} ends in {path.suffix or 'nothing'}; a prompt file is {', '.join(_READERS)}")
+    content = places.read_bytes(path)
+    if path.suffix != ".parquet":
+        content = places.read_text(path).encode()  # UTF-8, without a byte-order mark
     try:
-        frame = readers[path.suffix](path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise EvalError(f"{path} cannot be read (truncated?): {str(error).splitlines()[0][:160]}") from None
+        frame = _READERS[path.suffix](io.BytesIO(content))
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise EvalError(f"{path} cannot be read (truncated?): {said}") from None
     names = next((name for name in _FILES if name in frame.columns), None)
     texts = column or next((name for name in _TEXTS if name in frame.columns), None)
     if names is None or texts is None or texts not in frame.columns:
@@ -56,8 +68,12 @@ def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
         )
     if frame.is_empty():
         raise EvalError(f"{path} has no rows")
-    chosen = frame.select(pl.col(names).cast(pl.String), pl.col(texts).cast(pl.String))
-    broken = chosen.with_row_index("row", 1).filter(
+    try:
+        chosen = frame.select(pl.col(names).cast(pl.String), pl.col(texts).cast(pl.String))
+    except pl.exceptions.PolarsError:
+        raise EvalError(f"{path}: the columns {names} and {texts} must hold texts") from None
+    chosen = chosen.with_row_index("row", 1)
+    broken = chosen.filter(
         pl.col(names).is_null() | pl.col(texts).is_null() | (pl.col(texts).str.strip_chars() == "")
     )
     if not broken.is_empty():
@@ -69,16 +85,27 @@ def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path
     """The image files of a folder: those of `names` in their order, or all, in order of their names.
 
     Raises:
-        EvalError: no such folder, no images, or one that is missing.
+        EvalError: no such folder, one that may not be listed, no images, one that is missing or named twice.
     """
     if not folder.is_dir():
         raise EvalError(f"no image folder {folder}")
-    if names is None:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise EvalError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
-        return found
-    return [_find(folder, name) for name in names]
+    if names is not None:
+        if again := next((name for name, times in Counter(names).items() if times > 1), ""):
+            raise EvalError(f"the prompt file names {again!r} more than once; one image would count twice")
+        return [_find(folder, name) for name in names]
+
+    def refuse(error: OSError) -> None:
+        raise EvalError(explained(f"cannot list {error.filename or folder}", error)) from None
+
+    found = [
+        Path(here, name)
+        for here, _, files in os.walk(folder, onerror=refuse)
+        for name in files
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise EvalError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES[:4])}, ...)")
+    return sorted(found)
 
 
 def _find(folder: Path, name: str) -> Path:

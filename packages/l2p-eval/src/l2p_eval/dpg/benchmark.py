@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from l2p_run import places
+from l2p_run.errors import raised_as
 from PIL import Image
 
 from l2p_eval.errors import EvalError
@@ -81,8 +83,6 @@ def read_dpg(path: Path) -> list[DpgPrompt]:
         EvalError: missing file or columns, a truncated row, a parent that does not exist, rows of one item in
             two places or with two texts; names the line.
     """
-    if not path.is_file():
-        raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
     groups: dict[str, tuple[str, list[Question]]] = {}
     previous = ""
     for where, row in _rows(path):
@@ -111,14 +111,18 @@ def read_dpg(path: Path) -> list[DpgPrompt]:
 
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """("FILE:LINE", row) of every row, all of whose columns are filled."""
+    with raised_as(EvalError):
+        if not places.is_file(path):
+            raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
+        content = places.read_bytes(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise EvalError(f"{path} lacks the columns {', '.join(missing)}; is it dpg_bench.csv?")
         rows = [(f"{path}:{reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise EvalError(f"{path} is no CSV in UTF-8 ({error}); fetch dpg_bench.csv again") from None
     cut = not text.endswith(("\n", "\r", "?", '?"', "."))  # in the last column, where nothing is missing
     for number, (where, row) in enumerate(rows, start=1):

@@ -17,6 +17,7 @@ from l2p_eval.errors import EvalError
 from l2p_eval.metrics.user_models import (
     check_directory,
     describe_processor,
+    directory_sha256,
     finite,
     load_network,
     load_part,
@@ -39,6 +40,7 @@ class VqaJudge:
         self.name = f"{model.name} (transformers)"
         self.weights_sha256 = weights_sha256(model)
         self.preprocessing = describe_processor(self.processor)
+        self.identity = ["transformers", directory_sha256(model)]
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, question: str) -> bool:
@@ -81,6 +83,11 @@ class ServerJudge(ChatServer):
     @property
     def preprocessing(self) -> str:
         return "the server's own"
+
+    @property
+    def identity(self) -> list[str]:
+        """What an answer depends on, as far as anybody here can see."""
+        return ["server", self.base_url.rstrip("/"), self.model]
 
     def answer(self, image: Image.Image, question: str) -> bool:
         """Whether the server's answer is yes; greedy, one word."""

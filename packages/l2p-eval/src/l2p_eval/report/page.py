@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from l2p_run.places import write_text
+
 from l2p_eval.geneval import GenEvalScores
 from l2p_eval.layout import open_image
 from l2p_eval.metrics.frechet import FrechetResult
@@ -110,7 +112,7 @@ def write_report(report: RunReport, folder: Path) -> Path:
         "paper": paper,
     }
     for name in ("report.md", "report.html"):
-        _replace(folder / name, _template(f"{name}.j2").render(values))
+        write_text(folder / name, _template(f"{name}.j2").render(values))
     return folder / "report.html"
 
 
@@ -190,10 +192,3 @@ def memory(size: int | None) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").replace("color attr", "colour attribution").replace("colors", "colours")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from l2p_run.places import write_text
+
 from l2p_eval.layout import open_image
 from l2p_eval.report.pictures import SMALL, data_uri
 
@@ -29,6 +31,7 @@ class Entry:
     pictures: Sequence[tuple[Path, str]] = ()  # (image, prompt): the first ones, not chosen by quality
     failures: Sequence[Failure] = ()
     problem: str = ""  # why it is partial; "" when it is whole
+    warnings: Sequence[str] = ()  # what a reader must know before the numbers mean anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,5 @@ def write_scorecard(card: Scorecard, folder: Path) -> Path:
         }
         source = files("l2p_eval").joinpath("templates", f"scorecard.{name.partition('.')[2]}.j2")
         text = environment.from_string(source.read_text(encoding="utf-8")).render(card=card)
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, text)
     return folder / "report.html"

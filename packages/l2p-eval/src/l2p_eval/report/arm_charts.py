@@ -1,0 +1,89 @@
+"""The chart of an ablation, and a sheet of what its arms paint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from l2p_run.places import atomic_path
+
+from l2p_eval.layout import image_path
+from l2p_eval.report.arms import METRICS
+from l2p_eval.report.charts import running_mean
+from l2p_eval.report.pictures import grid_sheet
+
+_TITLES = {
+    "geneval": "six-task score, held-out prompts",
+    "frechet": "FD-efficientnet-lite0 to the reference",
+    "loss": "eq. 5, held-out pictures",
+}
+_ACCENT, _POINT = "#6d5efc", "#17181c"
+
+
+def save_chart(summary: Mapping[str, Any], path: Path) -> None:
+    """One panel a metric (every seed a point, the bar their mean), and the training loss over steps."""
+    from matplotlib.figure import Figure
+
+    arms = list(summary["arms"].values())
+    figure = Figure(figsize=(4.1 * (len(METRICS) + 1), 0.42 * len(arms) + 2.1), layout="constrained")
+    figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
+    panels = figure.subplots(1, len(METRICS) + 1)
+    for axes, (name, up) in zip(panels, METRICS.items(), strict=False):
+        rows = range(len(arms))
+        values = [arm["metrics"][name] for arm in arms]
+        errors = [value["deviation"] or 0.0 for value in values]
+        axes.barh(
+            rows, [v["mean"] for v in values], xerr=errors, color=_ACCENT, alpha=0.55, capsize=3, height=0.6
+        )
+        for row, value in zip(rows, values, strict=True):
+            axes.plot(value["values"], [row] * len(value["values"]), ".", color=_POINT, markersize=5)
+        axes.set_yticks(rows, [arm["label"] for arm in arms] if axes is panels[0] else [""] * len(arms))
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        bold = {"fontweight": "bold"} if name == summary["metric"] else {}
+        axes.set_title(f"{_TITLES[name]}\n({'higher' if up else 'lower'} is better)", fontsize=9, **bold)
+    _curves(panels[-1], summary)
+    for axes in panels:
+        axes.tick_params(which="both", length=0, labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def _curves(axes: Any, summary: Mapping[str, Any]) -> None:
+    """Training loss, the mean over seeds of a running mean."""
+    for name, arm in summary["arms"].items():
+        curves = [run["curve"] for run in summary["runs"] if run["arm"] == name and run["curve"]]
+        if not curves:
+            continue
+        length = min(len(curve) for curve in curves)
+        smooth = [running_mean([loss for _, loss in curve[:length]], keep=0.6) for curve in curves]
+        steps = [step for step, _ in curves[0][:length]]
+        axes.plot(
+            steps, [sum(column) / len(column) for column in zip(*smooth, strict=True)], label=arm["label"]
+        )
+    axes.set_yscale("log")
+    axes.set_title("training loss (eq. 5), running mean\n(each on its own data and noise levels)", fontsize=9)
+    axes.set_xlabel("step", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def save_pictures(
+    reference: tuple[str, Sequence[Path]],
+    folders: Mapping[str, Path],
+    prompts: Sequence[Any],
+    path: Path,
+) -> None:
+    """The reference and, below it, one row an arm: the same held-out prompts, one of each tag.
+
+    Args:
+        reference: what it is called, and one picture of each prompt.
+        folders: what an arm is called -> GenEval folder of its first seed.
+        prompts: GenEval's.
+    """
+    first = {prompt.tag: index for index, prompt in reversed(list(enumerate(prompts)))}
+    chosen = sorted(first.values())
+    rows = [(reference[0], [reference[1][index] for index in chosen])]
+    rows += [(name, [image_path(folder, index, 0) for index in chosen]) for name, folder in folders.items()]
+    with atomic_path(path) as temporary:
+        grid_sheet(rows, captions=[prompts[index].prompt for index in chosen]).save(temporary, format="PNG")

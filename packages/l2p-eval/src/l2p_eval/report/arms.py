@@ -1,0 +1,149 @@
+"""What runs of several arms and seeds say together: spread over seeds, and a verdict on each comparison."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from l2p_run.settings import check_ranges, setting
+
+METRICS = {"geneval": True, "frechet": False, "loss": False}
+"""Every metric of an arm, and whether more is better."""
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+"""(arm, seed) -> result: {"seed", "metrics": {metric: value}, "training", "curve", ...}."""
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One comparison that the paper makes, to be tried on a metric."""
+
+    better: str
+    worse: str
+    kind: Literal["better", "no worse"] = "better"
+    margin: float = setting(0.0, ge=0)  # "no worse": by how much it may be worse, in the metric's units
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One metric of one arm over its seeds. `deviation`: of a sample (n - 1); None for a single seed."""
+
+    values: tuple[float, ...]  # in the order of the seeds
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A claim, tried on pairs of runs with the same seed.
+
+    It holds if it is true of every pair and does not hold if it is false of every pair. With n pairs, chance
+    alone gives one or the other with probability 2^(1-n): a quarter for three seeds.
+    """
+
+    text: str
+    metric: str
+    differences: tuple[float, ...]  # better minus worse, so signed that positive supports the claim
+    mean: float | None
+    verdict: Verdict
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation."""
+    return Spread(
+        values=tuple(values), mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None
+    )
+
+
+def compare(claim: Claim, metric: str, results: Results) -> Comparison:
+    """Tries a claim on every seed for which both arms have a result."""
+    sign = 1 if METRICS[metric] else -1
+    seeds = sorted(seed for arm, seed in results if arm == claim.better and (claim.worse, seed) in results)
+    differences = tuple(
+        sign
+        * (results[claim.better, seed]["metrics"][metric] - results[claim.worse, seed]["metrics"][metric])
+        for seed in seeds
+    )
+    if claim.kind == "better":
+        true = [difference > 0 for difference in differences]
+        text = f"{claim.better} is better than {claim.worse}"
+    else:
+        true = [difference >= -claim.margin for difference in differences]
+        text = f"{claim.better} is worse than {claim.worse} by {claim.margin:g} at most"
+    decided = len(true) >= 2 and all(math.isfinite(difference) for difference in differences)
+    verdict: Verdict = "undecided"
+    if decided and len(set(true)) == 1:
+        verdict = "holds" if true[0] else "does not hold"
+    return Comparison(
+        text=text,
+        metric=metric,
+        differences=differences,
+        mean=fmean(differences) if differences else None,
+        verdict=verdict,
+    )
+
+
+def summarise(
+    labels: Mapping[str, str],
+    seeds: Sequence[int],
+    claims: Sequence[Claim],
+    metric: str,
+    results: Results,
+) -> dict[str, Any]:
+    """JSON values of a whole ablation: arms, spread, comparisons, what is missing.
+
+    Args:
+        labels: arm -> what charts call it, in the order of the charts.
+        metric: what the verdicts rest on.
+    """
+    arms = {}
+    for name, label in labels.items():
+        own = [results[name, seed] for seed in seeds if (name, seed) in results]
+        if own:
+            arms[name] = {
+                "label": label,
+                "seeds": [result["seed"] for result in own],
+                "metrics": {key: asdict(spread([r["metrics"][key] for r in own])) for key in METRICS},
+                "training": {
+                    key: fmean(result["training"][key] for result in own)
+                    for key in ("images_per_second", "seconds", "trainable_parameters", "frozen_parameters")
+                },
+            }
+    missing = [f"{name}/{seed}" for seed in seeds for name in labels if (name, seed) not in results]
+    return {
+        "metric": metric,
+        "complete": not missing,
+        "missing": missing,
+        "arms": arms,
+        "comparisons": [asdict(compare(claim, metric, results)) for claim in claims],
+        "runs": [{"arm": arm, **results[arm, seed]} for arm, seed in sorted(results)],
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Markdown: one row an arm, mean and deviation of every metric, then the verdicts."""
+    signs = {name: "higher is better" if up else "lower is better" for name, up in METRICS.items()}
+    heads = [f"{name} ({signs[name]})" for name in METRICS]
+    lines = ["| arm | " + " | ".join(heads) + " | n |", "|---" * (len(METRICS) + 2) + "|"]
+    for arm in summary["arms"].values():
+        cells = [_cell(arm["metrics"][name], name) for name in METRICS]
+        lines.append(f"| {arm['label']} | {' | '.join(cells)} | {len(arm['seeds'])} |")
+    lines.append("")
+    for comparison in summary["comparisons"]:
+        pairs = ", ".join(f"{difference:+.3f}" for difference in comparison["differences"]) or "no pairs"
+        lines.append(
+            f"- {comparison['text']} ({comparison['metric']}): **{comparison['verdict']}** ({pairs})"
+        )
+    if summary["missing"]:
+        lines.append(f"- **Partial**: {len(summary['missing'])} runs are missing.")
+    return "\n".join(lines)
+
+
+def _cell(value: Mapping[str, Any], name: str) -> str:
+    digits = 1 if name == "frechet" else 3
+    spread_ = "" if value["deviation"] is None else f" ± {value['deviation']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{spread_}"
