@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from l2p_ablate.cli import main
-from l2p_ablate.config import ClaimTable, load_config
+from l2p_ablate.config import load_config
 from l2p_ablate.data import render_prompt, restyled
-from l2p_ablate.results import compare, spread
 from l2p_ablate.store import Store, held
+from l2p_eval.report.arms import Claim, compare, spread
 from l2p_mini.detector import ExactDetector
 from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from safetensors.torch import load_file
@@ -175,15 +175,50 @@ def test_every_shipped_ablation_loads_with_three_seeds_and_a_budget(path: Path) 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[sampling]", "[smapling]", "smapling: Extra inputs are not permitted"),
-        ("num_inference_steps = 1", "num_inference_steps = 0", "greater than or equal to 1"),
+        ("[sampling]", "[smapling]", "unknown key 'smapling'; did you mean 'sampling'?"),
+        (
+            "num_inference_steps = 1",
+            "num_inference_steps = 0",
+            "num_inference_steps is 0; it must be at least 1",
+        ),
         ('name = "scratch"', 'name = "transfer"', "names of their own"),
         ('worse = "scratch"', 'worse = "nobody"', "no arm 'nobody'; there is transfer, scratch"),
         ('name = "scratch"', 'name = "scratch"\ndata = "none"', "no [data.none]; there is source"),
         ("train.trainable", "train.trianable", "did you mean 'trainable'"),
         ("surgery.trunk", "surgery.trunks", "trunks"),
-        ("head_channels = [8, 8, 8, 8]", "head_channels = [-1]", "greater than or equal to 1"),
+        (
+            "head_channels = [8, 8, 8, 8]",
+            "head_channels = [-1]",
+            "head_channels[0] is -1; it must be at least 1",
+        ),
         ("[ablation]", "[transfer]", "is no ablation: it has no [ablation] table"),
+        ("[ablation]", "ablation = 5\n[other]", "is no ablation"),
+        ("seeds = [0]", "seeds = []", "ablation.seeds is []; give one or more"),
+        ("seeds = [0]", "seeds = [1, 2, 1]", "give one or more, each once"),
+        ("seeds = [0]", "seeds = [-1]", "ablation.seeds[0] is -1"),
+        ("seeds = [0]", f"seeds = [{2**64}]", "at least 0 and at most 2**63 - 1"),
+        ("seeds = [0]", "budget_minutes = nan", "ablation.budget_minutes is nan; it must be a finite number"),
+        ("seeds = [0]", "budget_minutes = -2", "ablation.budget_minutes is -2"),
+        ("prompts = 3", "prompts = 1e3", "data.source.prompts is 1000.0; it must be a whole number"),
+        ("prompts = 3", "prompts = true", "data.source.prompts is True"),
+        ("prompts = 3", "blur = inf", "data.source.blur is inf; it must be a finite number"),
+        ("prompts = 3", "hue_degrees = 1e9", "data.source.hue_degrees is"),
+        ("prompts_per_tag = 1", f"seed = {10**23}", "evaluate.seed is"),
+        ("prompts_per_tag = 1", "batch_size = 0", "evaluate.batch_size is 0"),
+        ('worse = "scratch"', 'worse = "scratch"\nmargin = nan', "claim[0].margin is nan"),
+        ('name = "scratch"', 'name = "../x"', "becomes a folder"),
+        (
+            "train.trainable",
+            "sampling.guidance_scale = inf\ntrain.trainable",
+            "sampling.guidance_scale is inf",
+        ),
+        (
+            "train.trainable",
+            "surgery.patch_size = 0\ntrain.trainable",
+            "arm scratch: surgery.patch_size is 0",
+        ),
+        ("[source]", "[source]\nguidance_scale = nan", "source.guidance_scale is nan"),
+        ("[source]", "extends = 5\n[source]", "extends"),
     ],
 )
 def test_bad_configs_are_one_line(
@@ -209,6 +244,98 @@ def test_an_arm_that_cannot_be_built_stops_the_command_before_it_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["x.toml", "--seeds", "0"],
+        ["x.toml", "--seeds", "nan"],
+        ["x.toml", "--budget", "nan"],
+        ["x.toml", "--budget", "-inf"],
+        ["x.toml", "--workers", "-1"],
+        ["x.toml", "--what"],
+        [],
+        ["no-such.toml"],
+    ):
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+
+
+def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(
+    tmp_path: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables, path = TINY.replace("SOURCE", str(untrained_source)), tmp_path / "tiny.toml"
+    path.write_text(tables)
+    arguments = [str(path), "-o", str(tmp_path / "run"), "--dry-run"]
+    assert main(arguments) == 0 and "Nothing was written" in capsys.readouterr().out
+    row = {"tag": "colors", "include": [{"class": "cirlce", "count": 1}], "prompt": "a cirlce"}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row) + "\n")
+    for old, new, message in (
+        (str(EVALUATION_METADATA), str(tmp_path / "odd.jsonl"), "did you mean 'circle'"),
+        (str(EVALUATION_METADATA), str(tmp_path / "none.jsonl"), "no metadata file"),
+        (str(GRAMMAR), str(tmp_path / "none.toml"), "none.toml"),
+        ('surgery.trunk = "random"', "surgery.head_channels = [8, 8, 8, 8, 8, 8]", "beyond the patch of 16"),
+        ('surgery.trunk = "random"', "surgery.patch_size = 24", "24"),
+        (str(untrained_source), str(tmp_path / "nowhere"), "nowhere"),
+    ):
+        path.write_text(tables.replace(old, new))
+        assert main(arguments) == 2, new
+        err = capsys.readouterr().err.strip()
+        assert len(err.splitlines()) == 1 and message in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_named_by_the_content_of_all_that_it_depends_on(
+    tmp_path: Path, untrained_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configs of the source, its middle weights, grammar, prompts, the renderer and the judges, one after
+    another: each change gives other folders, and none of another's kind."""
+    from l2p_ablate import store as module
+
+    source = shutil.copytree(untrained_source, tmp_path / "source")
+    for name, original in (("grammar.toml", GRAMMAR), ("metadata.jsonl", EVALUATION_METADATA)):
+        shutil.copyfile(original, tmp_path / name)
+    text = TINY.replace("SOURCE", str(source)).replace(str(GRAMMAR), str(tmp_path / "grammar.toml"))
+    (tmp_path / "tiny.toml").write_text(
+        text.replace(str(EVALUATION_METADATA), str(tmp_path / "metadata.jsonl"))
+    )
+
+    def names() -> dict[str, str]:
+        for cached in (module._content, module.world, module._judges):
+            cached.cache_clear()
+        config = load_config(tmp_path / "tiny.toml")
+        store = Store(root=tmp_path / "store", config=config)
+        run = store.run(config.arm[0], 0).name
+        return {"corpus": store.corpus("source").name, "reference": store.reference.name, "run": run}
+
+    before = names()
+    assert names() == before
+    scheduler = source / "scheduler" / "scheduler_config.json"
+    settings = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps(settings | {"shift": 1.75}))
+    assert {key for key, value in names().items() if value != before[key]} == {"run"}
+    scheduler.write_text(json.dumps(settings | {}, indent=2))
+    before = names()
+    weights = next((source / "transformer").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert {key for key, value in names().items() if value != before[key]} == {"run"}
+    before = names()
+    (tmp_path / "grammar.toml").write_text((tmp_path / "grammar.toml").read_text() + "\n# other\n")
+    assert {key for key, value in names().items() if value != before[key]} == {"corpus", "run"}
+    before = names()
+    lines = (tmp_path / "metadata.jsonl").read_text().splitlines()
+    (tmp_path / "metadata.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert {key for key, value in names().items() if value != before[key]} == {"reference", "run"}
+    before = names()
+    monkeypatch.setattr("l2p_mini.detector.ExactDetector.name", "another")
+    assert {key for key, value in names().items() if value != before[key]} == {"run"}
+    before = names()
+    draw = render_prompt
+    monkeypatch.setattr("l2p_ablate.data.render_prompt", lambda *a: restyled(draw(*a), hue_degrees=3, blur=0))
+    assert {key for key, value in names().items() if value != before[key]} == {"corpus", "reference", "run"}
+
+
 def pairs(*values: tuple[float, float]) -> dict[tuple[str, int], Any]:
     return {
         (arm, seed): {"metrics": {"geneval": value, "frechet": value}}
@@ -218,7 +345,7 @@ def pairs(*values: tuple[float, float]) -> dict[tuple[str, int], Any]:
 
 
 def test_a_verdict_needs_every_pair_of_seeds_to_agree() -> None:
-    claim = ClaimTable(better="a", worse="b")
+    claim = Claim(better="a", worse="b")
     assert compare(claim, "geneval", pairs((0.5, 0.4), (0.6, 0.5))).verdict == "holds"
     assert compare(claim, "geneval", pairs((0.4, 0.5), (0.5, 0.6))).verdict == "does not hold"
     assert compare(claim, "geneval", pairs((0.5, 0.4), (0.5, 0.6))).verdict == "undecided"
@@ -226,7 +353,7 @@ def test_a_verdict_needs_every_pair_of_seeds_to_agree() -> None:
     assert compare(claim, "geneval", pairs((0.5, 0.4), (float("nan"), 0.5))).verdict == "undecided"
     lower = compare(claim, "frechet", pairs((50.0, 40.0), (60.0, 50.0)))  # less is better
     assert lower.verdict == "does not hold" and lower.mean == -10
-    close = ClaimTable(better="a", worse="b", kind="no worse", margin=0.03)
+    close = Claim(better="a", worse="b", kind="no worse", margin=0.03)
     assert compare(close, "geneval", pairs((0.48, 0.5), (0.6, 0.5))).verdict == "holds"
     assert compare(close, "geneval", pairs((0.45, 0.5), (0.4, 0.5))).verdict == "does not hold"
 

@@ -1,9 +1,9 @@
 """One run of one arm: surgery, training, evaluation; leaves `result.json`."""
 
-import json
+import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from l2p_eval.geneval import GenEvalPrompt, ImageScore, judge, summarise
+from l2p_arch.sampling.painter import Painter, load_pipeline
+from l2p_eval import scores
+from l2p_eval.geneval import GenEvalPrompt
 from l2p_eval.layout import open_image
 from l2p_eval.metrics.features import load_extractor
-from l2p_eval.metrics.frechet import frechet_between
-from l2p_eval.painting import default_workers, generate_images, plan_jobs
-from l2p_evaluate.models import Model
-from l2p_run.devices import resolve_dtype
+from l2p_eval.painting import Model, Painting, default_workers, model_settings, paint
+from l2p_run import places
+from l2p_run.devices import choose_device, resolve_dtype
+from l2p_run.settings import to_table
 from PIL import Image
 
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.data import Progress
+from l2p_ablate.errors import NotFiniteError
 
 CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the held-out loss
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,15 @@ class Held:
 
     prompts: Sequence[GenEvalPrompt]
     reference: Sequence[Path]
+
+
+def model_of(directory: Path, **options: Any) -> Model:
+    """A model directory that paints with `options`, in this machine's own precision."""
+    dtype = resolve_dtype("auto")
+    return Model(
+        load=Painter(directory=directory, dtype=dtype, options=options),
+        settings=model_settings(directory, dtype, options),
+    )
 
 
 def run_arm(
@@ -50,7 +62,11 @@ def run_arm(
     Args:
         folder: the run's own (`Store.run`).
         workers: processes that train and paint; None: one per device, 0: paint in this one.
+
+    Raises:
+        NotFiniteError: a metric of the trained model is NaN or infinite.
     """
+    from l2p_train.report.metrics import read_metrics
     from l2p_train.run.launcher import launch
 
     if known := read_result(folder):
@@ -59,7 +75,7 @@ def run_arm(
     initial = folder / "initial"
     if not (initial / "model_index.json").is_file():
         progress("surgery")
-        operate(config, arm, seed, corpus, initial)
+        make_initial(config, arm, seed, corpus, initial)
     settings = config.train_config(arm, seed=seed, model=initial, corpus=corpus, output=folder / "train")
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -68,56 +84,56 @@ def run_arm(
 
     training = launch(settings, _processes(config, workers), on_event)
     metrics, tags = evaluate(config, arm, folder, held, workers, progress)
+    if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise NotFiniteError(
+            f"arm {arm.name}, seed {seed}: {broken[0]} is {metrics[broken[0]]} after the training; a lower"
+            f" learning rate may help, and {folder} holds what there is"
+        )
+    steps = [record for record in read_metrics(folder / "train" / "metrics.jsonl") if "loss" in record]
     result = {
         "run": folder.name,
         "seed": seed,
         "metrics": metrics,
         "geneval_tags": tags,
         "training": {key: value for key, value in asdict(training).items() if key != "model"},
-        "curve": _curve(folder / "train" / "metrics.jsonl"),
+        "curve": [(record["step"], record["loss"]) for record in steps if record.get("event") == "step"],
         "seconds": round(time.perf_counter() - started, 1),  # of this session
     }
     for leftover in (folder / "train" / "checkpoints", initial):  # nothing resumes from them any more
         shutil.rmtree(leftover, ignore_errors=True)
-    write_json(folder / "result.json", result)
+    places.write_json(folder / "result.json", result, ensure_ascii=True)
     return result
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run left; None for one that is not finished."""
-    try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return result
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """What a finished run left; None for one that is not finished, or whose note is damaged."""
+    return places.read_json_if_whole(folder / "result.json")
 
 
 def check_arms(config: Config) -> None:
     """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
     from l2p_arch.model import L2PTransformer
+    from l2p_arch.patchify import check_size
     from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.head_widths import check_head_channels
     from l2p_arch.surgery.starts import check_initialisation
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     for arm in config.arm:
         surgery = config.surgery_of(arm)
-        images = torch.empty(1, 3, config.size, config.size)
+        check_size(config.size, config.size, surgery.patch_size)
+        check_head_channels(surgery.patch_size, surgery.head_channels)
+        images = torch.empty(1, 3, config.size, config.size, device="meta")
         check_initialisation(surgery.initialisation, images, surgery.head_channels)
         with torch.device("meta"):
             L2PTransformer(source.family.name, trunk, surgery.patch_size, surgery.head_channels)
 
 
-def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
+def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
     """The pixel-space initialisation of an arm."""
     from l2p_arch.surgery.convert import convert
+    from l2p_arch.surgery.scratch import forget_trunk
     from l2p_arch.surgery.starts import measures_source
 
     surgery = config.surgery_of(arm)
@@ -138,97 +154,54 @@ def operate(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -
     staging.rename(out)
 
 
-def forget_trunk(model: Path, seed: int) -> None:
-    """Replaces every inherited tensor by a random one: the same architecture, from scratch. The text encoder
-    stays, as in any training from scratch."""
-    from l2p_arch.model import L2PTransformer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformer = L2PTransformer.from_config(L2PTransformer.load_config(model / "transformer"))
-        made = L2PTransformer.from_pretrained(model / "transformer", local_files_only=True)
-        fresh, kept = dict(transformer.named_parameters()), dict(made.named_parameters())
-        new_ends = ("detailer_head.", f"trunk.{made.source_family.embedder}.")
-        with torch.no_grad():
-            for name, parameter in kept.items():
-                if name.startswith(new_ends):
-                    continue
-                if name.endswith("pad_token"):  # allocated without values by their class
-                    torch.nn.init.normal_(parameter, std=0.02)
-                else:
-                    parameter.copy_(fresh[name])
-    made.save_pretrained(model / "transformer")
-
-
 def evaluate(
     config: Config, arm: ArmTable, folder: Path, held: Held, workers: int | None, progress: Progress
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The three metrics of an arm's model, and its GenEval score per tag."""
+    from l2p_mini.detector import ExactDetector
+
     directory = folder / "train" / "model"
-    model = Model(
-        directory=directory,
-        pixel=True,
-        dtype=resolve_dtype("auto"),
-        options={
-            "height": config.size,
-            "width": config.size,
-            "max_sequence_length": config.source.max_sequence_length,
-            **config.sampling_of(arm).model_dump(),
-        },
+    model = model_of(
+        directory,
+        height=config.size,
+        width=config.size,
+        max_sequence_length=config.source.max_sequence_length,
+        **to_table(config.sampling_of(arm)),
     )
     images = folder / "images"
     shutil.rmtree(images, ignore_errors=True)
-    paths = generate_images(
+    pictures = paint(
+        arm.name,
         model,
-        plan_jobs([prompt.prompt for prompt in held.prompts], 1, config.evaluate.seed),
+        [prompt.prompt for prompt in held.prompts],
         images,
-        settings=model.settings,
-        batch_size=config.evaluate.batch_size,
-        workers=default_workers() if workers is None else workers,
-        on_image=lambda done, total: progress(f"paints {done}/{total}"),
+        painting(config, workers),
+        lambda done, total, what: progress(f"paints {done}/{total}"),
     )
-    scores = _judged(held, paths)
-    summary = summarise(scores)
-    distance = frechet_between(held.reference, paths, load_extractor("efficientnet-lite0"))
+    seen = scores.geneval(pictures, ExactDetector(), prompts=held.prompts, images_per_prompt=1).whole()
+    distance = scores.frechet(pictures, load_extractor("efficientnet-lite0"), reference=held.reference)
     metrics = {
-        "geneval": summary.overall,
-        "frechet": distance.value,
+        "geneval": seen.headline,
+        "frechet": distance.headline,
         "loss": held_out_loss(directory, held, config.source.max_sequence_length),
     }
-    return metrics, dict(summary.tags)
+    return metrics, dict(seen.details["scores"]["tags"])
 
 
-def _judged(held: Held, paths: Sequence[Path]) -> list[ImageScore]:
-    """GenEval's verdict on one image of each held-out prompt."""
-    from l2p_mini.detector import ExactDetector
-
-    detector, scores = ExactDetector(), []
-    for index, (prompt, path) in enumerate(zip(held.prompts, paths, strict=True)):
-        verdict = judge(prompt, detector.detect(open_image(path)))
-        scores.append(
-            ImageScore(
-                prompt_index=index,
-                sample=0,
-                tag=prompt.tag,
-                prompt=prompt.prompt,
-                correct=verdict.correct,
-                reason=verdict.reason,
-                path=path.name,
-            )
-        )
-    return scores
+def painting(config: Config, workers: int | None) -> Painting:
+    """How held-out pictures are painted: one of each prompt, the same seeds for every model."""
+    evaluation = config.evaluate
+    return Painting(seed=evaluation.seed, batch_size=evaluation.batch_size, workers=workers)
 
 
 @torch.inference_mode()
 def held_out_loss(model: Path, held: Held, max_sequence_length: int, *, batch_size: int = 32) -> float:
     """Eq. 5 on the held-out pictures, over `SIGMAS`; the same noise for every model."""
-    from l2p_arch import L2PPipeline
     from l2p_arch.sampling.initial_state import draw_noise, generators_of
     from l2p_train.objective import l2p_loss
 
-    dtype = getattr(torch, resolve_dtype("auto"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = L2PPipeline.from_pretrained(model, dtype=dtype, local_files_only=True).to(device)
+    device = choose_device()
+    pipeline = load_pipeline(model, device=device, dtype=resolve_dtype("auto"))
     prompts = [prompt.prompt for prompt in held.prompts]
     conditioning = pipeline.encode(prompts, max_sequence_length=max_sequence_length)
     x_0 = to_pixels([open_image(path) for path in held.reference])
@@ -266,14 +239,3 @@ def _processes(config: Config, workers: int | None) -> int:
     most = min(default_workers() if workers is None else max(workers, 1), 8)
     batch = int(config.train.get("batch_size", 8))
     return max(count for count in range(1, most + 1) if batch % count == 0)
-
-
-def _curve(metrics: Path) -> list[tuple[int, float]]:
-    """(step, training loss) as logged."""
-    records = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # a line that a crash cut
-            continue
-    return [(record["step"], record["loss"]) for record in records if record.get("event") == "step"]

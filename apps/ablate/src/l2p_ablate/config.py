@@ -4,168 +4,161 @@
 directory of the file that was given.
 """
 
-import tomllib
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
+from l2p_eval.report.arms import Claim
+from l2p_run.config_file import read_toml
+from l2p_run.errors import UserError, raised_as
+from l2p_run.settings import LARGEST_SEED, cut, read_table, seed_setting, setting, to_table
 from l2p_train.config import TrainConfig, config_from_mapping
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
 
 from l2p_ablate.errors import AblateError
 
-METRICS = {"geneval": True, "frechet": False, "loss": False}
-"""Every metric of an arm, and whether more is better."""
 MetricName = Literal["geneval", "frechet", "loss"]
+LARGEST_SIDE, LARGEST_COUNT = 1 << 16, 10**7
+T = TypeVar("T")
 
 
-def _from_base(value: Any, info: ValidationInfo) -> Any:
-    return (
-        info.context["base"] / Path(value).expanduser() if info.context and isinstance(value, str) else value
-    )
-
-
-Location = Annotated[Path, BeforeValidator(_from_base)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class AblationTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class AblationTable:
     """What is asked, and how much it may cost."""
 
     title: str
     paper: str  # "Fig. 9b"
     claim: str  # the paper's, in a sentence
     metric: MetricName = "geneval"  # what the verdict rests on
-    seeds: tuple[int, ...] = (0, 1, 2)  # of new weights, order of the data, and noise; the data are the same
-    budget_minutes: Annotated[float, Field(gt=0)] = 40.0
+    # Of new weights, order of the data, and noise; the data are the same.
+    seeds: tuple[int, ...] = setting((0, 1, 2), ge=0, le=LARGEST_SEED)
+    budget_minutes: float = setting(40.0, gt=0)
 
 
-class SourceTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class SourceTable:
     """The latent model that every arm starts from."""
 
-    model: Location
-    num_inference_steps: Count = 10
-    guidance_scale: float = 2.0
-    max_sequence_length: Count = 32
+    model: Path
+    num_inference_steps: int = setting(10, ge=1, le=10_000)
+    guidance_scale: float = setting(2.0, ge=0, le=1000)
+    max_sequence_length: int = setting(32, ge=1, le=1 << 20)
 
 
-class DataTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class DataTable:
     """A corpus, made once for all arms that name it. Corpora of one grammar are nested: a smaller one is the
     beginning of a larger one."""
 
     kind: Literal["model", "scenes"] = "model"  # painted by a model, or rendered by the miniature's world
-    model: Location | None = None  # for kind = "model": the source unless given
-    grammar: Location
-    prompts: Count = 400
-    images_per_prompt: Count = 2
-    hue_degrees: float = 0.0  # scenes only: another house style, every hue turned by this
-    blur: float = 0.0  # scenes only: radius of a Gaussian, px at 64 px
+    model: Path | None = None  # for kind = "model": the source unless given
+    grammar: Path
+    prompts: int = setting(400, ge=1, le=LARGEST_COUNT)
+    images_per_prompt: int = setting(2, ge=1, le=LARGEST_COUNT)
+    hue_degrees: float = setting(0.0, ge=-360, le=360)  # scenes only: another house style, every hue turned
+    blur: float = setting(0.0, ge=0, le=64)  # scenes only: radius of a Gaussian, px at 64 px
 
 
-class SurgeryTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class SurgeryTable:
     """Sec. 3.3: what `l2p_arch.convert` takes."""
 
-    patch_size: Count = 16
-    head_channels: tuple[Count, ...] = (16, 32, 64, 128)
+    patch_size: int = setting(16, ge=1, le=LARGEST_SIDE)
+    head_channels: tuple[int, ...] = setting((16, 32, 64, 128), ge=1, le=LARGEST_SIDE)
     initialisation: str = "fitted+detail"
     trunk: Literal["inherited", "random"] = "inherited"  # random: from scratch
 
 
-class SamplingTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class SamplingTable:
     """How an arm's model samples for its evaluation."""
 
-    num_inference_steps: Count = 16
-    guidance_scale: float = 1.5
-    noise_shift: Annotated[float, Field(gt=0)] = 3.0
+    num_inference_steps: int = setting(16, ge=1, le=10_000)
+    guidance_scale: float = setting(1.5, ge=0, le=1000)
+    noise_shift: float = setting(3.0, gt=0, le=1000)
 
 
-class EvaluateTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTable:
     """Held-out prompts, one image each, and what they are held against."""
 
-    metadata: Location
-    prompts_per_tag: Count = 20
+    metadata: Path
+    prompts_per_tag: int = setting(20, ge=1, le=LARGEST_COUNT)
     reference: Literal["source", "scenes"] = "source"  # of the Frechet distance and the held-out loss
-    batch_size: Count = 32
-    seed: int = 42
+    batch_size: int = setting(32, ge=1, le=LARGEST_COUNT)
+    seed: int = seed_setting(42)
 
 
-class ArmTable(_Table):
+@dataclass(frozen=True, kw_only=True)
+class ArmTable:
     """One bar of the chart: the shared tables with some keys changed."""
 
     name: str
     label: str = ""  # on the chart; the name by default
     data: str | None = None
-    surgery: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    sampling: dict[str, Any] = {}
+    surgery: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
-class ClaimTable(_Table):
-    """One comparison that the paper makes, to be tried on the metric."""
-
-    better: str
-    worse: str
-    kind: Literal["better", "no worse"] = "better"
-    margin: float = 0.0  # "no worse": by how much it may be worse, in the metric's units
-
-
-class Config(_Table):
+@dataclass(frozen=True, kw_only=True)
+class Config:
     """A whole ablation."""
 
     ablation: AblationTable
     source: SourceTable
-    size: Count = 64  # px, of every image
+    size: int = setting(64, ge=1, le=LARGEST_SIDE)  # px, of every image
     data: dict[str, DataTable]
     default_data: str = "source"
-    surgery: SurgeryTable = SurgeryTable()
+    surgery: SurgeryTable = field(default_factory=SurgeryTable)
     train: dict[str, Any]
-    sampling: SamplingTable = SamplingTable()
+    sampling: SamplingTable = field(default_factory=SamplingTable)
     evaluate: EvaluateTable
     arm: tuple[ArmTable, ...]
-    claim: tuple[ClaimTable, ...] = ()
+    claim: tuple[Claim, ...] = ()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        names = [arm.name for arm in self.arm]
+    def __post_init__(self) -> None:
+        seeds, names = self.ablation.seeds, [arm.name for arm in self.arm]
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise UserError(f"ablation.seeds is {list(seeds)}; give one or more, each once")
         if len(names) < 2 or len(set(names)) != len(names):
-            raise ValueError(
+            raise UserError(
                 f"arm: {len(names)} arms; an ablation compares two or more with names of their own"
             )
         for name in names:
-            if not name.replace("-", "").replace(".", "").replace("+", "").isalnum():
-                raise ValueError(f"arm: the name {name!r} becomes a folder; use letters, digits, - + and .")
+            if not re.fullmatch(r"[A-Za-z0-9+.-]*[A-Za-z0-9][A-Za-z0-9+.-]*", name):
+                raise UserError(f"arm: the name {cut(name)} becomes a folder; use letters, digits, - + and .")
         for arm in self.arm:
             if self.data_of(arm) not in self.data:
-                raise ValueError(
+                raise UserError(
                     f"arm {arm.name}: no [data.{self.data_of(arm)}]; there is {', '.join(self.data)}"
                 )
             self.surgery_of(arm), self.sampling_of(arm)
+            # The trainer checks its own table, before hours are spent.
+            for number in (min(seeds), max(seeds)):
+                self.train_config(arm, seed=number, model=Path("m"), corpus=Path("c"), output=Path("o"))
         for claim in self.claim:
             for name in (claim.better, claim.worse):
                 if name not in names:
-                    raise ValueError(f"claim: no arm {name!r}; there is {', '.join(names)}")
-        return self
+                    raise UserError(f"claim: no arm {name!r}; there is {', '.join(names)}")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Arm -> what charts call it."""
+        return {arm.name: arm.label or arm.name for arm in self.arm}
 
     def data_of(self, arm: ArmTable) -> str:
+        """Name of the corpus that an arm trains on."""
         return arm.data or self.default_data
 
     def surgery_of(self, arm: ArmTable) -> SurgeryTable:
-        return SurgeryTable.model_validate(_merged(self.surgery.model_dump(), arm.surgery))
+        """How an arm's model is made."""
+        return _changed(self.surgery, arm.surgery, f"arm {arm.name}: surgery")
 
     def sampling_of(self, arm: ArmTable) -> SamplingTable:
-        return SamplingTable.model_validate(_merged(self.sampling.model_dump(), arm.sampling))
+        """How an arm's model samples."""
+        return _changed(self.sampling, arm.sampling, f"arm {arm.name}: sampling")
 
     def train_config(
         self, arm: ArmTable, *, seed: int, model: Path, corpus: Path, output: Path
@@ -178,6 +171,11 @@ class Config(_Table):
         return config_from_mapping({**tables, **paths, **shared}, source=f"arm {arm.name}: train")
 
 
+def _changed(table: T, change: Mapping[str, Any], where: str) -> T:
+    return read_table(type(table), {**to_table(table), **change}, where)
+
+
+@raised_as(AblateError)
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads an ablation strictly.
 
@@ -185,40 +183,31 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         overrides: tables that win over the file's, for example {"ablation": {"seeds": [0]}}.
 
     Raises:
-        AblateError: no such file, no TOML, an unknown key, a wrong type, an arm or corpus that is not there.
+        AblateError: no such file, no TOML, an unknown key, a wrong type, a number out of range, an arm or
+            corpus that is not there.
     """
-    tables = _merged(_read(path, set()), overrides or {})
-    if "title" not in tables.get("ablation", {}):
+    tables = _read(path.absolute(), set())
+    own = tables.get("ablation", {})
+    if not isinstance(own, Mapping) or "title" not in own:
         raise AblateError(
             f"{path} is no ablation: it has no [ablation] table with a title; base.toml is for the others to "
             "extend, and configs of transfers are for l2p-transfer"
         )
     try:
-        config = Config.model_validate(_tuples(tables), context={"base": path.absolute().parent})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("value_error", "missing") else f" (given: {first['input']!r})"
-        raise AblateError(f"{path}: {where + ': ' if where else ''}{message}{given}") from None
-    for arm in config.arm:  # the trainer checks its own table, before hours are spent
-        config.train_config(arm, seed=0, model=Path("m"), corpus=Path("c"), output=Path("o"))
-    return config
+        return read_table(Config, _merged(tables, overrides or {}), "", path.absolute().parent)
+    except UserError as error:
+        raise AblateError(f"{path}: {error}") from error
 
 
 def _read(path: Path, seen: set[Path]) -> dict[str, Any]:
-    path = path.absolute()
-    if not path.is_file():
-        raise AblateError(f"no config file {path}; the shipped ones are in configs/ablations/")
     if path in seen:
         raise AblateError(f"{path} extends itself")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise AblateError(f"{path} is not valid TOML: {error}") from None
-    if base := tables.pop("extends", None):
-        return _merged(_read(path.parent / str(base), seen | {path}), tables)
-    return tables
+    tables = read_toml(path, "the shipped ones are in configs/ablations/")
+    if (base := tables.pop("extends", None)) is None:
+        return tables
+    if not isinstance(base, str):
+        raise AblateError(f"{path}: extends is {cut(base)}; it must be the name of a file")
+    return _merged(_read((path.parent / base).resolve(), seen | {path}), tables)
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,10 +217,3 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _tuples(value: Any) -> Any:
-    """TOML's arrays as tuples, which strict validation wants."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

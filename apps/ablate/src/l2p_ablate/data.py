@@ -2,22 +2,21 @@
 
 import colorsys
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from l2p_eval.geneval import GenEvalPrompt, read_metadata
+from l2p_eval.geneval import GenEvalPrompt, check_prompts, read_metadata
 from l2p_eval.layout import image_path, write_image
-from l2p_eval.painting import default_workers, generate_images, plan_jobs
-from l2p_evaluate.models import Model
+from l2p_eval.painting import paint
 from l2p_run.devices import resolve_dtype
+from l2p_run.settings import to_table
 from PIL import Image, ImageFilter
 
+from l2p_ablate.arms import Progress, model_of, painting
 from l2p_ablate.config import Config, DataTable
 from l2p_ablate.errors import AblateError
-
-Progress = Callable[[str], None]
 
 
 def make_corpus(config: Config, name: str, folder: Path, workers: int | None, progress: Progress) -> Path:
@@ -42,11 +41,7 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
         rows_per_shard=100,
         workers=workers,
         dtype=resolve_dtype("auto"),
-        pipeline_kwargs={
-            "num_inference_steps": config.source.num_inference_steps,
-            "guidance_scale": config.source.guidance_scale,
-            "max_sequence_length": config.source.max_sequence_length,
-        },
+        pipeline_kwargs=_sampling(config),
     )
     synthesize(prompts, settings, lambda state: progress(f"{state.images}/{state.total} images"))
     return folder
@@ -58,7 +53,8 @@ def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> No
     from l2p_data.corpus.manifest import manifest_path
     from l2p_data.synthesis.images import encode_image
 
-    settings = {"renderer": "l2p-mini scenes", **data.model_dump(mode="json", exclude={"grammar", "model"})}
+    table = {key: value for key, value in to_table(data).items() if key not in ("grammar", "model")}
+    settings = {"renderer": "l2p-mini scenes", **table}
     if manifest_path(folder) is not None:
         if load_manifest(folder).settings != settings:
             raise AblateError(f"{folder} holds another corpus; choose another --output or delete it")
@@ -108,13 +104,16 @@ def restyled(image: Image.Image, *, hue_degrees: float, blur: float) -> Image.Im
 
 
 def held_out_prompts(config: Config) -> list[GenEvalPrompt]:
-    """The first `prompts_per_tag` prompts of each tag."""
+    """The first `prompts_per_tag` prompts of each tag; raises `EvalError` where one cannot be judged."""
+    from l2p_mini.detector import ExactDetector
+
     counts: dict[str, int] = {}
     chosen = []
     for prompt in read_metadata(config.evaluate.metadata):
         counts[prompt.tag] = counts.get(prompt.tag, 0) + 1
         if counts[prompt.tag] <= config.evaluate.prompts_per_tag:
             chosen.append(prompt)
+    check_prompts(chosen, ExactDetector())
     return chosen
 
 
@@ -129,24 +128,18 @@ def make_reference(
                 write_image(render_prompt(prompt.prompt, 0, config.size), folder, index, 0)
         return paths
     source = config.source
-    model = Model(
-        directory=source.model,
-        pixel=False,
-        dtype=resolve_dtype("auto"),
-        options={
-            "height": config.size,
-            "width": config.size,
-            "num_inference_steps": source.num_inference_steps,
-            "guidance_scale": source.guidance_scale,
-            "max_sequence_length": source.max_sequence_length,
-        },
-    )
-    return generate_images(
+    model = model_of(source.model, height=config.size, width=config.size, **_sampling(config))
+    pictures = paint(
+        "the source",
         model,
-        plan_jobs([prompt.prompt for prompt in prompts], 1, config.evaluate.seed),
+        [prompt.prompt for prompt in prompts],
         folder,
-        settings=model.settings,
-        batch_size=config.evaluate.batch_size,
-        workers=default_workers() if workers is None else workers,
-        on_image=lambda done, total: progress(f"{done}/{total} reference images"),
+        painting(config, workers),
+        lambda done, total, what: progress(f"{done}/{total} reference images"),
     )
+    return list(pictures.paths)
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    """How the source samples."""
+    return {key: value for key, value in to_table(config.source).items() if key != "model"}

@@ -1,5 +1,13 @@
-"""The exception of the ablation app for what its user can put right."""
+"""The exceptions of the ablations for what their user can put right."""
+
+from l2p_run.errors import UserError
 
 
-class AblateError(ValueError):
-    """One line that says what was given, what was wanted and the remedy; exit code 2."""
+class AblateError(UserError):
+    """A mistake in the config, or a folder that holds something else. Exit code 2."""
+
+
+class NotFiniteError(AblateError):
+    """An arm was trained, and what it computes is no number. Exit code 3: the run failed, not its input."""
+
+    exit_code = 3

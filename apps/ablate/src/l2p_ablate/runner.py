@@ -5,23 +5,39 @@ The evidence is written as it grows.
 Seeds are the outer loop, so that a budget that runs out leaves whole comparisons.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from l2p_evaluate.provenance import collect_provenance
+from l2p_eval.report.arm_charts import save_chart, save_pictures
+from l2p_eval.report.arms import Results, summarise, table
+from l2p_run import places
+from l2p_run.provenance import collect
+from l2p_run.settings import to_table
 
-from l2p_ablate.arms import Held, check_arms, read_result, run_arm, write_json
+from l2p_ablate.arms import Held, check_arms, read_result, run_arm
 from l2p_ablate.config import ArmTable, Config
 from l2p_ablate.data import held_out_prompts, make_corpus, make_reference
-from l2p_ablate.results import summarise, table
 from l2p_ablate.store import Store, held
 
 Say = Callable[[str], None]
-Results = Mapping[tuple[str, int], Any]
+PACKAGES = (
+    *("l2p-arch", "l2p-data", "l2p-train", "l2p-eval", "l2p-mini", "torch", "torchvision", "diffusers"),
+    *("transformers", "efficientnet-lite-pytorch", "pillow"),
+)
+
+
+def check(config: Config) -> None:
+    """What can be known before anything is made: every model can be built, every prompt judged, every grammar
+    read. Raises the packages' own errors."""
+    from l2p_data.prompts.grammar import GrammarGenerator
+
+    check_arms(config)
+    held_out_prompts(config)
+    for data in config.data.values():
+        GrammarGenerator(data.grammar, seed=0)
 
 
 def execute(
@@ -42,25 +58,25 @@ def execute(
         workers: processes; None: one per device, 0: paint in this one.
         say: told once per finished part. progress: told often.
     """
-    check_arms(config)
-    places = Store(root=store, config=config)
+    check(config)
+    stored = Store(root=store, config=config)
     before, started = _spent(root), time.monotonic()
-    provenance = collect_provenance(command)
+    provenance = collect(command, PACKAGES)
 
     def spent() -> float:
         return before + time.monotonic() - started
 
     with held(root, wait=True):
-        root.mkdir(exist_ok=True)
+        places.make_folder(root, "choose another --output")
     targets = _make_data(
-        config, places, workers, lambda text: say(f"{text} ({spent() / 60:.1f} min)"), progress
+        config, stored, workers, lambda text: say(f"{text} ({spent() / 60:.1f} min)"), progress
     )
     pending = [(arm, seed) for seed in config.ablation.seeds for arm in config.arm]
     for arm, seed in pending:
-        if result := read_result(places.run(arm, seed)):
+        if result := read_result(stored.run(arm, seed)):
             say(f"{arm.name}, seed {seed}: {_line(result)} (done before)")
     longest, busy = 0.0, 0
-    while pending := [pair for pair in pending if read_result(places.run(*pair)) is None]:
+    while pending := [pair for pair in pending if read_result(stored.run(*pair)) is None]:
         if spent() + longest > 60 * config.ablation.budget_minutes:
             minutes = config.ablation.budget_minutes
             say(f"the budget of {minutes:g} min is spent: {len(pending)} runs are missing")
@@ -68,35 +84,35 @@ def execute(
         arm, seed = pending[busy % len(pending)]
         began = time.monotonic()
         tell = partial(_prefixed, progress, f"{arm.name}, seed {seed} ({len(pending)} to do)")
-        folder = places.run(arm, seed)
+        folder = stored.run(arm, seed)
         with held(folder, wait=busy >= len(pending)) as mine:  # another command may be at it
             if not mine:
                 busy += 1
                 continue
             busy = 0
             result = run_arm(
-                config, arm, seed, places.corpus(config.data_of(arm)), folder, targets, workers, tell
+                config, arm, seed, stored.corpus(config.data_of(arm)), folder, targets, workers, tell
             )
         longest = max(longest, time.monotonic() - began)
         say(f"{arm.name}, seed {seed}: {_line(result)}")
-        _write(config, root, places, targets, provenance, spent())
-    return _write(config, root, places, targets, provenance, spent())
+        _write(config, root, stored, targets, provenance, spent())
+    return _write(config, root, stored, targets, provenance, spent())
 
 
 def _line(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
 
 
-def _make_data(config: Config, places: Store, workers: int | None, say: Say, progress: Say) -> Held:
+def _make_data(config: Config, stored: Store, workers: int | None, say: Say, progress: Say) -> Held:
     """The corpora that the arms name, and the held-out pictures."""
     for name in {config.data_of(arm): None for arm in config.arm}:
-        folder = places.corpus(name)
+        folder = stored.corpus(name)
         with held(folder, wait=True):
             make_corpus(config, name, folder, workers, progress)
         say(f"data {name}: done")
     prompts = held_out_prompts(config)
-    with held(places.reference, wait=True):
-        reference = make_reference(config, prompts, places.reference, workers, progress)
+    with held(stored.reference, wait=True):
+        reference = make_reference(config, prompts, stored.reference, workers, progress)
     return Held(prompts=prompts, reference=reference)
 
 
@@ -105,50 +121,48 @@ def _prefixed(progress: Say, shown: str, text: str) -> None:
 
 
 def _write(
-    config: Config, root: Path, places: Store, targets: Held, provenance: Any, spent: float
+    config: Config, root: Path, stored: Store, targets: Held, provenance: Any, spent: float
 ) -> dict[str, Any]:
     """results.json, results.md, chart.png and pictures.png of all runs that are there, whole at any time."""
-    from l2p_ablate.charts import save_chart, save_pictures
-
     found = {
-        (arm.name, seed): read_result(places.run(arm, seed))
+        (arm.name, seed): read_result(stored.run(arm, seed))
         for arm in config.arm
         for seed in config.ablation.seeds
     }
     results: Results = {key: result for key, result in found.items() if result is not None}
-    summary = summarise(config, results) | {
+    ablation, tables = config.ablation, to_table(config)
+    for name, key in (("source", "model"), ("evaluate", "metadata")):  # paths of this machine
+        del tables[name][key]
+    del tables["data"]
+    summary = {
+        "title": ablation.title,
+        "paper": ablation.paper,
+        "claim": ablation.claim,
+        **summarise(config.labels, ablation.seeds, config.claim, ablation.metric, results),
         "seconds": round(spent, 1),
         "provenance": provenance,
-        "config": config.model_dump(
-            mode="json", exclude={"source": {"model"}, "evaluate": {"metadata"}, "data": True}
-        ),
+        "config": tables,
     }
     with held(root, wait=True):
         if results:
             save_chart(summary, root / "chart.png")
-        painted = {arm.name: _painted(places, arm, config.ablation.seeds[0]) for arm in config.arm}
-        if shown := {name: folder for name, folder in painted.items() if folder}:
-            save_pictures(config, shown, targets.reference, targets.prompts, root / "pictures.png")
-        _replace(root / "results.md", f"# {summary['title']} ({summary['paper']})\n\n{table(summary)}\n")
-        write_json(root / "results.json", summary)
+        painted = {config.labels[arm.name]: _painted(stored, arm, ablation.seeds[0]) for arm in config.arm}
+        if shown := {label: folder for label, folder in painted.items() if folder}:
+            reference = (config.evaluate.reference, targets.reference)
+            save_pictures(reference, shown, targets.prompts, root / "pictures.png")
+        title = f"# {summary['title']} ({summary['paper']})"
+        places.write_text(root / "results.md", f"{title}\n\n{table(summary)}\n")
+        places.write_json(root / "results.json", summary, ensure_ascii=True, allow_nan=False)
     return summary
 
 
-def _painted(places: Store, arm: ArmTable, seed: int) -> Path | None:
+def _painted(stored: Store, arm: ArmTable, seed: int) -> Path | None:
     """The images of a finished run."""
-    folder = places.run(arm, seed)
+    folder = stored.run(arm, seed)
     return folder / "images" if read_result(folder) else None
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _spent(root: Path) -> float:
     """Seconds that earlier calls took."""
-    try:
-        return float(json.loads((root / "results.json").read_text(encoding="utf-8"))["seconds"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return 0.0
+    seconds = (places.read_json_if_whole(root / "results.json") or {}).get("seconds", 0.0)
+    return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -5,9 +5,6 @@ Several commands may work in one store at a time, on one machine or over a share
 each takes what no other is busy with.
 """
 
-import fcntl
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from l2p_data.corpus.identity import sha256_file
+from l2p_eval.painting import model_sha256
+from l2p_run import hashes
+from l2p_run.devices import resolve_dtype
+from l2p_run.folder import try_lock
+from l2p_run.settings import to_table
 
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.errors import AblateError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +51,33 @@ class Store:
             "corpus": self._corpus(config.data_of(arm)),
             "reference": self._reference(),
             "source": self._source(),
-            "surgery": config.surgery_of(arm).model_dump(mode="json"),
-            "train": train,
-            "sampling": config.sampling_of(arm).model_dump(mode="json"),
+            "surgery": to_table(config.surgery_of(arm)),
+            "train": to_table(train),
+            "sampling": to_table(config.sampling_of(arm)),
             "seed": seed,
+            "judges": _judges(),
         }
         return self.root / "runs" / _key(settings)
 
     def _source(self) -> dict[str, Any]:
-        table = self.config.source.model_dump(mode="json", exclude={"model"})
-        return table | {"model": _weights(self.config.source.model)}
+        source = self.config.source
+        return to_table(source) | {"model": _content(source.model), "dtype": resolve_dtype("auto")}
 
     def _corpus(self, name: str) -> dict[str, Any]:
         data = self.config.data[name]
-        table = data.model_dump(mode="json", exclude={"grammar", "model"})
-        painter = {"source": self._source(), "model": _weights(data.model)} if data.kind == "model" else {}
-        return table | painter | {"grammar": sha256_file(data.grammar), "size": self.config.size}
+        painter: dict[str, Any] = {"world": world()}
+        if data.kind == "model":
+            painter = {"source": self._source(), "model": data.model and _content(data.model)}
+        table = {key: value for key, value in to_table(data).items() if key not in ("grammar", "model")}
+        return table | painter | {"grammar": hashes.of_file(data.grammar), "size": self.config.size}
 
     def _reference(self) -> dict[str, Any]:
         evaluate = self.config.evaluate
-        table = evaluate.model_dump(mode="json", exclude={"metadata", "batch_size"})
-        painter = {"source": self._source()} if evaluate.reference == "source" else {}
-        return table | painter | {"metadata": sha256_file(evaluate.metadata), "size": self.config.size}
+        table = {"prompts_per_tag": evaluate.prompts_per_tag, "reference": evaluate.reference}
+        painted = evaluate.reference == "source"
+        painter: dict[str, Any] = {"source": self._source()} if painted else {"world": world()}
+        content = {"metadata": hashes.of_file(evaluate.metadata), "seed": evaluate.seed}
+        return table | painter | content | {"size": self.config.size}
 
 
 @contextmanager
@@ -80,37 +85,36 @@ def held(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Keeps other commands out of `folder`; yields whether it could be had (always, with `wait`).
 
     Raises:
-        AblateError: nothing can be written there.
+        UserError: nothing can be written there.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f".{folder.name}.lock").open("a")
-    except OSError as error:
-        raise AblateError(
-            f"cannot write to {folder.parent}: {error.strerror}; choose another --output"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = folder.with_name(f".{folder.name}.lock")
+    with try_lock(lock, wait=wait, remedy="choose another --output") as mine:
+        yield mine
 
 
 @cache
-def _weights(model: Path | None) -> str | None:
-    """Which weights a diffusers directory holds: a hash of its tensor files, by content."""
-    if model is None:
-        return None
-    files = sorted(model.rglob("*.safetensors"))
-    if not files:
-        raise AblateError(
-            f"{model} has no safetensors file; [source] model is a directory in diffusers' layout"
-        )
-    digests = [(path.relative_to(model).as_posix(), sha256_file(path)) for path in files]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+def _content(model: Path) -> str:
+    """A diffusers directory by the content of its configs and weights."""
+    return model_sha256(model)
+
+
+@cache
+def world() -> str:
+    """The renderer of the miniature's scenes by what it draws: another version draws other pixels."""
+    from l2p_ablate.data import render_prompt
+
+    probes = ("a red circle", "two green rings on a black background", "a blue cross above a white triangle")
+    return hashes.of_bytes(b"".join(render_prompt(probe, 0, 64).tobytes() for probe in probes))[:16]
+
+
+@cache
+def _judges() -> list[str]:
+    """What scores an arm: the detector by its version, the features by their weights."""
+    from l2p_eval.metrics.features import load_extractor
+    from l2p_mini.detector import ExactDetector
+
+    return [ExactDetector.name, load_extractor("efficientnet-lite0").weights_sha256]
 
 
 def _key(settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return hashes.of_settings(settings, 16)
