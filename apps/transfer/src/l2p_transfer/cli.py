@@ -12,9 +12,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from l2p_transfer.config import Config
 
 USAGE_ERROR = 2
+NOT_REACHED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +58,11 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
 
         check_unchanged(config, options.update)
         return USAGE_ERROR if plan.problems else 0
-    check_inputs(config)
     from l2p_transfer.display import choose_display
+
+    if options.rehearse:
+        return _rehearse(config, options, command)
+    check_inputs(config)
     from l2p_transfer.runner import execute
 
     display = choose_display()
@@ -68,6 +75,21 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     else:
         _say_where(summary.root, bool(summary.executed))
     return 0
+
+
+def _rehearse(config: "Config", options: argparse.Namespace, command: Sequence[str]) -> int:
+    """--rehearse; exit code 3 if the whole run would not fit here, or resuming was not exact."""
+    from l2p_transfer.display import choose_display
+    from l2p_transfer.rehearsal import Options, rehearse
+
+    display = choose_display()
+    chosen = Options(depth=options.rehearse_depth, size=options.rehearse_size, keep=options.rehearse_keep)
+    try:
+        table = rehearse(config, chosen, display, command)
+    finally:
+        display.close()
+    print(json.dumps(table.to_row(), indent=1) if options.json else table.text())
+    return NOT_REACHED if table.problems or not table.resumed_alike else 0
 
 
 def _quiet_libraries() -> None:
@@ -121,6 +143,12 @@ def _share(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for every other mistake."""
@@ -136,6 +164,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file such as configs/mini.toml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run every stage on random weights and a few items, in RUN-rehearsal/, measure it beside the"
+        " plan, and remove it; needs no weights",
+    )
+    add = parser.add_argument
+    add("--rehearse-depth", type=_count, metavar="N", help="at most N blocks of each kind (default: all)")
+    add("--rehearse-size", type=_count, metavar="PX", help="side of the images (default: the config's)")
+    add("--rehearse-keep", action="store_true", help="do not remove RUN-rehearsal/")
     parser.add_argument(
         "--gpu", default="H100", metavar="NAME", help="of the plan's hours: H100, H200, B200, A100, ..."
     )

@@ -3,7 +3,7 @@ and stated assumptions. Nothing here was timed on a GPU.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,6 +58,7 @@ class Costs:
     gpu_hours: Mapping[str, float]
     tflop: Mapping[str, float]  # of one image: a forward of the source, one of the L2P model, a training step
     assumptions: tuple[str, ...]
+    flop: Mapping[str, float] = field(default_factory=dict)  # of the stages that need a GPU
 
     def text(self, gpus: int) -> list[str]:
         """Lines for people."""
@@ -109,11 +110,11 @@ def estimate_costs(
             *_judges(config),
         ),
         disk_gb={
-            "source": round(source.disk_bytes / 1e9, 1),
-            "corpus": round(_corpus_bytes(config) / 1e9, 1),
-            "initial and final model": round((2 * parameters * weight + source.others_bytes) / 1e9, 1),
-            "checkpoints": round(needs.checkpoint_gb * checkpoints, 1),
-            "text embeddings": round(texts * 2 / 1e9, 1),
+            "source": round(source.disk_bytes / 1e9, 4),
+            "corpus": round(_corpus_bytes(config) / 1e9, 4),
+            "initial and final model": round((2 * parameters * weight + source.others_bytes) / 1e9, 4),
+            "checkpoints": round(needs.checkpoint_gb * checkpoints, 4),
+            "text embeddings": round(texts * 2 / 1e9, 4),
         },
         gpu_memory_gb=_gpu_memory(config, source, parameters, needs),
         gpu_hours={name: round(value / (machine.tflops * 1e12 * 3600), 1) for name, value in work.items()},
@@ -124,6 +125,7 @@ def estimate_costs(
             f"corpus: {PNG_BYTES_PER_PIXEL} bytes a pixel as PNG; evaluation: GenEval's"
             f" {GENEVAL_PROMPTS} prompts",
         ),
+        flop=work,
     )
 
 
@@ -136,9 +138,9 @@ def _gpu_memory(config: Config, source: SourceWeights, parameters: int, needs: A
         source.in_memory(cpu_offload=evaluate.cpu_offload, dtype=evaluate.dtype, pixel_parameters=parameters),
     )
     return {
-        "images": round(painted / 1e9 + WORKSPACE_GB, 1),
-        "training": round(needs.total_gb, 1),
-        "evaluation": round(judged / 1e9 + WORKSPACE_GB, 1),
+        "images": round(painted / 1e9 + WORKSPACE_GB, 4),
+        "training": round(needs.total_gb, 4),
+        "evaluation": round(judged / 1e9 + WORKSPACE_GB, 4),
     }
 
 

@@ -44,7 +44,12 @@ def build_on_meta(component: Component, depth: int | None = None) -> Any:
         if depth is not None and component.class_name.endswith(("Transformer2DModel", "TransformerModel")):
             whole = dict(kind(**config).config)
             config |= {key: min(depth, whole[key]) for key in DEPTHS if isinstance(whole.get(key), int)}
-        return kind(**config).to(component.dtype)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(component.dtype)  # `to` would warn of parts that want float32; there are none
+        try:
+            return kind(**config)
+        finally:
+            torch.set_default_dtype(before)
 
 
 def count_parameters(component: Component) -> int:

@@ -1,0 +1,243 @@
+"""What a rehearsal measured beside what `--dry-run` planned, and what follows for the whole run."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from l2p_transfer.config import Config
+from l2p_transfer.costs import GENEVAL_PROMPTS, Machine
+from l2p_transfer.paths import RunPaths, read_json, shorten
+from l2p_transfer.plan import ModelPlan, make_plan
+from l2p_transfer.weights import TRANSFORMER, of_directory
+
+if TYPE_CHECKING:
+    from l2p_transfer.rehearsal import Options
+
+HOST = "memory of a process, host"
+NOT_COMPARED = (HOST,)  # planned for a GPU; a process on a CPU also holds 1 GB of libraries
+JUDGES_BYTES = 2 * 10**9
+TOLERANCE = 0.1  # of the plan, beyond which a row is marked
+REMEDIES = {
+    "images": "images.cpu_offload = true, or a smaller images.batch_size",
+    "training": "train.gradient_checkpointing = true, train.head_tile, a smaller train.micro_batch_size,"
+    " a higher train.zero_stage, or train.offload_optimizer = true",
+    "evaluation": "evaluate.cpu_offload = true, or a smaller evaluate.batch_size",
+    "disk": "a run.output with more room, or a smaller train.keep_checkpoints",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A quantity: as planned for the rehearsal, as measured, and what it means for the whole run."""
+
+    stage: str
+    what: str
+    unit: str
+    planned: float | None
+    measured: float | None
+    whole: float | None = None
+
+    @property
+    def off(self) -> bool:
+        """Whether the plan was wrong by more than `TOLERANCE`."""
+        if not self.planned or not self.measured or self.what in NOT_COMPARED:
+            return False
+        return abs(self.measured / self.planned - 1) > TOLERANCE
+
+    def text(self) -> str:
+        """A line of the table."""
+        values = "".join(f"{_number(value):>12}" for value in (self.planned, self.measured, self.whole))
+        return f"  {self.stage:11} {self.what:30}{values}  {self.unit}{'  *' if self.off else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The result of a rehearsal."""
+
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...]
+    resumed_alike: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "rows": [asdict(row) | {"off": row.off} for row in self.rows],
+            "problems": list(self.problems),
+            "resumed_alike": self.resumed_alike,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        head = f"  {'stage':11} {'':30}{'planned':>12}{'measured':>12}{'whole run':>12}"
+        lines = [head, *(row.text() for row in self.rows)]
+        if any(row.off for row in self.rows):
+            lines.append("  * the plan is off by more than 10 %")
+        lines.append(
+            "  resuming gave the same weights"
+            if self.resumed_alike
+            else "  RESUMING GAVE OTHER WEIGHTS; please report it with this config"
+        )
+        return "\n".join([*lines, *(f"  would not fit: {problem}" for problem in self.problems)])
+
+
+def planned_disk(config: Config, small: Config, options: "Options") -> float:
+    """Bytes that the rehearsal will write at most: counted, before anything is."""
+    from l2p_arch.surgery.published_pipelines import recipe
+    from l2p_arch.surgery.random_source import build_on_meta
+
+    if config.source.model.is_dir():
+        source = of_directory(config.source.model)
+        transformer = source.parts[TRANSFORMER].stored_bytes
+        parameters, whole = source.parts[TRANSFORMER].parameters, source.disk_bytes
+    else:
+        counts = {
+            name: (sum(one.numel() for one in build_on_meta(part, options.depth).parameters()), part.dtype)
+            for name, part in recipe(config.source.family).components.items()
+        }
+        sizes = {name: count * dtype.itemsize for name, (count, dtype) in counts.items()}
+        parameters, transformer, whole = counts[TRANSFORMER][0], sizes[TRANSFORMER], sum(sizes.values())
+    judges = JUDGES_BYTES if small.evaluate.detector == "coco" else 0
+    # The source, the initial and the final model (which shares the source's other parts), the judges, and two
+    # checkpoints of float32 masters and moments, if everything trained.
+    return whole + transformer + whole + judges + 2 * 12 * parameters
+
+
+def make_table(config: Config, small: Config, notes: Mapping[str, Any], disk: Mapping[str, int]) -> Table:
+    """Lay what was measured beside the plans of the rehearsal and of the whole run.
+
+    Args:
+        small: the config that was rehearsed.
+        notes: `rehearsal.Recorder`'s.
+        disk: bytes of what the plan counts.
+    """
+    from l2p_eval.geneval import read_metadata
+
+    little, whole = make_plan(small, Machine()).model, make_plan(config, Machine()).model
+    assert little is not None and whole is not None
+    flop = dict(little.costs.flop)
+    if "evaluation" in flop:
+        flop["evaluation"] *= len(read_metadata(small.evaluate.metadata)) / GENEVAL_PROMPTS
+    rows = [*_disk_rows(little, whole, config, disk)]
+    for name, marker in _markers(small.run.output).items():
+        noted = notes.get(marker["title"], {})
+        if name == "training":
+            noted = noted | {"step_seconds": _step_seconds(Path(small.train.output))}
+        rows += _stage_rows(name, marker, noted, little, whole, flop)
+    return Table(
+        rows=tuple(rows), problems=tuple(_problems(config, rows)), resumed_alike=notes["resume"]["same"]
+    )
+
+
+def _disk_rows(little: ModelPlan, whole: ModelPlan, config: Config, disk: Mapping[str, int]) -> Iterator[Row]:
+    planned, full = dict(little.costs.disk_gb), dict(whole.costs.disk_gb)
+    kept = config.train.keep_checkpoints + 1 + bool(config.train.validation_images)
+    planned["a checkpoint"] = planned.pop("checkpoints") / (3 + bool(config.train.validation_images))
+    full["a checkpoint"] = full.pop("checkpoints") / kept
+    for name, size in disk.items():
+        ratio = size / 1e9 / planned[name] if planned.get(name) else 1.0
+        yield Row(
+            stage="disk",
+            what=name,
+            unit="GB",
+            planned=planned.get(name),
+            measured=size / 1e9,
+            whole=full[name] * ratio,
+        )
+
+
+def _stage_rows(
+    name: str,
+    marker: Mapping[str, Any],
+    noted: Mapping[str, Any],
+    little: ModelPlan,
+    whole: ModelPlan,
+    flop: Mapping[str, float],
+) -> Iterator[Row]:
+    """Time, memory and throughput of a stage."""
+
+    def row(
+        what: str, unit: str, measured: float, planned: float | None = None, full: float | None = None
+    ) -> Row:
+        return Row(stage=name, what=what, unit=unit, planned=planned, measured=measured, whole=full)
+
+    yield row("time", "s", marker["seconds"])
+    yield row("memory of the host", "GB", marker["peak_bytes"] / 1e9)
+    on_gpu = noted.get("device_bytes", 0) / 1e9
+    if on_gpu:
+        planned = little.costs.gpu_memory_gb.get(name)
+        scaled = whole.costs.gpu_memory_gb[name] * on_gpu / planned if planned else None
+        yield row("memory of a GPU", "GB", on_gpu, planned, scaled)
+    if name == "training":
+        what = "memory of a process" if on_gpu else HOST
+        used = marker["values"]["peak_memory_mb"] * 2**20 / 1e9
+        yield row(
+            what, "GB", used, little.memory_gb, whole.memory_gb * used / little.memory_gb if on_gpu else None
+        )
+    seconds = _seconds(name, marker, noted)
+    if flop.get(name) and seconds:
+        reached = flop[name] / seconds
+        yield row("reached, all processes", "TFLOP/s", reached / 1e12)
+        yield row("hours here", "h", seconds / 3600, full=whole.costs.flop[name] / reached / 3600)
+
+
+def _seconds(name: str, marker: Mapping[str, Any], noted: Mapping[str, Any]) -> float:
+    """What the counted work took: by the steady rate where there is one, else all of the stage."""
+    if name == "images" and noted.get("rate"):
+        return float(marker["values"]["images"] / noted["rate"])
+    if name == "training" and noted.get("step_seconds"):
+        return float(noted["step_seconds"] * marker["values"]["steps"])
+    return float(marker["seconds"])
+
+
+def _step_seconds(train: Path) -> float | None:
+    """Seconds of a training step after the first, which compiles and allocates: the median."""
+    path = train / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = [json.loads(line) for line in lines]
+    steps = [record for record in records if record.get("event") == "step"]
+    later = [record["seconds_per_step"] for record in steps[1:] if "seconds_per_step" in record]
+    return median(later) if later else None
+
+
+def _markers(root: Path) -> dict[str, Any]:
+    """What the stages of a run left, with their titles."""
+    from l2p_transfer.stages import STAGES
+
+    paths = RunPaths(root)
+    found = {stage.name: (read_json(paths.marker(stage.name)), stage.title) for stage in STAGES}
+    return {name: marker | {"title": title} for name, (marker, title) in found.items() if marker}
+
+
+def _problems(config: Config, rows: list[Row]) -> Iterator[str]:
+    """What the whole run would lack on this machine, each with the keys that help."""
+    import torch
+
+    disk = sum(row.whole or 0.0 for row in rows if row.stage == "disk")
+    kept = config.train.keep_checkpoints + bool(config.train.validation_images)
+    disk += kept * sum(row.whole or 0.0 for row in rows if row.what == "a checkpoint")
+    free = shutil.disk_usage(_existing(config.run.output)).free / 1e9
+    if disk > free:
+        yield (
+            f"the whole run's {disk:,.0f} GB on a disk with {free:,.0f} GB free"
+            f" ({shorten(config.run.output)}); {REMEDIES['disk']}"
+        )
+    if not torch.cuda.is_available():
+        return
+    most = torch.cuda.get_device_properties(0).total_memory / 1e9
+    for row in rows:
+        if row.what == "memory of a GPU" and row.whole and row.whole > most:
+            yield f"{row.stage}: {row.whole:,.1f} GB on a GPU of {most:,.1f}; {REMEDIES[row.stage]}"
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,116 @@
+"""`l2p-transfer CONFIG --rehearse` on the tiny config: all stages for real, measured, then removed."""
+
+import contextlib
+import json
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from l2p_transfer import rehearsal
+from l2p_transfer.cli import main
+from l2p_transfer.config import load_config
+from l2p_transfer.rehearsal_inputs import METADATA, PROMPTS
+from l2p_transfer.rehearsal_table import Row, Table
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_a_rehearsal_measures_every_stage_resumes_alike_and_leaves_a_table_alone(
+    write_tiny_run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_run(tmp_path)
+    with contextlib.chdir(tmp_path):
+        assert main(["tiny.toml", "--rehearse", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["resumed_alike"] is True and result["problems"] == []
+    found = {(row["stage"], row["what"]): row for row in result["rows"]}
+    for stage in ("prompts", "filter", "images", "surgery", "training", "evaluation", "report"):
+        assert found[stage, "time"]["measured"] > 0
+    for name in ("a checkpoint", "initial and final model", "source"):
+        row = found["disk", name]
+        assert row["measured"] == pytest.approx(row["planned"], rel=0.1), name
+    assert found["training", "reached, all processes"]["measured"] > 0
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"tiny.toml", "metadata.jsonl", "run-rehearsal.json"}
+    assert json.loads((tmp_path / "run-rehearsal.json").read_text()) == result
+
+
+def test_an_interrupted_rehearsal_goes_on_and_another_config_does_not_take_its_folder(
+    write_tiny_run: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_run(tmp_path)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.chdir(tmp_path):
+        monkeypatch.setattr(rehearsal, "execute", interrupt)
+        assert main(["tiny.toml", "--rehearse"]) == 130
+        monkeypatch.undo()
+        weights = tmp_path / "run-rehearsal" / "source" / "transformer"
+        before = {path: path.stat().st_mtime_ns for path in weights.glob("*.safetensors")}
+        assert before
+        capsys.readouterr()
+        assert main(["tiny.toml", "--rehearse", "--set", "train.noise_shift=2.0"]) == 2
+        assert "holds a rehearsal with other settings" in capsys.readouterr().err
+
+        monkeypatch.setattr(rehearsal, "execute", interrupt)
+        assert main(["tiny.toml", "--rehearse"]) == 130
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_large_is_written(
+    write_tiny_run: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_run(tmp_path)
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda path: usage)
+    with contextlib.chdir(tmp_path):
+        assert main(["tiny.toml", "--rehearse"]) == 2
+    said = capsys.readouterr().err
+    assert "and 0.0 GB are free" in said and said.count("\n") == 1
+    assert not (tmp_path / "run-rehearsal" / "source").exists()
+
+
+@pytest.mark.parametrize("name", ["z-image-1k", "flux-1k", "sd3.5-1k", "z-image-4k", "mini"])
+def test_shipped_configs_are_rehearsed_with_their_own_settings_on_few_items(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.toml")
+    small = rehearsal.small_config(config, rehearsal.Options(size=256))
+    assert (small.images.width, small.images.height, small.images.buckets) == (256, 256, None)
+    for kept in ("zero_stage", "batch_size", "trainable", "precision", "gradient_checkpointing", "optimizer"):
+        assert getattr(small.train, kept) == getattr(config.train, kept)
+    assert small.train.steps == rehearsal.STEPS
+    folder = rehearsal.folder_of(config)
+    places = (small.run.output, small.source.model, small.train.output, small.train.corpus)
+    assert all(Path(place).is_relative_to(folder) for place in places)
+    assert small.run.storage is None and config.run.output != folder
+
+
+def test_its_own_prompts_pass_the_filter_and_its_own_rows_are_geneval_rows(tmp_path: Path) -> None:
+    import polars as pl
+    from l2p_data.filters.filtering import FilterRules, filter_prompts
+    from l2p_data.prompts.generation import read_prompts
+    from l2p_eval.geneval import read_metadata
+
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    judged = filter_prompts(read_prompts(tmp_path / "prompts.txt"), FilterRules())
+    assert judged.filter(pl.col("status") == "keep").height == len(PROMPTS)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(METADATA) + "\n")
+    assert len({row.tag for row in read_metadata(tmp_path / "metadata.jsonl")}) == 6
+
+
+def test_a_plan_that_is_off_by_more_than_a_tenth_is_marked() -> None:
+    row = Row(stage="disk", what="source", unit="GB", planned=1.0, measured=1.2, whole=30.0)
+    near = Row(stage="disk", what="corpus", unit="GB", planned=1.0, measured=1.05)
+    table = Table(rows=(row, near), problems=("images: 90 GB on a GPU of 80; x",), resumed_alike=False)
+    lines = table.text().splitlines()
+    assert lines[1].endswith("*") and not lines[2].endswith("*")
+    assert "would not fit: images" in lines[-1] and any("OTHER WEIGHTS" in line for line in lines)
