@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from l2p_arch import FAMILIES, L2PTransformer
+from l2p_arch.surgery.aligned import name_in_trunk
 from torch import Tensor, nn
 
 Sample = dict[str, Tensor]
@@ -54,6 +55,39 @@ class Tiny:
             state[f"{self.family.embedder}.bias"] = tensors[f"{layout.name}.bias"]
         trunk.load_state_dict(state)
         return trunk
+
+    def whole_trunk(self, source: Any) -> Any:
+        """Our trunk of the aligned recipe, with the source's last layer."""
+        trunk = self.family.build_whole_trunk(source.config).eval()
+        wanted = trunk.state_dict()
+        state = {}
+        for name, value in source.state_dict().items():
+            own = name_in_trunk(self.family, source.config, name)
+            if own is not None:
+                state[own] = value.reshape(wanted[own].shape)
+        trunk.load_state_dict(state)
+        return trunk
+
+    def aligned_model(self) -> L2PTransformer:
+        """A model of the aligned recipe with patches of 4 px, whose subspace is some rotation."""
+        torch.manual_seed(0)
+        alignment = {"version": 1, "decoder_kernel": 3, "filter_sigmas": 3}
+        model = L2PTransformer(
+            self.family.name,
+            self.config,
+            patch_size=4,
+            head_channels=(8, 8),
+            prediction="x_0",
+            alignment=alignment,
+        )
+        model.trunk = self.whole_trunk(self.source())
+        aligner: Any = model.aligner
+        aligner.subspace.copy_(torch.linalg.qr(torch.randn_like(aligner.subspace)).Q)
+        aligner.scale.fill_(1.7)
+        for name in ("pixel_mean", "latent_mean", "decoder", "filters"):
+            getattr(aligner, name).normal_(std=0.2)
+        aligner.filter_sigmas.copy_(torch.tensor([0.01, 0.4, 1.0]))
+        return model.eval()
 
     def model(self) -> L2PTransformer:
         """A pixel-space model with patches of 4 px."""

@@ -9,11 +9,16 @@ import pytest
 import torch
 from einops import rearrange
 from l2p_arch.families.ddpm import ddpm_step, to_ddpm
+from l2p_arch.patchify import patches_to_pixels, pixels_to_patches
 from torch import Tensor
 
 Sample = dict[str, Tensor]
 CHANNEL_FIRST = "b (h w) (c py px) -> b c (h py) (w px)"
 CHANNEL_LAST = "b (h w) (py px c) -> b c (h py) (w px)"
+UNFOLDS = {
+    "b c (h py) (w px) -> b h w (c py px)": "b (c py px) h w -> b c (h py) (w px)",
+    "b c (h py) (w px) -> b h w (py px c)": "b (py px c) h w -> b c (h py) (w px)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +186,48 @@ def test_with_the_latent_ends_put_back_the_output_is_bit_equal_to_diffusers(
         finished = ends.finish(source, tokens, sigma, sample[0])
         actual = rearrange(finished, ends.unfold, h=grid[0], py=2, px=2)
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
+def test_the_whole_trunk_answers_as_diffusers_does_and_hands_out_the_last_tokens(
+    tiny: Any, grid: tuple[int, int]
+) -> None:
+    family, source, sample = tiny.family, tiny.source(), tiny.samples(7)
+    ends = ENDS[family.name]
+    latents, sigma = torch.randn(1, 4, 2 * grid[0], 2 * grid[1]), torch.tensor([0.37])
+    fold = family.latent_embedder(source.config).fold
+    with torch.no_grad():
+        expected = ends.call(source, latents, sigma, sample[0])[:, :4]  # PixArt also predicts a variance
+        folded = rearrange(latents, fold, py=2, px=2).permute(0, 3, 1, 2)
+        both = family.run(tiny.whole_trunk(source), folded, sigma, sample)
+        features = family.run(tiny.trunk(source), folded, sigma, sample)
+    answer = both[:, family.answer_order(source.config)]
+    assert torch.equal(answer.permute(0, 2, 3, 1), rearrange(expected, fold, py=2, px=2))
+    assert torch.equal(both[:, family.answer_channels(source.config) :], features)
+
+
+def test_an_aligned_model_asks_the_source_at_its_own_noise_level_for_the_latent(tiny: Any) -> None:
+    """On pixels that are s Q z + mean the trunk sees z_t at sigma', exactly, and z_hat is the source's."""
+    family, source, sample = tiny.family, tiny.source(), tiny.samples(6)
+    model, ends = tiny.aligned_model(), ENDS[tiny.family.name]
+    aligner: Any = model.aligner
+    fold = family.latent_embedder(source.config).fold
+    latents, noise, sigma = torch.randn(1, 4, 8, 6), torch.randn(1, 3, 16, 12), torch.tensor([0.6])
+    folded = rearrange(latents, fold, py=2, px=2).permute(0, 3, 1, 2)
+    centred = folded - aligner.latent_mean[:, None, None]
+    patches = (
+        1.7 * torch.einsum("xr,brhw->bxhw", aligner.subspace, centred) + aligner.pixel_mean[:, None, None]
+    )
+    x_t = 0.4 * patches_to_pixels(patches, 4) + 0.6 * noise
+    source_sigma = 0.6 / (1.7 * 0.4 + 0.6)
+    latent_noise = torch.einsum("xr,bxhw->brhw", aligner.subspace, pixels_to_patches(noise, 4))
+    with torch.no_grad():
+        z_t, told = aligner.to_latents(x_t, sigma)
+        answer = ends.call(source, rearrange(z_t, UNFOLDS[fold], py=2, px=2), told, sample[0])[:, :4]
+        answer = rearrange(answer, fold, py=2, px=2).permute(0, 3, 1, 2)
+        expected = family.predicted_latent(z_t, told, family.velocity_sign * answer)
+        actual, _ = model.predicted_latents(x_t, sigma, sample)
+    torch.testing.assert_close(told, torch.tensor([source_sigma]))
+    seen = (1 - source_sigma) * folded + source_sigma * latent_noise
+    torch.testing.assert_close(z_t, seen, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected)

@@ -95,6 +95,8 @@ class ImagesSection:
 class SurgerySection:
     """From the source's transformer to the pixel-space initialisation (sec. 3.3, Table 3)."""
 
+    recipe: Literal["paper", "aligned"] = "paper"  # aligned: keeps the source's last layer, predicts x_0
+    decoder: str = "auto"  # aligned only: low-rank, least-squares, neighbours, filters or closed-form
     patch_size: int = 16
     head_channels: tuple[int, ...] = (64, 128, 256, 512)
     initialisation: str = (

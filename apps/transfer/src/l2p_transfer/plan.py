@@ -138,13 +138,16 @@ def _check_storage(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
+    from l2p_arch.surgery.aligned import check_vae
     from l2p_arch.surgery.convert import open_source
 
     if not config.source.model.is_dir():
         raise TransferError(
             f"source.model {shorten(config.source.model)} does not exist; give a diffusers directory"
         )
-    open_source(config.source.model)
+    source = open_source(config.source.model)
+    if config.surgery.recipe == "aligned":
+        check_vae(source)
 
 
 def _check_prompts(config: Config) -> None:
@@ -209,6 +212,7 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
     """The pixel-space model on meta tensors: no memory, no weights."""
     import torch
     from l2p_arch.model import L2PTransformer
+    from l2p_arch.surgery.aligned import recipe_config
     from l2p_train.memory import estimate
 
     family, trunk, counted_from = _trunk_config(config)
@@ -219,6 +223,7 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
             trunk_config=dict(trunk),
             patch_size=patch,
             head_channels=config.surgery.head_channels,
+            **recipe_config(config.surgery.recipe, config.surgery.decoder),
         )
     with TemporaryDirectory() as folder:  # the trainer counts from a model directory, and there is none yet
         model.save_config(Path(folder) / "transformer")
@@ -256,7 +261,7 @@ def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
 
 
 def _plan_stages(config: Config) -> Iterator[StagePlan]:
-    paths, prompts, surgery, train = RunPaths(config.run.output), config.prompts, config.surgery, config.train
+    paths, prompts, train = RunPaths(config.run.output), config.prompts, config.train
     painted, trained = painted_sizes(config), trained_sizes(config)
     resized = "" if trained == painted else f", resized to {in_words(trained)}"
     source, l2p = in_words([source_size(config)]), in_words([evaluated_size(config)])
@@ -267,7 +272,7 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
             f"{_images(prompts.count * config.images.seeds_per_prompt)} of {in_words(painted)}",
             train.corpus,
         ),
-        "surgery": (f"patch {surgery.patch_size}, {surgery.initialisation}", paths.initial),
+        "surgery": (_surgery_in_words(config), paths.initial),
         "training": (f"{train.steps:,} steps of {_images(train.batch_size)}{resized}", paths.train),
         "evaluation": (
             f"{_images(config.evaluate.images_per_prompt)} a prompt, {l2p}"
@@ -284,6 +289,18 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
             output=str(where if isinstance(where := work[stage.name][1], str) else shorten(where)),
             done=marker.get("state") == "done" and marker.get("identity") == identity,
         )
+
+
+def _surgery_in_words(config: Config) -> str:
+    from l2p_arch.surgery.aligned import DECODERS, resolve_decoder, resolve_start
+
+    surgery = config.surgery
+    if surgery.recipe == "paper":
+        return f"patch {surgery.patch_size}, {surgery.initialisation}"
+    decoder = resolve_decoder(surgery.decoder)
+    runs = "VAE and transformer" if DECODERS[decoder].runs_source else "VAE"
+    start = resolve_start(surgery.initialisation)
+    return f"patch {surgery.patch_size}, aligned, decoder {decoder}, {start}; runs the source's {runs}"
 
 
 def _images(number: int) -> str:

@@ -195,19 +195,38 @@ def _tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
+_SEAMLESSNESS = {
+    "pixels_from_latents": "R^2 of pixels, decoded linearly from the latents",
+    "pixels_from_subspace": "R^2 of pixels from the subspace that carries the trunk's noise",
+    "latents_from_subspace": "R^2 of the latents, as the trunk sees them in clean pixels",
+    "scale": "s: the source's noise shift is multiplied by it, in training and sampling",
+}
+
+
 def _surgery_tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Table]:
     meaning = {
         "inherited": "taken over from the source, unchanged",
         "new": "pixel embedder and Detailer Head",
         "dropped": "the source's latent ends",
     }
-    counts = markers["surgery"]["values"]["counts"]
+    values = markers["surgery"]["values"]
+    counts, measures = values["counts"], values.get("measures") or {}
+    if "scale" in measures:
+        meaning["new"] = "maps between pixels and latents, and Detailer Head"
+        meaning["dropped"] = "nothing: the aligned recipe keeps the whole transformer"
     yield Table(
         title="Surgery",
         columns=("tensors", "number", "parameters", "what"),
         rows=[(k, f"{v['tensors']:,}", f"{v['parameters']:,}", meaning[k]) for k, v in counts.items()],
         note="Every tensor of the source transformer is accounted for.",
     )
+    if "scale" in measures:
+        yield Table(
+            title="How seamless the source is",
+            columns=("measure", "value", "what"),
+            rows=[(name, f"{measures[name]:.3f}", what) for name, what in _SEAMLESSNESS.items()],
+            note="Measured by the surgery, before any training.",
+        )
     report = read_json(paths.initial / "surgery_report.json")
     if report:
         rows = [

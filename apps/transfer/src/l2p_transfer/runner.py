@@ -100,11 +100,18 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
         return RunSummary(root=paths.root, stages=markers, executed=executed)
 
 
+# Keys that came later, with what runs of before did: at these values they change no identity.
+LATER = {("surgery", "recipe"): "paper", ("surgery", "decoder"): "auto"}
+
+
 def identities(config: Config) -> Iterator[tuple[Stage, str]]:
     """Each stage with a hash of all settings that its output depends on, those of earlier stages included."""
     tables = config.to_tables()
     for table, key in IRRELEVANT:
         tables[table].pop(key, None)
+    for (table, key), before in LATER.items():
+        if tables[table].get(key) == before:
+            del tables[table][key]
     state = hashlib.sha256()
     for stage in STAGES:
         for table in stage.tables:

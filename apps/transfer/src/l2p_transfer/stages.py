@@ -25,6 +25,8 @@ Progress = Callable[[float, float, str], None]
 
 CALIBRATION_PIXELS = 2**20  # of corpus images that surgery may measure the source with
 CALIBRATION_IMAGES = 64
+ALIGNED_TOKENS = 2**14  # that the maps of the aligned recipe are fitted on
+ALIGNED_IMAGES = 16  # at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,8 @@ def operate(run: Run, progress: Progress) -> Outcome:
     from l2p_arch.surgery.starts import measures_source
 
     section = run.config.surgery
-    images = _calibration_images(run) if measures_source(section.initialisation) else None
+    measuring = section.recipe == "aligned" or measures_source(section.initialisation)
+    images, prompts = _calibration_images(run) if measuring else (None, None)
     report = convert(
         run.config.source.model,
         run.paths.initial,
@@ -164,8 +167,11 @@ def operate(run: Run, progress: Progress) -> Outcome:
         head_channels=section.head_channels,
         seed=run.config.run.seed,
         dtype=section.dtype,
+        recipe=section.recipe,
         initialisation=section.initialisation,
+        decoder=section.decoder,
         calibration_images=images,
+        calibration_prompts=prompts,
         overwrite=True,
     )
     counts = {
@@ -175,9 +181,13 @@ def operate(run: Run, progress: Progress) -> Outcome:
         }
         for kind in ("inherited", "new", "dropped")
     }
+    notes = [f"{value['tensors']} tensors {kind}" for kind, value in counts.items()]
+    if section.recipe == "aligned":
+        kept = report.measures["pixels_from_latents"]
+        notes.append(f"R^2 {kept:.2f} of pixels from latents, noise shift x {report.measures['scale']:.2f}")
     return Outcome(
-        note=", ".join(f"{value['tensors']} tensors {kind}" for kind, value in counts.items()),
-        values={"family": report.family, "counts": counts},
+        note=", ".join(notes),
+        values={"family": report.family, "counts": counts, "measures": dict(report.measures)},
     )
 
 
@@ -258,20 +268,24 @@ STAGES = (
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def _calibration_images(run: Run) -> Any:
-    """Some corpus images as (N, 3, H, W) in [-1, 1], for initialisations that measure the source.
+def _calibration_images(run: Run) -> tuple[Any, list[str]]:
+    """Some corpus images as (N, 3, H, W) in [-1, 1], for what measures the source, and their prompts.
 
     All of one size, the one of the first image: as the trainer will show them.
     """
     import torch
     from l2p_train.data.corpus import bucket_size, open_corpus
 
-    train = run.config.train
+    train, surgery = run.config.train, run.config.surgery
     corpus = open_corpus(replace(train, image_cache_mb=0))
-    sizes = [bucket_size(row.size, train.resolution, run.config.surgery.patch_size) for row in corpus.rows]
-    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(sizes[0])))
+    sizes = [bucket_size(row.size, train.resolution, surgery.patch_size) for row in corpus.rows]
+    pixels = math.prod(sizes[0])
+    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))
+    if surgery.recipe == "aligned":  # its decoder reads nine tokens, and wants as many examples
+        count = max(ALIGNED_IMAGES, ALIGNED_TOKENS * surgery.patch_size**2 // pixels)
     chosen = [index for index, size in enumerate(sizes) if size == sizes[0]][:count]
-    return torch.stack([corpus.image(index, sizes[0]) for index in chosen]).float() / 127.5 - 1
+    images = torch.stack([corpus.image(index, sizes[0]) for index in chosen]).float() / 127.5 - 1
+    return images, [corpus.rows[index].prompt for index in chosen]
 
 
 def _write_sampling_defaults(run: Run) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from l2p_arch.errors import ArchError
+from l2p_arch.surgery.aligned import resolve_decoder, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels
 from l2p_arch.surgery.starts import check_initialisation
 from l2p_data.errors import DataError
@@ -191,9 +192,28 @@ def _check_start(config: "Config") -> None:
     except ArchError as error:
         raise TransferError(f"surgery.head_channels: {error}") from None
     try:
-        check_initialisation(surgery.initialisation, cast(Any, "the corpus"), surgery.head_channels)
+        if surgery.recipe == "aligned":
+            resolve_start(surgery.initialisation)
+        else:
+            check_initialisation(surgery.initialisation, cast(Any, "the corpus"), surgery.head_channels)
     except ArchError as error:
         raise TransferError(f"surgery.initialisation: {error}") from None
+    if surgery.recipe == "paper":
+        if surgery.decoder != "auto":
+            raise TransferError(
+                f'surgery.decoder is {surgery.decoder!r}, which belongs to surgery.recipe = "aligned"; '
+                "leave it out"
+            )
+        return
+    if not surgery.head_channels:
+        raise TransferError(
+            'surgery.recipe = "aligned" needs a Detailer Head, and surgery.head_channels is empty; give '
+            'some, or use recipe = "paper"'
+        )
+    try:
+        resolve_decoder(surgery.decoder)
+    except ArchError as error:
+        raise TransferError(f"surgery.decoder: {error}") from None
 
 
 def _check_resources(cluster: "ClusterSection") -> None:

@@ -61,6 +61,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", type=Path, help="diffusers directory")
     sub.add_argument("out", type=Path, help="directory to create")
     _new_ends(sub, patch_size=16)
+    sub.add_argument(
+        "--recipe",
+        default="paper",
+        choices=["paper", "aligned"],
+        help="aligned: keep the source's last layer and predict the image; needs --images and the VAE",
+    )
+    sub.add_argument(
+        "--decoder",
+        default="auto",
+        help="aligned only: low-rank, least-squares, neighbours, filters or closed-form (default auto)",
+    )
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's")
     sub.add_argument(
         "--images", type=Path, metavar="FOLDER", help="pictures that the start of the new ends is fitted to"
@@ -142,7 +153,9 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         head_decoder_floor=options.head_decoder_floor,
         seed=options.seed,
         dtype=options.dtype,
+        recipe=options.recipe,
         initialisation=options.initialisation,
+        decoder=options.decoder,
         calibration_images=images,
         overwrite=options.overwrite,
     )

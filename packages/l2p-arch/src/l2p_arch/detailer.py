@@ -32,6 +32,7 @@ class DetailerHead(nn.Module):
         decoder_floor: no decoder level is narrower than this (16 in the public 8K and 10K heads, whose first
             encoder level keeps the 3 pixel channels).
         pixel_channels: channels of the image.
+        input_channels: channels that it reads at full size, where they are not the image's alone.
     """
 
     output_layer = "out_conv"
@@ -44,6 +45,7 @@ class DetailerHead(nn.Module):
         bottleneck_channels: int | None = None,
         decoder_floor: int = 0,
         pixel_channels: int = 3,
+        input_channels: int | None = None,
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1 or feature_channels < 1:
@@ -52,10 +54,11 @@ class DetailerHead(nn.Module):
                 "widths, the former one per level, finest first"
             )
         self.levels = len(channels)
-        self._widths = pixel_channels, feature_channels  # asked of the layers, an adapter would hide them
+        read = input_channels or pixel_channels
+        self._widths = read, feature_channels  # asked of the layers, an adapter would hide them
         self.tile: int | None = None
         self.gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing
-        encoder = (pixel_channels, *channels)
+        encoder = (read, *channels)
         decoder = [max(width, decoder_floor) for width in channels]  # width at each level, finest first
         width = bottleneck_channels or channels[-1]
         for level, (wide_in, wide_out) in enumerate(pairwise(encoder), start=1):

@@ -11,6 +11,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
+from l2p_arch.alignment import HEAD_INPUTS, LEAST_SIGMA, Alignment, head_input, normalised
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
@@ -34,9 +35,13 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             plain linear head.
         head_bottleneck: width after the fusion; the last of head_channels unless given.
         head_decoder_floor: least width of a decoder level.
+        prediction: what the head answers: "velocity", as in the paper, or "x_0", the image.
+        alignment: None for the paper's recipe. For the aligned one, which keeps the source's last layer and
+            predicts "x_0", the arguments of `Alignment` beside the sizes, and "version", 1.
     """
 
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = ["aligner"]  # noqa: RUF012 (diffusers declares it so)
     _group_offload_block_modules = ("trunk",)  # its lists of blocks, and not the two halves of the model
 
     @register_to_config
@@ -48,15 +53,27 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         head_channels: Sequence[int] = (64, 128, 256, 512),
         head_bottleneck: int | None = None,
         head_decoder_floor: int = 0,
+        prediction: str = "velocity",
+        alignment: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         # What is given by position would count as left out, and `from_config` could not build it again.
         self.register_to_config(_use_default_values=[])
         if patch_size < 1:
             raise ArchError(f"patch size {patch_size} is not a number of pixels; 16 is usual at 1024 px")
+        _check_prediction(prediction, alignment, head_channels)
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size
-        self.trunk = self.source_family.build_trunk(trunk_config, 3 * patch_size**2)
+        self.aligner: Alignment | None = None
+        if alignment is None:
+            self.trunk = self.source_family.build_trunk(trunk_config, 3 * patch_size**2)
+        else:
+            self.trunk = self.source_family.build_whole_trunk(trunk_config)
+            latents = self.source_family.latent_channels(trunk_config)
+            sizes = {name: value for name, value in alignment.items() if name != "version"}
+            self.aligner = Alignment(patch_size, latents, **sizes)
+            self._answer_order = self.source_family.answer_order(trunk_config)
+            self._answer_channels = self.source_family.answer_channels(trunk_config)
         feature_channels = self.source_family.feature_channels(trunk_config)
         self.detailer_head: DetailerHead | LinearHead
         if head_channels:
@@ -65,6 +82,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
                 head_channels,
                 bottleneck_channels=head_bottleneck,
                 decoder_floor=head_decoder_floor,
+                input_channels=HEAD_INPUTS if alignment else None,
             )
         elif head_bottleneck or head_decoder_floor:
             raise ArchError(
@@ -125,23 +143,62 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             The velocity, (B, 3, H, W), in the dtype of the head's weights.
         """
         _check_inputs(pixels, sigma, conditioning)
-        # What they compute in, not what they are stored in; a frozen trunk may differ from a trained head.
-        embedder = self.trunk.get_submodule(self.source_family.embedder)
-        dtypes = get_parameter_dtype(embedder), get_parameter_dtype(self.detailer_head)
-        if not dtypes[0].is_floating_point:  # quantised
-            dtypes = (dtypes[1], dtypes[1])
-        patches = pixels_to_patches(pixels.to(dtypes[0]), self.patch_size)
-        sigma = sigma.to(pixels.device, torch.float32)
-        try:
-            features = self.source_family.run(self.trunk, patches, sigma, conditioning)
-        except KeyError as error:
-            _check_keys(error.args[0], conditioning, self.source_family.name)
-            raise
-        head = self.detailer_head(pixels.to(dtypes[1]), features.to(dtypes[1]))
-        velocity = self.source_family.velocity_sign * head
+        velocity = self._velocity(pixels, sigma.to(pixels.device, torch.float32), conditioning)
         if return_dict is None:
             return velocity
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _velocity(self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        if self.aligner is not None:
+            return self._aligned_velocity(self.aligner, pixels.float(), sigma, conditioning)
+        # What they compute in, not what they are stored in; a frozen trunk may differ from a trained head.
+        trunk_dtype, head_dtype = self._dtypes()
+        patches = pixels_to_patches(pixels.to(trunk_dtype), self.patch_size)
+        features = self._run(patches, sigma, conditioning)
+        head: Tensor = self.detailer_head(pixels.to(head_dtype), features.to(head_dtype))
+        if self.config["prediction"] == "x_0":
+            return (pixels.float() - head.float()) / sigma.clamp_min(LEAST_SIGMA).view(-1, 1, 1, 1)
+        return self.source_family.velocity_sign * head
+
+    def _aligned_velocity(
+        self,
+        alignment: Alignment,
+        pixels: Tensor,
+        sigma: Tensor,
+        conditioning: Sequence[Conditioning],
+    ) -> Tensor:
+        """The closed form's velocity less what the head adds to its image, in units of its error; float32."""
+        latents, features = self.predicted_latents(pixels, sigma, conditioning)
+        decoded, head_dtype = alignment.decode(latents), self._dtypes()[1]
+        velocity = alignment.velocity(pixels, decoded, sigma)
+        read = head_input(pixels, decoded, velocity, sigma)
+        head: Tensor = self.detailer_head(read.to(head_dtype), normalised(features).to(head_dtype))
+        return velocity - alignment.error(sigma).view(-1, 1, 1, 1) * head.float()
+
+    def predicted_latents(
+        self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
+    ) -> tuple[Tensor, Tensor]:
+        """What the trunk of an aligned model makes of x_t (B, 3, H, W), float32, at sigma (B,): the latent
+        patches z_hat (B, r, h, w), float32, and its last tokens (B, D, h, w)."""
+        assert self.aligner is not None
+        z_t, source_sigma = self.aligner.to_latents(pixels, sigma)
+        both = self._run(z_t.to(self._dtypes()[0]), source_sigma, conditioning)
+        answer = self.source_family.velocity_sign * both[:, self._answer_order].float()
+        features = both[:, self._answer_channels :]
+        return self.source_family.predicted_latent(z_t, source_sigma, answer), features
+
+    def _run(self, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        try:
+            return self.source_family.run(self.trunk, patches, sigma, conditioning)
+        except KeyError as error:
+            _check_keys(error.args[0], conditioning, self.source_family.name)
+            raise
+
+    def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """What trunk and head compute in."""
+        embedder = self.trunk.get_submodule(self.source_family.embedder)
+        trunk, head = get_parameter_dtype(embedder), get_parameter_dtype(self.detailer_head)
+        return (trunk if trunk.is_floating_point else head), head  # the trunk may be quantised
 
     def block_names(self) -> list[str]:
         """Names of the main blocks in the order in which data flows, such as "trunk.layers.0"."""
@@ -154,7 +211,25 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     def shallow_names(self) -> list[str]:
         """Modules and parameters beside the main blocks that train: embedders, refiners, pad tokens and the
         head."""
-        return [f"trunk.{name}" for name in self.source_family.shallow] + ["detailer_head"]
+        family = self.source_family
+        kept = [] if self.aligner is None else [family.final_norm, family.final_projection]
+        names = dict.fromkeys((*family.shallow, *kept))
+        return [f"trunk.{name}" for name in names] + ["detailer_head"]
+
+    def new_names(self) -> list[str]:
+        """Modules that the source did not have."""
+        embedder = [] if self.aligner is not None else [f"trunk.{self.source_family.embedder}"]
+        return [*embedder, "detailer_head"]
+
+    @property
+    def head_inputs(self) -> int:
+        """Channels that the head reads at full size."""
+        return 3 if self.aligner is None else HEAD_INPUTS
+
+    @property
+    def noise_scale(self) -> float:
+        """What multiplies the source's noise shift: s of an aligned model, 1 in the paper's recipe."""
+        return 1.0 if self.aligner is None else float(self.aligner.scale)
 
     def idle_names(self) -> list[str]:
         """Modules that never get a gradient, because nothing downstream reads them; leave them frozen."""
@@ -164,6 +239,24 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             last = [block for block in self.block_names() if block.startswith(f"trunk.{block_list}.")][-1]
             names.append(f"{last}.{rest}")
         return names
+
+
+def _check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head: Sequence[int]) -> None:
+    if prediction not in ("velocity", "x_0"):
+        raise ArchError(f"prediction {prediction!r} is not one of velocity, x_0")
+    if alignment is None:
+        return
+    if alignment.get("version") != 1:
+        raise ArchError(
+            f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
+            "1; use the l2p-arch that wrote it"
+        )
+    if prediction != "x_0":
+        raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")
+    if not head:
+        raise ArchError(
+            "the aligned recipe needs a Detailer Head, and head_channels is empty; use the paper's recipe"
+        )
 
 
 def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:

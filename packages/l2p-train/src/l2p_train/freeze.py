@@ -124,7 +124,7 @@ def plan_for_model(model: Any, **settings: Any) -> FreezePlan:
         {name: getattr(one, "ds_numel", one.numel()) for name, one in model.named_parameters()},
         blocks=model.block_names(),
         shallow=model.shallow_names(),
-        new_ends=(f"trunk.{model.source_family.embedder}", "detailer_head"),
+        new_ends=model.new_names(),
         **settings,
     )
 

@@ -221,6 +221,8 @@ def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int
     """Return the values that the blocks save for the backward pass of one image."""
     trained = {row.module for row in plan.rows if row.trainable}
     blocks = model.block_names()
+    if model.aligner is not None and not any(name.startswith("trunk.") for name in plan.trainable):
+        return 0.0  # an aligned trunk that is frozen whole has no backward pass
     if config.gradient_checkpointing:
         per_token = (
             len(blocks) * CHECKPOINTED_BLOCK_VALUES + TRAINABLE_BLOCK_VALUES
@@ -245,7 +247,7 @@ def head_values(config: TrainConfig, model: Any, height: int, width: int, channe
     if not (tile and config.gradient_checkpointing and max(height, width) > tile):
         return _whole_head_values(config, model, height, width, channels)
     side = tile + 2 * TILE_MARGIN * 2 ** len(model.config.head_channels)
-    ends = height * width * (3 + 3 + channels / 4 ** len(model.config.head_channels))
+    ends = height * width * (model.head_inputs + 3 + channels / 4 ** len(model.config.head_channels))
     return ends + _whole_head_values(config, model, min(side, height), min(side, width), channels)
 
 
@@ -254,7 +256,7 @@ def _whole_head_values(config: TrainConfig, model: Any, height: int, width: int,
 
     Joining and upsampling save nothing of what they read.
     """
-    encoder = [3, *model.config.head_channels]
+    encoder = [model.head_inputs, *model.config.head_channels]
     decoder = [max(wide, model.config.head_decoder_floor) for wide in encoder[1:]]
     total, area = 0.0, float(height * width)
     for wide_in, wide_out in pairwise(encoder):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -126,7 +126,8 @@ class Session:
         prompts = ["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts]
         self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded, self.mirror)
         training, held_out = split_rows(self.corpus, config.validation_images, config.seed)
-        sources = (config, self.corpus, self.conditioning)
+        shifted = replace(config, noise_shift=config.noise_shift * model.noise_scale)
+        sources = (shifted, self.corpus, self.conditioning)
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
         self.maker = BatchMaker(*sources, **share, rows=training)
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None

@@ -4,15 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
+from l2p_arch.families.kept_output import keep_output
 from l2p_arch.surgery.source_formats import SourceFormat, source_format
 
 Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
 CONDITIONING_DIMENSIONS = {"caption": 2, "text": 2, "pooled": 1, "guidance": 0}
 """What the keys hold: (length, width), (length, width), (width,) and a number."""
+
+
+IN_ROWS = "b c (h py) (w px) -> b h w (py px c)"
+"""How many classes fold a latent patch, in their first layer, their last one, or both."""
 
 
 def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
@@ -46,6 +53,18 @@ class LatentEmbedder:
     """Side of a patch, in latent pixels."""
     fold: str = "b c (h py) (w px) -> b h w (c py px)"
     """einops pattern from latents to the vectors that the weight multiplies."""
+    packed: bool = False
+    """Whether the source's config counts the channels of a folded patch, and not of a latent."""
+    answer: str | None = None
+    """Prefix of the source's last layer, where it is called otherwise in a trunk with the patch of one
+    token."""
+    answer_fold: str | None = None
+    """As `fold`, of what the last layer answers, where that lies in another order."""
+
+
+def latent_of_velocity(z_t: Tensor, sigma: Tensor, answer: Tensor) -> Tensor:
+    """The latent (B, r, h, w) that a velocity (noise - z_0) at z_t and sigma (B,) points to."""
+    return z_t - sigma.view(-1, 1, 1, 1) * answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +99,12 @@ class Family:
     tokens."""
     fill_unset: Callable[[Any], None] = lambda trunk: None
     """Give the parameters that diffusers' class leaves in uninitialised memory their first values."""
+    final_norm: str = "norm_out"
+    """Module of the trunk that the last block's tokens go through first, where the last layer is kept."""
+    final_projection: str = "proj_out"
+    """Module that projects them behind it; it may be the same one."""
+    predicted_latent: Callable[[Tensor, Tensor, Tensor], Tensor] = latent_of_velocity
+    """(z_t (B, r, h, w), sigma (B,), the signed answer of the last layer) -> the latent that it points to."""
     run: Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
     """(trunk, patches (B, C, h, w), sigma (B,) float32, one Conditioning per sample) -> features (B, D, h,
     w)."""
@@ -133,21 +158,64 @@ class Family:
         return self.source_format.text_components
 
     def build_trunk(self, config: Mapping[str, Any], patch_channels: int) -> Any:
-        """Build the trunk for a source config (weights as PyTorch initialises them)."""
+        """Build the trunk of the paper's recipe for a source config (weights as PyTorch initialises them)."""
+        source_config = {key: value for key, value in config.items() if not key.startswith("_")}
+        trunk = self._build(source_config, lambda: self.pixel_config(source_config, patch_channels))
+        self.strip_output(trunk)
+        return trunk
+
+    def build_whole_trunk(self, config: Mapping[str, Any]) -> Any:
+        """Build the trunk that keeps the source's last layer: `run` on folded latent patches returns its
+        answer and, behind it, the last block's tokens."""
+        source_config = {key: value for key, value in config.items() if not key.startswith("_")}
+        answers = self.answer_channels(source_config)
+
+        def wanted() -> dict[str, Any]:
+            whole = self.pixel_config(source_config, self.latent_channels(source_config))
+            return {**whole, "out_channels": answers} if "out_channels" in whole else whole
+
+        trunk = self._build(source_config, wanted)
+        keep_output(trunk, self.final_norm, self.final_projection)
+        # Makes the unpatchify of diffusers' forward, where there is one, a plain reshape.
+        trunk.out_channels = answers + self.feature_channels(source_config)
+        return trunk
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """Values r of a latent patch, as the source's first layer sees it."""
+        packed = self.latent_embedder(config).packed
+        return int(config["in_channels"]) * (1 if packed else self.latent_embedder(config).patch_size ** 2)
+
+    def answer_channels(self, config: Mapping[str, Any]) -> int:
+        """Values that the source's last layer answers for a latent patch; more than r where it also
+        predicts a variance."""
+        if self.latent_embedder(config).packed and config.get("patch_size", 1) == 1:
+            return int(config.get("out_channels") or config["in_channels"])
+        if not config.get("out_channels"):
+            return self.latent_channels(config)
+        return int(config["out_channels"]) * self.latent_embedder(config).patch_size ** 2
+
+    def answer_order(self, config: Mapping[str, Any]) -> list[int]:
+        """Which of the answered values stands for each value of the latent patch that the trunk reads."""
+        embedder = self.latent_embedder(config)
+        side = embedder.patch_size
+        read, answered = self.latent_channels(config), self.answer_channels(config)
+        places = torch.arange(answered, device="cpu").view(1, answered // side**2, side, side)
+        folded = rearrange(places, embedder.answer_fold or embedder.fold, py=side, px=side).flatten()
+        wanted = rearrange(places[:, : read // side**2], embedder.fold, py=side, px=side).flatten()
+        return folded.argsort()[wanted].tolist()
+
+    def _build(self, config: Mapping[str, Any], wanted: Callable[[], dict[str, Any]]) -> Any:
         import diffusers
 
         trunk_class = getattr(diffusers, self.transformer_class)
-        source_config = {key: value for key, value in config.items() if not key.startswith("_")}
         try:
-            trunk = trunk_class.from_config(self.pixel_config(source_config, patch_channels))
+            return trunk_class.from_config(wanted())
         except ArchError:
             raise
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ArchError(
                 f"the source's config is no valid {self.transformer_class} config: {error!r}"
             ) from error
-        self.strip_output(trunk)
-        return trunk
 
 
 def width_of_heads(config: Mapping[str, Any]) -> int:

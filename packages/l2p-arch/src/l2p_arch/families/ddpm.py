@@ -20,3 +20,12 @@ def to_ddpm(x_t: Tensor, sigma: Tensor) -> Tensor:
     """(1 - sigma) x_0 + sigma noise, (B, C, h, w), scaled so that its coefficients' squares sum to 1."""
     scale = ((1 - sigma).square() + sigma.square()).rsqrt()
     return (x_t * scale.view(-1, 1, 1, 1)).to(x_t.dtype)
+
+
+def latent_of_noise(z_t: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """The latent (B, r, h, w) that a predicted noise points to, at z_t = (1 - sigma) z_0 + sigma noise.
+
+    Beyond the last of the steps the signal counts as it does there: nearly nothing is left of it.
+    """
+    sigma = sigma.clamp_max(0.9937).view(-1, 1, 1, 1)
+    return (z_t - sigma * noise) / (1 - sigma)

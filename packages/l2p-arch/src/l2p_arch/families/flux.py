@@ -85,5 +85,5 @@ FLUX = Family(
     text_room=lambda components, most, negative: room_in(components["tokenizer_2"], most),
     padded_text=0,
     encode_text=_encode_text,
-    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
+    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2, packed=True),
 )

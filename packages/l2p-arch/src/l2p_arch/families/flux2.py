@@ -122,5 +122,5 @@ FLUX2 = Family(
     encode_text=_encode_text,
     dynamic_shift=_dynamic_shift,
     encode_latents=_encode_latents,
-    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2),
+    latent_embedder=lambda config: LatentEmbedder(name="x_embedder", patch_size=2, packed=True),
 )

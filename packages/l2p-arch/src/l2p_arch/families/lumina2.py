@@ -89,6 +89,7 @@ LUMINA2 = Family(
     feature_channels=lambda config: config["hidden_size"],
     pixel_config=_pixel_config,
     strip_output=_strip_output,
+    final_projection="norm_out",
     run=_run,
     text_tokens=256,
     text_room=_text_room,

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families.base import (
+    IN_ROWS,
     Conditioning,
     Family,
     LatentEmbedder,
     strip_norm_and_projection,
     width_of_heads,
 )
-from l2p_arch.families.ddpm import ddpm_step, to_ddpm
+from l2p_arch.families.ddpm import ddpm_step, latent_of_noise, to_ddpm
 from l2p_arch.families.running import padded, source_pipeline
 
 
@@ -90,9 +91,12 @@ PIXART_SIGMA = Family(
     feature_channels=width_of_heads,
     pixel_config=_pixel_config,
     strip_output=_strip_output,
+    predicted_latent=latent_of_noise,
     run=_run,
     text_tokens=300,
     encode_text=_encode_text,
-    latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
+    latent_embedder=lambda config: LatentEmbedder(
+        name="pos_embed.proj", patch_size=config["patch_size"], answer_fold=IN_ROWS
+    ),
     flow_scheduler={"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
 )

@@ -84,5 +84,5 @@ QWEN_IMAGE = Family(
     encode_text=_encode_text,
     text_room=_text_room,
     encode_latents=_encode_latents,
-    latent_embedder=lambda config: LatentEmbedder(name="img_in", patch_size=2),
+    latent_embedder=lambda config: LatentEmbedder(name="img_in", patch_size=2, packed=True),
 )

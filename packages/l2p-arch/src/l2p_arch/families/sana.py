@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from l2p_arch.families.base import (
+    IN_ROWS,
     Conditioning,
     Family,
     LatentEmbedder,
@@ -98,5 +99,7 @@ SANA = Family(
     text_room=_text_room,
     encode_text=_encode_text,
     encode_negative_text=partial(_encode_text, negative=True),
-    latent_embedder=lambda config: LatentEmbedder(name="patch_embed.proj", patch_size=config["patch_size"]),
+    latent_embedder=lambda config: LatentEmbedder(
+        name="patch_embed.proj", patch_size=config["patch_size"], answer_fold=IN_ROWS
+    ),
 )

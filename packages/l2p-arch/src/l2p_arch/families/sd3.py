@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2p_arch.families.base import (
+    IN_ROWS,
     Conditioning,
     Family,
     LatentEmbedder,
@@ -86,5 +87,7 @@ SD3 = Family(
     text_room=_text_room,
     padded_text=77,
     encode_text=_encode_text,
-    latent_embedder=lambda config: LatentEmbedder(name="pos_embed.proj", patch_size=config["patch_size"]),
+    latent_embedder=lambda config: LatentEmbedder(
+        name="pos_embed.proj", patch_size=config["patch_size"], answer_fold=IN_ROWS
+    ),
 )

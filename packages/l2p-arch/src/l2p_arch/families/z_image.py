@@ -111,6 +111,8 @@ Z_IMAGE = Family(
     pixel_config=_pixel_config,
     strip_output=_strip_output,
     fill_unset=_fill_unset,
+    final_norm="all_final_layer.1-1",
+    final_projection="all_final_layer.1-1",
     run=_run,
     text_key="caption",
     text_room=_text_room,
@@ -119,5 +121,6 @@ Z_IMAGE = Family(
         name=f"all_x_embedder.{config['all_patch_size'][0]}-{config['all_f_patch_size'][0]}",
         patch_size=config["all_patch_size"][0],
         fold="b c (h py) (w px) -> b h w (py px c)",
+        answer=f"all_final_layer.{config['all_patch_size'][0]}-{config['all_f_patch_size'][0]}",
     ),
 )

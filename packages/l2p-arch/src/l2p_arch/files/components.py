@@ -1,7 +1,7 @@
 """What goes along from one pipeline directory to the next: text encoders, tokenizers, scheduler, licences."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ def read_model_config(model: Path) -> dict[str, Any]:
             "make one with convert"
         )
     return config
+
+
+def recipe_of(config: Mapping[str, Any]) -> str:
+    """The recipe of a model config: "paper" or "aligned"."""
+    return "aligned" if config.get("alignment") else "paper"
 
 
 def name_of(path: Path) -> str:

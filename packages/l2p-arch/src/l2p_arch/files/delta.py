@@ -15,6 +15,7 @@ from l2p_arch.files.components import (
     copy_file,
     name_of,
     read_model_config,
+    recipe_of,
 )
 from l2p_arch.files.directories import appearing_complete, appearing_file
 from l2p_arch.files.model_card import write_model_card
@@ -66,6 +67,7 @@ def save_delta(
         "kind": _KIND,
         "base_sha256": _hash(stored.values()),
         "base_config_sha256": _config_hash(config),
+        "recipe": recipe_of(config),
     }
     with appearing_file(Path(out), [base], overwrite) as partial:
         write_file(partial, [_in_memory(name, value) for name, value in trained.items()], metadata)
@@ -78,6 +80,12 @@ def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwri
     if metadata.get("kind") != _KIND:
         raise ArchError(f"{delta} is no trained-delta file: {identify(delta)}")
     config, stored = read_model_config(base), index_directory(base / "transformer")
+    recipe = metadata.get("recipe", "paper")
+    if recipe != recipe_of(config):
+        raise ArchError(
+            f"{delta} was trained from a model of the {recipe} recipe, and {base} is one of the "
+            f"{recipe_of(config)} recipe; give the base that it was trained from"
+        )
     if _hash(stored.values()) != metadata.get("base_sha256"):
         raise ArchError(
             f"{delta} was trained from another base than {base}: the hashes of the weights differ"

@@ -12,7 +12,13 @@ from einops import rearrange
 
 from l2p_arch.errors import ArchError
 from l2p_arch.files.comfyui_layout import comfyui_names, published_names
-from l2p_arch.files.components import components_to_keep, copy_components, name_of, read_model_config
+from l2p_arch.files.components import (
+    components_to_keep,
+    copy_components,
+    name_of,
+    read_model_config,
+    recipe_of,
+)
 from l2p_arch.files.directories import appearing_complete, appearing_file
 from l2p_arch.files.model_card import single_file_card, write_model_card, write_text
 from l2p_arch.files.recognition import identify, pipeline_family, read_any_header
@@ -129,6 +135,11 @@ def export_public(
     config = read_model_config(model)
     if config["family"] != "z-image":
         raise ArchError(f"{model} is of the family {config['family']!r}; only z-image has public layouts")
+    if recipe_of(config) != "paper":
+        raise ArchError(
+            f"{model} is of the aligned recipe, and the public layouts hold the paper's alone; use its model "
+            'directory, or train one with recipe = "paper"'
+        )
     layout = _layout_for(config)
     card_file = file.with_suffix(".md")
     if file == card_file:

@@ -168,7 +168,8 @@ class L2PPipeline(Prompts, Adapters):
                 scheduler draws noise in every step.
             generator: instead of seeds, one generator per image or one that is drawn from in turn.
             latents: noise (N, 3, H, W) to start from, in place of the seeds'.
-            noise_shift: shift of the sigma schedule; None keeps the scheduler's own.
+            noise_shift: shift of the sigma schedule; None keeps the scheduler's own. An aligned model
+                multiplies it by its `noise_scale`: it is meant on the source's time axis.
             sigmas: in place of num_inference_steps, the schedule before the shift: descending from at most 1
                 to above 0.
             image: start from these instead of from noise: one, or one per image; tensors (N, 3, H, W) in [-1,
@@ -234,6 +235,7 @@ class L2PPipeline(Prompts, Adapters):
             changes=family.flow_scheduler,
             dynamic_shift=family.dynamic_shift,
             sigmas=sigmas,
+            noise_scale=self.transformer.noise_scale,
         )
         if strength is None:
             strength = 0.6 if mask_image is None else 1.0

@@ -21,12 +21,14 @@ def flow_schedule(
     changes: Mapping[str, Any],
     dynamic_shift: Callable[[int, int], float] | None = None,
     sigmas: Sequence[float] | None = None,
+    noise_scale: float = 1.0,
 ) -> Any:
     """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
 
     Args:
         scheduler: the pipeline's; it stays as it is.
         noise_shift: shift of the sigmas; None keeps the scheduler's own.
+        noise_scale: what multiplies either, see `L2PTransformer.noise_scale`.
         image_tokens: of one image, for schedulers that shift by its size.
         dynamic_shift: (image tokens, steps) -> mu of such schedulers; None: linear in the tokens.
         changes: to the config of a scheduler that samples by something else than flow matching.
@@ -42,6 +44,10 @@ def flow_schedule(
         raise ArchError(f"noise_shift {noise_shift} must be positive; 1 means none, 3 is usual at 1024 px")
     even = np.linspace(1, 1 / steps, steps) if sigmas is None else _checked(sigmas)
     own, changed = scheduler.config, dict[str, Any]()
+    dynamic = noise_shift is None and bool(own.get("use_dynamic_shifting"))
+    if noise_scale != 1 and not dynamic:
+        shift = getattr(scheduler, "shift", None) or own.get("shift") or own.get("flow_shift") or 1.0
+        noise_shift = noise_scale * (float(shift) if noise_shift is None else noise_shift)
     if not type(scheduler).__name__.startswith("FlowMatch"):
         changed = {key: value for key, value in changes.items() if key in own}
         wanted = {**own, **changed}
@@ -72,11 +78,13 @@ def flow_schedule(
     else:
         options["num_inference_steps"] = steps
     if scheduler.config.get("use_dynamic_shifting"):
-        options["mu"] = (
+        mu = (
             dynamic_shift(image_tokens, len(even))
             if dynamic_shift
             else _dynamic_shift(scheduler.config, image_tokens)
         )
+        exponential = scheduler.config.get("time_shift_type", "exponential") == "exponential"
+        options["mu"] = mu + math.log(noise_scale) if exponential else mu * noise_scale
     scheduler.set_timesteps(**options)
     made = scheduler.sigmas
     if not (bool(torch.isfinite(made).all()) and made.max() <= 1 and made.min() >= 0 and made[-1] == 0):

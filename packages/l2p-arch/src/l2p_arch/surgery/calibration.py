@@ -49,11 +49,11 @@ class PatchFit:
     """Mean variance of the map's answer to unit pixel noise; the source's latent noise has 1."""
 
 
-def paired_tokens(
+def paired_grids(
     source: Source, layout: LatentEmbedder, images: Tensor, patch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixel patches (T, 3*P*P) and the source's latent patches (T, C*p*p) of the same tokens, a few images at
-    a time."""
+    """Pixel patches (B, 3*P*P, h, w) and the source's latent patches (B, C*p*p, h, w) on the grid of tokens,
+    a few images at a time."""
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ArchError(
             f"calibration_images have the shape {tuple(images.shape)}; wanted (N, 3, H, W) in [-1, 1]"
@@ -69,7 +69,15 @@ def paired_tokens(
         with torch.no_grad():
             latent = source.family.encode_latents(vae, batch)
         tokens = rearrange(latent, layout.fold, py=layout.patch_size, px=layout.patch_size)
-        yield rearrange(folded, "b c h w -> (b h w) c"), tokens.flatten(0, 2)
+        yield folded, rearrange(tokens, "b h w c -> b c h w")
+
+
+def paired_tokens(
+    source: Source, layout: LatentEmbedder, images: Tensor, patch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same as lists: pixel patches (T, 3*P*P) and latent patches (T, C*p*p)."""
+    for folded, tokens in paired_grids(source, layout, images, patch_size):
+        yield rearrange(folded, "b c h w -> (b h w) c"), rearrange(tokens, "b c h w -> (b h w) c")
 
 
 @dataclass(kw_only=True)

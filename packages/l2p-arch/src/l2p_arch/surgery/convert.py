@@ -7,8 +7,9 @@ diffusers, which take seconds, are imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,14 @@ from l2p_arch.files.directories import appearing_complete, read_json, write_json
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import FLOATS, StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
+from l2p_arch.surgery.aligned import (
+    aligned_tensors,
+    check_alignable,
+    inherited_tensors,
+    recipe_config,
+    resolve_decoder,
+    resolve_start,
+)
 from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
 from l2p_arch.surgery.source_formats import SourceFormat, find_source_format
 from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
@@ -27,6 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from l2p_arch.families import Family
+
+
+RECIPES = ("paper", "aligned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +62,7 @@ class SurgeryReport:
     inherited: tuple[TensorRecord, ...]
     new: tuple[TensorRecord, ...]
     dropped: tuple[TensorRecord, ...]
+    recipe: str = "paper"
     measures: Mapping[str, float] = field(default_factory=dict)
     """What the initialisation measured on the source, for example how much of the latents its fit
     explains."""
@@ -99,8 +112,11 @@ def convert(
     head_decoder_floor: int = 0,
     seed: int = 0,
     dtype: str | None = None,
+    recipe: str = "paper",
     initialisation: str = AUTO,
+    decoder: str = AUTO,
     calibration_images: Tensor | None = None,
+    calibration_prompts: Sequence[str] | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 5 << 30,
 ) -> SurgeryReport:
@@ -116,11 +132,18 @@ def convert(
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes (new tensors
             are bfloat16 where the source is in 8 bit).
+        recipe: "paper" drops the source's latent ends and predicts the velocity (sec. 3.3); "aligned" keeps
+            the whole transformer and predicts x_0 from what it answers (`l2p_arch.alignment`), which needs a
+            VAE and calibration images.
         initialisation: "auto", the start that measurements chose for what is given, or keys of
             `INITIALISATIONS`, joined with "+", such as "default", PyTorch's own values as in the public code.
             The report says what "auto" stood for: without calibration images a closed form, and with them
             "fitted+kaiming+gated", which loads the source's transformer once.
-        calibration_images: (N, 3, H, W) in [-1, 1], for the initialisations that measure the source.
+        decoder: of the aligned recipe: "auto", the one that measurements chose, or a key of
+            `l2p_arch.surgery.aligned.DECODERS`; those with filters load the source's transformer once.
+        calibration_images: (N, 3, H, W) in [-1, 1], for the recipes and initialisations that measure the
+            source.
+        calibration_prompts: what the images show, one each, for the aligned recipe's filters.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
 
@@ -133,13 +156,14 @@ def convert(
     """
     head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
     check_head_channels(patch_size, head_channels)
-    check_initialisation(initialisation, calibration_images, head_channels)
+    if recipe not in RECIPES:
+        raise ArchError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+    if recipe == "paper":
+        if decoder != AUTO:
+            raise ArchError(f'decoder {decoder!r} belongs to recipe = "aligned"; leave it out')
+        check_initialisation(initialisation, calibration_images, head_channels)
     opened = open_source(Path(source))
-    initialisation = resolve_initialisation(
-        initialisation, head_channels, calibration_images, has_vae=opened.has_vae
-    )
     wanted_dtype = _dtype_name(dtype)
-    inherited = _inherited(opened, wanted_dtype)
     config = {
         "family": opened.format.family,
         "trunk_config": {
@@ -150,8 +174,34 @@ def convert(
         "head_bottleneck": head_bottleneck,
         "head_decoder_floor": head_decoder_floor,
     }
-    with appearing_complete(Path(out), [opened.directory], overwrite) as partial:
-        weights = partial / "transformer"
+    make: Callable[[Any], tuple[Mapping[str, Tensor], Mapping[str, float]]]
+    if recipe == "aligned":
+        check_alignable(opened, head_channels, calibration_images)
+        assert calibration_images is not None
+        initialisation, decoder = resolve_start(initialisation), resolve_decoder(decoder)
+        config |= recipe_config(recipe, decoder)
+        _refuse_quantised(opened)
+        inherited = inherited_tensors(opened, wanted_dtype)
+        make = partial(
+            aligned_tensors,
+            source=opened,
+            decoder=decoder,
+            start=initialisation,
+            images=calibration_images,
+            prompts=calibration_prompts,
+            inherited=inherited,
+            seed=seed,
+        )
+    else:
+        initialisation = resolve_initialisation(
+            initialisation, head_channels, calibration_images, has_vae=opened.has_vae
+        )
+        inherited = _inherited(opened, wanted_dtype)
+        make = partial(
+            new_tensors, initialisation, source=opened, calibration_images=calibration_images, seed=seed
+        )
+    with appearing_complete(Path(out), [opened.directory], overwrite) as staged:
+        weights = staged / "transformer"
         weights.mkdir()
         with DirectoryWriter(weights, max_shard_bytes) as writer:
             # The disk copies the blocks while diffusers, which takes seconds to import, says whether they are
@@ -159,14 +209,14 @@ def convert(
             writer.start(inherited)
             model = _meta_model(config)
             new = _check_against_model(opened, inherited, model, wanted_dtype)
-            made, measures = new_tensors(initialisation, model, opened, calibration_images, seed=seed)
+            made, measures = make(model)
             writer.write([_made(tensor, made) for tensor in new])
-        report = _report(opened, inherited, new, patch_size, initialisation, measures)
+        report = _report(opened, inherited, new, patch_size, recipe, initialisation, measures)
         model.save_config(weights)
-        copy_components(opened.directory, opened.components, partial)
-        write_json(partial / "surgery_report.json", asdict(report))
+        copy_components(opened.directory, opened.components, staged)
+        write_json(staged / "surgery_report.json", asdict(report))
         origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
-        write_model_card(partial, origin, title=name_of(Path(out)))
+        write_model_card(staged, origin, title=name_of(Path(out)))
     return report
 
 
@@ -201,21 +251,25 @@ def _meta_model(config: Mapping[str, Any]) -> Any:
 def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
     """All tensors of the source but its latent ends, told apart by name."""
     ends = source.format.ends
+    _refuse_quantised(source)
     kept = [stored for name, stored in source.tensors.items() if not source.format.is_end(name)]
     if len(kept) == len(source.tensors):
         raise ArchError(f"{source.directory}: the transformer has no latent ends ({', '.join(ends)})")
-    quantised = next((stored for stored in source.tensors.values() if stored.dtype not in FLOATS), None)
-    if quantised:
-        raise ArchError(
-            f"{source.directory}: {quantised.name} is stored as {quantised.dtype}, quantised; start from the "
-            "weights that it was made of"
-        )
     return [
         PlannedTensor(
             name=f"trunk.{stored.name}", dtype=dtype or stored.dtype, shape=stored.shape, origin=stored
         )
         for stored in kept
     ]
+
+
+def _refuse_quantised(source: Source) -> None:
+    quantised = next((stored for stored in source.tensors.values() if stored.dtype not in FLOATS), None)
+    if quantised:
+        raise ArchError(
+            f"{source.directory}: {quantised.name} is stored as {quantised.dtype}, quantised; start from the "
+            "weights that it was made of"
+        )
 
 
 def _check_against_model(
@@ -229,7 +283,10 @@ def _check_against_model(
         new_dtype = "BF16"
     for name, value in model.state_dict().items():
         shape, source_name = tuple(value.shape), name.removeprefix("trunk.")
-        if name.startswith(("detailer_head.", f"trunk.{family.embedder}.")):
+        if name.startswith("aligner."):  # float32 whatever the weights are: it divides by sigma
+            new.append(TensorRecord(name=name, shape=shape, dtype="F32"))
+            continue
+        if name.startswith(tuple(f"{module}." for module in model.new_names())):
             new.append(TensorRecord(name=name, shape=shape, dtype=new_dtype))
             continue
         if name not in unclaimed:
@@ -256,6 +313,7 @@ def _report(
     inherited: Sequence[PlannedTensor],
     new: Sequence[TensorRecord],
     patch_size: int,
+    recipe: str,
     initialisation: str,
     measures: Mapping[str, float],
 ) -> SurgeryReport:
@@ -266,10 +324,11 @@ def _report(
         source=name_of(source.directory),
         family=source.format.family,
         patch_size=patch_size,
+        recipe=recipe,
         initialisation=initialisation,
         inherited=records(inherited),
         new=tuple(new),
-        dropped=records(_latent_ends(source)),
+        dropped=records(_latent_ends(source) if recipe == "paper" else ()),
         measures=measures,
     )
 

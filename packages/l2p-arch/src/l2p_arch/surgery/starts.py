@@ -127,10 +127,9 @@ def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
     if not -(2**63) <= seed < 2**64:
         raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
     made = {}
-    embedder = f"trunk.{model.source_family.embedder}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for prefix in (embedder, "detailer_head"):
+        for prefix in model.new_names():
             module = model.get_submodule(prefix).to_empty(device="cpu")
             for layer in module.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
