@@ -72,15 +72,16 @@ class Tiny:
         """A model of the aligned recipe with patches of 4 px, whose subspace is some rotation."""
         torch.manual_seed(0)
         alignment = {"version": 1, "decoder_kernel": 3, "filter_sigmas": 3}
+        source = self.source()
         model = L2PTransformer(
             self.family.name,
-            self.config,
+            {key: value for key, value in source.config.items() if not key.startswith("_")},
             patch_size=4,
             head_channels=(8, 8),
             prediction="x_0",
             alignment=alignment,
         )
-        model.trunk = self.whole_trunk(self.source())
+        model.trunk = self.whole_trunk(source)
         aligner: Any = model.aligner
         aligner.subspace.copy_(torch.linalg.qr(torch.randn_like(aligner.subspace)).Q)
         aligner.scale.fill_(1.7)

@@ -94,6 +94,8 @@ class Family:
     pixel_config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     """(source config, patch channels) -> config of the trunk, whose patch size is 1 on the grid of
     patches."""
+    adapt: Callable[[Any], None] = lambda trunk: None
+    """What a trunk needs to hear `run`, with and without its last layer."""
     strip_output: Callable[[Any], None]
     """Replace the final norm and projection in place, so that the trunk's forward returns the last block's
     tokens."""
@@ -209,13 +211,15 @@ class Family:
 
         trunk_class = getattr(diffusers, self.transformer_class)
         try:
-            return trunk_class.from_config(wanted())
+            trunk = trunk_class.from_config(wanted())
         except ArchError:
             raise
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ArchError(
                 f"the source's config is no valid {self.transformer_class} config: {error!r}"
             ) from error
+        self.adapt(trunk)
+        return trunk
 
 
 def width_of_heads(config: Mapping[str, Any]) -> int:

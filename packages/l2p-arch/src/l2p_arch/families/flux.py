@@ -56,8 +56,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     return to_grid(tokens, grid)
 
 
-def _strip_output(trunk: Any) -> None:
-    strip_norm_and_projection(trunk)
+def _hear_time(trunk: Any) -> None:
     hear_exact_time(trunk.time_text_embed.time_proj)
 
 
@@ -79,7 +78,8 @@ FLUX = Family(
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=_strip_output,
+    adapt=_hear_time,
+    strip_output=strip_norm_and_projection,
     run=in_groups_of_equal_text(_run),
     pooled_text=True,
     text_room=lambda components, most, negative: room_in(components["tokenizer_2"], most),

@@ -51,8 +51,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     return to_grid(tokens, grid)
 
 
-def _strip_output(trunk: Any) -> None:
-    strip_norm_and_projection(trunk)
+def _hear_time(trunk: Any) -> None:
     hear_exact_time(trunk.time_guidance_embed.time_proj)
 
 
@@ -115,7 +114,8 @@ FLUX2 = Family(
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},
-    strip_output=_strip_output,
+    adapt=_hear_time,
+    strip_output=strip_norm_and_projection,
     run=in_groups_of_equal_text(_run),
     text_room=_text_room,
     padded_text=0,

@@ -41,8 +41,7 @@ def _run(trunk: Any, patches: Tensor, sigma: Tensor, conditioning: Sequence[Cond
     return to_grid(tokens, grid)
 
 
-def _strip_output(trunk: Any) -> None:
-    strip_norm_and_projection(trunk)
+def _hear_time(trunk: Any) -> None:
     hear_exact_time(trunk.time_text_embed.time_proj)
 
 
@@ -79,7 +78,8 @@ QWEN_IMAGE = Family(
     idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "patch_size": 1},
-    strip_output=_strip_output,
+    adapt=_hear_time,
+    strip_output=strip_norm_and_projection,
     run=_run,
     encode_text=_encode_text,
     text_room=_text_room,
