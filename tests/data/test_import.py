@@ -317,12 +317,24 @@ def test_links_that_lead_round_in_a_circle_end_in_one_line_each(tmp_path: Path) 
     assert set(errors_of(tmp_path / "d")) == {"round.png", "x/y.png"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_picture_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error, raised where it would: tests may run as root, who may read everything."""
     (tmp_path / "f").mkdir()
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         (tmp_path / f"f/{name}.png").write_bytes(png(1))
         (tmp_path / f"f/{name}.txt").write_text(name)
-    (tmp_path / "f/b.png").chmod(0)
+    read = Path.read_bytes
+    numbers = {"b.png": 13, "c.txt": 5}
+
+    def refused(path: Path) -> bytes:
+        if path.name in numbers:
+            raise OSError(numbers[path.name], os.strerror(numbers[path.name]), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
     import_folder(tmp_path / "f", tmp_path / "c")
-    assert "Permission denied" in errors_of(tmp_path / "c")["b.png"]
+    errors = errors_of(tmp_path / "c")
+    assert errors["b.png"].startswith("unreadable: cannot read") and "Permission denied" in errors["b.png"]
+    assert errors["c.png"].startswith("caption: cannot read") and "check the device" in errors["c.png"]

@@ -144,11 +144,20 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     if folder_exists(corpus):
         release(corpus)  # --update may have changed what a killed run began with
     manifest = synthesize(prompts, settings, on_progress=report)
-    failed = len(manifest.failures)
+    failed, cut = len(manifest.failures), manifest.cut_prompts
+    longer = (
+        f"; the text encoder cut {_count(len(cut), 'prompt')}, the first before {cut[0]!r}" if cut else ""
+    )
     return Outcome(
         note=f"{_count(manifest.rows, 'image')} in {_count(len(manifest.shards), 'shard')}"
-        + (f", {failed} failed" if failed else ""),
-        values={"images": manifest.rows, "shards": len(manifest.shards), "failed": failed},
+        + (f", {failed} failed" if failed else "")
+        + longer,
+        values={
+            "images": manifest.rows,
+            "shards": len(manifest.shards),
+            "failed": failed,
+            **({"cut_prompts": len(cut)} if cut else {}),
+        },
     )
 
 

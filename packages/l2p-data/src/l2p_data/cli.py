@@ -19,7 +19,7 @@ from l2p_data.errors import DataError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 ok, 2 usage or input, 130 and 143 interrupted."""
-    return run_command(lambda: _run(arguments), user_errors=(DataError,))
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -248,6 +248,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _readable(result: dict[str, Any]) -> str:
     lines = []
     for key, value in result.items():
+        if value in ({}, []):
+            continue
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {name or '(none)':<24} {count}" for name, count in value.items())]
         elif isinstance(value, list):

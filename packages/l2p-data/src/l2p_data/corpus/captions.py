@@ -178,7 +178,14 @@ _READERS: dict[str, Callable[[bytes, Path], list[dict[str, Any]]]] = {
 
 
 def _reader(find: Callable[[str], Path], name: str) -> Callable[[], bytes]:
-    return lambda: read_bytes(find(name))
+    return lambda: _content(find(name))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except DataError as error:
+        raise DataError(f"unreadable: {error}") from error
 
 
 class _Finder:
@@ -285,4 +292,4 @@ def _beside(folder: Path, picture: Path, caption: Path | None) -> Entry:
             text = read_text(caption)
         except DataError as error:
             problem = f"caption: {error}"
-    return Entry(name=name, text=text, content=lambda: read_bytes(picture), problem=problem)
+    return Entry(name=name, text=text, content=lambda: _content(picture), problem=problem)
