@@ -89,3 +89,20 @@ def test_a_source_that_scores_nothing_has_no_retention() -> None:
 def test_numbers_for_people() -> None:
     assert [duration(s) for s in (3.14, 42, 200, 7500)] == ["3.1 s", "42 s", "3 min 20 s", "2 h 05 min"]
     assert [memory(b) for b in (None, 3_400_000, 12_345_000_000)] == ["-", "3 MB", "12.3 GB"]
+
+
+def test_a_score_above_the_source_and_a_blind_detector_stand_on_the_page(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    def page(source: GenEvalScores, l2p: GenEvalScores) -> str:
+        report = RunReport(title="t", summary="s", source_name="n", source_scores=source, l2p_scores=l2p)
+        write_report(report, tmp_path)
+        html, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+        assert html.count("Mind:") == text.count("**Mind**")
+        return text
+
+    source = scores(0.5)
+    assert "Mind" not in page(source, source)
+    assert "more than its source's 0.500" in page(source, replace(source, overall=0.75))
+    assert "source: the detector found no object at all" in page(replace(source, objects=0), source)
+    assert "the source scores 0" in page(replace(source, overall=0.0), source)

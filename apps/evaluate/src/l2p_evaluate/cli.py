@@ -11,11 +11,6 @@ from collections.abc import Sequence
 
 from l2p_run.command import USAGE_ERROR, Parser, out, run_command
 
-PACKAGES = (
-    *("l2p-arch", "l2p-eval", "l2p-mini", "torch", "torchvision", "diffusers", "transformers"),
-    *("torchmetrics", "torch-fidelity", "efficientnet-lite-pytorch", "pillow"),
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
@@ -51,7 +46,7 @@ def _evaluate(options: argparse.Namespace, command: Sequence[str]) -> int:
     from l2p_run.progress import Counter, say
     from l2p_run.provenance import collect
 
-    from l2p_evaluate.options import evaluation_of
+    from l2p_evaluate.options import PACKAGES, evaluation_of
 
     evaluation = evaluation_of(options)
     with Counter() as counter:

@@ -18,7 +18,7 @@ from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.progress import say
 
 from l2p_evaluate.full_size import CAPTION_TOKENS, FAMILIES, HEADS, count_size
-from l2p_evaluate.options import DTYPES, SIDE
+from l2p_evaluate.options import DTYPES, PACKAGES, SIDE
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +41,6 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     """Writes efficiency.json, .md and .png; prints the table."""
     from l2p_eval.efficiency.comparison import PAPER, counted, save_chart, table
     from l2p_run.provenance import collect
-
-    from l2p_evaluate.cli import PACKAGES
 
     if bool(options.model) != bool(options.source):
         raise EvalError("measuring compares two models; give --model and --source")

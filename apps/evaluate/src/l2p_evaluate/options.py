@@ -19,6 +19,11 @@ from l2p_run.hashes import of_file
 INCEPTION = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
 SIDE = number(int, ge=1, le=1 << 16)
 COUNT = number(int, ge=1, le=10_000)
+PACKAGES = (
+    *("l2p-arch", "l2p-eval", "l2p-mini", "torch", "torchvision", "diffusers", "transformers"),
+    *("torchmetrics", "torch-fidelity", "efficientnet-lite-pytorch", "pillow"),
+)
+"""Whose versions stand in a result."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -1,21 +1,19 @@
 """The evaluation stage: paint, judge, compare."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.geneval import GenEvalPrompt, ImageScore, read_metadata, summarise
-from l2p_eval.layout import image_path, score_folder, write_prompts
+from l2p_eval.geneval import read_metadata
 from l2p_eval.metrics.features import FeatureExtractor, load_extractor
-from l2p_eval.metrics.frechet import frechet_between
-from l2p_eval.painting import Job, generate_images, plan_jobs
+from l2p_eval.painting import Job, Pictures, generate_images, plan_jobs
+from l2p_eval.scores import Score, frechet, geneval, retention
 from l2p_run.devices import choose_device, resolve_dtype
+from l2p_run.hashes import of_file
 
 from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
-from l2p_transfer.detectors import Eyes, load_detector
+from l2p_transfer.detectors import load_detector
 from l2p_transfer.generation import Painter
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, source_size
@@ -34,30 +32,35 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
         "detector": eyes.description,
         "metadata": {
             "file": section.metadata.name,
-            "sha256": hashlib.sha256(section.metadata.read_bytes()).hexdigest(),
+            "sha256": of_file(section.metadata),
         },
         "images_per_prompt": section.images_per_prompt,
         "seed": section.seed,
     }
-    folders = {}
+    pictures: dict[str, Pictures] = {}
+    scored: dict[str, Score] = {}
     for name, painter in painters(config, paths).items():
-        folder = folders[name] = paths.evaluation / name
-        _paint(painter, jobs, folder, config, progress)
-        scores = _judge(painter, prompts, folder, eyes, config, progress)
+        pictures[name] = _paint(painter, jobs, paths.evaluation / name, config, progress)
+        scored[name] = geneval(
+            pictures[name],
+            eyes.detector,
+            colors=eyes.colors,
+            prompts=prompts,
+            images_per_prompt=section.images_per_prompt,
+            progress=progress,
+        ).whole()
         results[name] = {
             "sampling": dict(painter.options)
             | {"dtype": painter.dtype, "width": painter.width, "height": painter.height},
-            "scores": summarise(scores).to_row(),
-            "images": [asdict(score) for score in scores],
+            **scored[name].details,
         }
-    files = {
-        name: [image_path(folder, job.prompt_index, job.sample) for job in jobs]
-        for name, folder in folders.items()
-    }
-    step = lambda done, total: progress(done, total, "image features")  # noqa: E731
-    results["frechet"] = frechet_between(files["source"], files["l2p"], extractor, on_image=step).to_row()
-    source, l2p = (results[name]["scores"]["overall"] for name in ("source", "l2p"))
-    results["retention"] = l2p / source if source else None
+    reference = pictures["source"].paths
+    distance = frechet(pictures["l2p"], extractor, reference=reference, progress=progress)
+    results["frechet"] = distance.details["result"]
+    kept = retention(scored["l2p"].headline, scored["source"].headline, images=len(jobs))
+    results["retention"] = kept.share
+    results["warnings"] = [f"{name}: {text}" for name in scored for text in scored[name].warnings]
+    results["warnings"] += [kept.note] if kept.note else []
     return results
 
 
@@ -105,9 +108,11 @@ def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
     }
 
 
-def _paint(painter: Painter, jobs: Sequence[Job], folder: Path, config: Config, progress: Progress) -> None:
+def _paint(
+    painter: Painter, jobs: Sequence[Job], folder: Path, config: Config, progress: Progress
+) -> Pictures:
     with painting(config) as place:
-        generate_images(
+        painted = generate_images(
             painter,
             jobs,
             folder,
@@ -117,21 +122,6 @@ def _paint(painter: Painter, jobs: Sequence[Job], folder: Path, config: Config, 
             on_image=lambda done, total: progress(done, total, f"{painter.title} paints"),
             **place,
         )
-
-
-def _judge(
-    painter: Painter,
-    prompts: Sequence[GenEvalPrompt],
-    folder: Path,
-    eyes: Eyes,
-    config: Config,
-    progress: Progress,
-) -> list[ImageScore]:
-    write_prompts(folder, prompts)
-    return score_folder(
-        folder,
-        eyes.detector,
-        colors=eyes.colors,
-        images_per_prompt=config.evaluate.images_per_prompt,
-        on_image=lambda done, total: progress(done, total, f"judging {painter.title}"),
-    )
+    prompts = [job.prompt for job in jobs]
+    settings = painter.settings
+    return Pictures(name=painter.title, folder=folder, paths=painted, prompts=prompts, settings=settings)

@@ -15,10 +15,30 @@ from typing import TYPE_CHECKING, Any
 from l2p_run import hashes
 
 from l2p_eval.errors import EvalError
+from l2p_eval.geneval.retention import Retention, retention
 from l2p_eval.layout import image_path, open_image, read_folder, score_folder, write_prompts
 from l2p_eval.painting import Pictures
 from l2p_eval.prompt_sets import find_images
 from l2p_eval.report.scorecard import Failure
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Progress",
+    "Retention",
+    "Score",
+    "alignment",
+    "diversity",
+    "dpg",
+    "files_of",
+    "frechet",
+    "geneval",
+    "inception_score",
+    "pairs_of",
+    "patch_grid",
+    "retention",
+    "sha256_of_images",
+]
 
 if TYPE_CHECKING:
     from l2p_eval.dpg.benchmark import DpgPrompt, Judge, Mode
@@ -159,35 +179,6 @@ def _described(model: Any) -> str:
     return f"{name}, weights sha256 {weights}" if weights else name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """How much of its source's score a model keeps (sec. 4.2)."""
-
-    share: float | None  # None where the source scores 0
-    note: str = ""  # what is odd about it
-
-
-def retention(l2p: float, source: float, *, images: int | None = None) -> Retention:
-    """A model's GenEval score over its source's.
-
-    A share above 1 is said, not clipped: the prompts are few, or the source is not the one that it was when
-    the corpus was painted.
-    """
-    if source == 0:
-        return Retention(
-            share=None, note="the source scores 0, so that there is nothing to keep: look at its images"
-        )
-    share = l2p / source
-    if share <= 1:
-        return Retention(share=share)
-    few = f" on {images} images" if images else ""
-    note = (
-        f"L2P scores {l2p:.3f}{few}, more than its source's {source:.3f}: chance, or a source that is broken"
-        " or has changed; look at the source's images before believing it"
-    )
-    return Retention(share=share, note=note)
-
-
 def dpg(
     pictures: Pictures,
     judge: "Judge",
@@ -300,12 +291,14 @@ def frechet(
         " distances of as many images only"
     )
     row = result.to_row()
+    details = {"result": dict(row)}
     named = {"reference": f"{reference_name}, {sha256_of_images(reference)}".removeprefix(", ")}
     # The paper's numbers are on Inception's features, and those on others are no FID.
     inception = extractor.name.startswith("inception")
     return Score(
         values={result.name: row.pop("value")},
         definition=row | named | _prompts(prompts),
+        details=details,
         warnings=[few] if result.rank_deficient else [],
         paper=("fid-patch" if patches else "fid") if inception else "",
     )

@@ -14,7 +14,7 @@ from l2p_run.errors import raised_as
 from PIL import Image
 
 from l2p_eval.errors import EvalError
-from l2p_eval.metrics.user_models import (
+from l2p_eval.user_models import (
     check_directory,
     describe_processor,
     directory_sha256,

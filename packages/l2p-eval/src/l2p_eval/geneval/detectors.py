@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from l2p_eval.geneval import Detection
-from l2p_eval.metrics.user_models import (
+from l2p_eval.user_models import (
     check_directory,
     describe_processor,
     finite,

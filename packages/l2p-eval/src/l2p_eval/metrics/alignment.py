@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
-from l2p_eval.metrics.user_models import (
+from l2p_eval.user_models import (
     check_directory,
     describe_processor,
     first_line,

@@ -14,6 +14,7 @@ from typing import Any
 from l2p_run.places import write_text
 
 from l2p_eval.geneval import GenEvalScores
+from l2p_eval.geneval.retention import retention
 from l2p_eval.layout import open_image
 from l2p_eval.metrics.frechet import FrechetResult
 from l2p_eval.report import paper
@@ -92,6 +93,17 @@ class RunReport:
         if self.source_scores is None or self.l2p_scores is None or not self.source_scores.overall:
             return None
         return self.l2p_scores.overall / self.source_scores.overall
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before the scores mean anything."""
+        if self.source_scores is None or self.l2p_scores is None:
+            return []
+        found = [f"source: {text}" for text in self.source_scores.warnings]
+        found += [f"L2P: {text}" for text in self.l2p_scores.warnings]
+        images = self.l2p_scores.image_count
+        kept = retention(self.l2p_scores.overall, self.source_scores.overall, images=images)
+        return [*found, *([kept.note] if kept.note else [])]
 
 
 def write_report(report: RunReport, folder: Path) -> Path:
