@@ -1,12 +1,16 @@
 """l2p-generate: every way to ask for a picture, and the picture that knows how it was made."""
 
 import errno
+import hashlib
 import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +137,26 @@ def test_a_published_single_file_needs_only_the_components(
     assert _pixels("file.png") == _pixels("again.png") == _pixels("directory.png")
 
 
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _bomb(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = _chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + body + _chunk(b"IEND", b"")
+
+
+def _with_text(size: int) -> bytes:
+    """A small PNG with a text that unpacks to `size` bytes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, format="PNG")
+    png = stream.getvalue()
+    text = _chunk(b"iTXt", b"l2p\0\1\0\0\0" + zlib.compress(bytes(size)))
+    return png[:33] + text + png[33:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,6 +166,25 @@ def test_a_published_single_file_needs_only_the_components(
         (["--prompts", "empty.txt"], "holds no prompt"),
         (["--prompts", "none.txt"], "--prompts none.txt does not exist; give a file with one prompt a line"),
         (["--prompts", "bad.jsonl"], 'bad.jsonl, line 2 needs a text "prompt"'),
+        (["--prompts", "seed.jsonl"], "seed.jsonl, line 1: seed is -5; it must be a whole number from 0"),
+        (["--prompts", "deep.jsonl"], "deep.jsonl, line 1 is nested too deeply"),
+        (["--prompts", "latin.txt"], "latin.txt is no text in UTF-8 (byte 2 is 0xe9)"),
+        (["--prompts", "."], "--prompts . is no file"),
+        (["--prompts", "half.jsonl"], "the prompt is no valid text near 'a ring \\udfff'"),
+        (["a r\udce9ng"], "the prompt is no valid text near 'a r\\udce9ng'"),
+        (["a ring", "--negative-prompt", "\udc80"], "the negative prompt is no valid text"),
+        (["a ring", "--seed", str(2**63 - 1), "-n", "2"], "the last image's seed is 9223372036854775808"),
+        (["a ring", "--height", "72"], "height 72 is not a multiple of patch size 16; use 64 or 80"),
+        (["a ring", "--image", "."], "--image . is no file"),
+        (["a ring", "--image", "empty.txt"], "is empty"),
+        (["a ring", "--image", "bomb.png"], "bomb.png"),
+        (["a ring", "--image", "texts.png"], "texts.png is not a readable image: its texts unpack to more"),
+        (["--from-image", "texts.png"], "texts.png is not a readable image"),
+        (["a ring", "--mask", "plain.png"], "--mask is for inpainting; add --image FILE"),
+        (["a ring", "--lora", "none.safetensors:0.5"], "--lora none.safetensors does not exist"),
+        (["a ring", "-o", "out.jpg"], "must end in .png"),
+        (["a ring", "-o", "dir.png"], "-o dir.png is a folder"),
+        (["a ring", "-o", "plain.png/x.png"], "cannot write to the folder plain.png"),
         (["--from-image", "plain.png"], "carries no recipe"),
         (["--from-image", "empty.txt"], "is not a readable image"),
         (["--from-image", "other.png"], "was made by other weights"),
@@ -157,6 +200,13 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
     Path("empty.txt").touch()
     Path("bad.jsonl").write_text('{"prompt": "a ring"}\n{"text": "a ring"}\n')
+    Path("seed.jsonl").write_text('{"prompt": "a ring", "seed": -5}\n')
+    Path("deep.jsonl").write_text('{"prompt": ' + "[" * 100_000)
+    Path("latin.txt").write_bytes("prés".encode("latin-1"))
+    Path("half.jsonl").write_text('{"prompt": "a ring \\udfff"}\n')
+    Path("dir.png").mkdir(exist_ok=True)
+    Path("bomb.png").write_bytes(_bomb(30_000, 25_000))
+    Path("texts.png").write_bytes(_with_text(70 << 20))
     plain = Image.new("RGB", (64, 64))
     plain.save("plain.png")
     stranger = Recipe(prompt="a ring", seed=1, sampling=Sampling(height=64, width=64), weights="0" * 16)
@@ -189,14 +239,41 @@ def test_weights_that_are_not_for_this_user_are_one_line(
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("arguments", [["--model", "m", "a ring", "--steps", "0"], ["serve"], ["a ring"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a ring", "--steps", "0"],
+        ["serve", "--prot", "80"],
+        ["a ring", "--no-such-flag"],
+        ["a ring", "--guidance", "nan"],
+        ["a ring", "--guidance", "-inf"],
+        ["a ring", "--shift", "0"],
+        ["a ring", "--shift", "inf"],
+        ["a ring", "--distilled-guidance", "1e400"],
+        ["a ring", "--strength", "1.01"],
+        ["a ring", "--strength", "nan"],
+        ["a ring", "--width", "-64"],
+        ["a ring", "--height", "1e3"],
+        ["a ring", "--width", "1000000000"],
+        ["a ring", "--seed", "-1"],
+        ["a ring", "--seed", "9" * 40],
+        ["a ring", "--steps", "1000001"],
+        ["a ring", "-n", "0"],
+        ["a ring", "--tile", "0"],
+        ["a ring", "--lora", "style.safetensors:nan"],
+        ["a ring", "--lora", "style.safetensors:1e9"],
+        ["serve", "--port", "65536"],
+        ["serve", "--queue", "0"],
+    ],
+    ids=" ".join,
+)
 def test_a_mistake_in_the_arguments_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+    assert main(["--model", "m", *arguments] if arguments[0] != "serve" else arguments) == 2
     said = capsys.readouterr().err
-    assert (stopped.value.code, said.count("\n"), said[:7]) == (2, 1, "error: "), said
+    assert (said.count("\n"), said[:7]) == (1, "error: "), said
+    assert len(said) < 600
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -211,3 +288,151 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+RECIPE = {"prompt": "a ring", "seed": 1, "height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**50}, "seed is a huge number"),
+        ({"seed": "1"}, "seed is '1'; it must be a whole number"),
+        ({"prompt": ["a"]}, "prompt is ['a']; it must be a text"),
+        ({"prompt": "\ud801"}, "the prompt is no valid text"),
+        ({"height": -64}, "height is -64"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"strength": 7}, "strength 7.0 is not between 0 and 1"),
+        ({"batch": [["a", 1, 2]]}, "batch[0] is ['a', 1, 2]; it must be a list of 2 items"),
+        ({"batch": [["a", 1], ["b", 2]], "place": 2}, "its place is not in its batch"),
+        ({"adapters": [{"file": "x"}]}, "adapters[0].sha256 is missing"),
+        ({"versions": 3}, "versions is 3"),
+    ],
+)
+def test_a_recipe_of_wrong_values_is_refused(changes: dict[str, Any], message: str) -> None:
+    from l2p_generate.errors import GenerateError
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt("l2p", json.dumps({**RECIPE, **changes}))
+    Image.new("RGB", (64, 64)).save("recipe.png", pnginfo=chunks)
+    with pytest.raises(GenerateError) as raised:
+        read_recipe(Path("recipe.png"))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", "null"])
+def test_a_recipe_that_is_no_object_is_refused(text: str) -> None:
+    from l2p_generate.errors import GenerateError
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt("l2p", text)
+    Image.new("RGB", (64, 64)).save("recipe.png", pnginfo=chunks)
+    with pytest.raises(GenerateError, match=r"the recipe in recipe.png is damaged .*; give another file"):
+        read_recipe(Path("recipe.png"))
+
+
+def test_a_picture_of_an_earlier_version_is_recognised_by_its_weights(untrained_run: Path) -> None:
+    from l2p_generate.model import is_made_by, weights_hash
+
+    model = untrained_run / "model"
+    files = sorted((model / "transformer").glob("*.safetensors"))
+    state = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        state.update(f"{len(content)}\0".encode() + content[: 1 << 20] + content[-(1 << 20) :])
+    assert is_made_by(state.hexdigest()[:16], model)
+    assert is_made_by(weights_hash(model), model)
+    assert not is_made_by("0" * 16, model)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_a_byte_in_the_middle_of_the_weights_is_other_weights(
+    untrained_run: Path, tmp_path: Path, part: str
+) -> None:
+    from l2p_generate.model import weights_hash
+
+    model = Path(shutil.copytree(untrained_run / "model", tmp_path / "model"))
+    before = weights_hash(model)
+    assert before == weights_hash(untrained_run / "model")
+    file = next((model / part).glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert weights_hash(model) != before
+
+
+@pytest.mark.parametrize("text", ["a ring " * 20_000, "x" * 140_000, "two\nlines\tand more", "", " . " * 400])
+def test_a_caption_fits_whatever_the_prompt_at_once(text: str) -> None:
+    from l2p_generate.files import fitting
+    from PIL import ImageFont
+
+    font, started = ImageFont.load_default(13), time.process_time()
+    caption = fitting(text, 192, font)
+    assert time.process_time() - started < 1
+    assert font.getlength(caption) <= 192
+    assert "\n" not in caption
+    assert caption.rstrip(".").rstrip() in " ".join(text.split())
+
+
+def test_pictures_are_written_as_they_come(untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from l2p_generate import painting
+
+    real, batches = painting.paint_together, []
+
+    def interrupted(*arguments: Any) -> Any:
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(painting, "paint_together", interrupted)
+    arguments = ["--model", str(untrained_run), "a ring", "-n", "4", "--batch-size", "2", "--steps", "1"]
+    assert main([*arguments, "-o", "part.png"]) == 130
+    assert sorted(path.name for path in Path().iterdir()) == ["part-0000.png", "part-0001.png"]
+
+
+@pytest.mark.parametrize(("broken", "code"), [("full", 2), ("closed", 0)])
+def test_a_full_disk_and_a_closed_pipe_are_told_apart(
+    untrained_run: Path,
+    broken: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if broken == "full":
+        stream = Path("/dev/full").open("w")
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["--model", str(untrained_run), "a ring", "--steps", "1"]) == code
+    said = capsys.readouterr().err
+    assert ("error: cannot write the result to standard output: No space" in said) == (broken == "full")
+    assert Image.open("out.png").size == (64, 64)
+
+
+def test_ctrl_c_in_the_first_moments_is_one_line() -> None:
+    code = "import sys, signal, os\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from l2p_generate.cli import main\nimport l2p_generate.cli as cli\n"
+    code += "cli._run = lambda given: os.kill(os.getpid(), signal.SIGINT)\nsys.exit(main(['a ring']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("interrupted")
+
+
+def test_a_damaged_model_is_one_line(
+    untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(untrained_run / "model", tmp_path / "model"))
+    (model / "sampling.json").write_text('{"width": "wide"}')
+    assert main(["--model", str(model), "a ring"]) == 2
+    assert "sampling.json: width is 'wide'; it must be a whole number" in capsys.readouterr().err
+    (model / "sampling.json").unlink()
+    (model / "scheduler" / "scheduler_config.json").write_text("[]")
+    assert main(["--model", str(model), "a ring"]) == 2
+    assert "scheduler_config.json is not a JSON object" in capsys.readouterr().err

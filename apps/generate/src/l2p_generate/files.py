@@ -1,27 +1,38 @@
 """Pictures -> PNG files that remember how they were made, one by one or on a contact sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from l2p_run.errors import raised_as
 from l2p_run.pictures import open_picture
+from l2p_run.places import atomic_path, make_folder
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from l2p_generate.errors import GenerateError
 from l2p_generate.painting import Picture
 
+_LARGEST_SHEET = 1 << 28  # pixels
 
-def save(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """Writes `output`, or `output-0000.png`, `output-0001.png`, ... for several pictures."""
-    names = [output]
-    if len(pictures) > 1:
-        names = [
-            output.with_name(f"{output.stem}-{number:04d}{output.suffix}") for number in range(len(pictures))
-        ]
-    for picture, path in zip(pictures, names, strict=True):
+
+def check_output(output: Path) -> None:
+    """Refuse a name that could not be written, before hours of painting."""
+    if output.suffix.lower() != ".png":
+        raise GenerateError(f"-o {output} must end in .png, the format that keeps the parameters")
+    if output.is_dir():
+        raise GenerateError(f"-o {output} is a folder; give the name of a file")
+    make_folder(output.parent, "choose another -o")
+
+
+def save(pictures: Iterable[Picture], output: Path, count: int) -> list[tuple[Path, Picture]]:
+    """Writes `output`, or `output-0000.png`, `output-0001.png`, ... for several, each as it comes."""
+    written = []
+    for number, picture in enumerate(pictures):
+        name = f"{output.stem}-{number:04d}{output.suffix}"
+        path = output if count == 1 else output.with_name(name)
         write_png(picture.image, path, picture.recipe.chunks())
-    return names
+        written.append((path, picture))
+    return written
 
 
 def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Path:
@@ -31,6 +42,10 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = gap + columns * (side + gap), gap + rows * (side + caption + gap)
+    if width * height > _LARGEST_SHEET:
+        raise GenerateError(
+            f"a sheet of {len(pictures)} pictures has {width} x {height} px; leave out --sheet"
+        )
     sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, picture in enumerate(pictures):
@@ -38,11 +53,9 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
         y = gap + number // columns * (side + caption + gap)
         scale = side / max(picture.image.size)
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        size = (round(picture.image.width * scale), round(picture.image.height * scale))
-        sheet.paste(picture.image.resize(size, method), (x, y))
-        text = picture.recipe.prompt
-        while font.getlength(text) > side:
-            text = text[: -4 if text.endswith("...") else -1].rstrip(" .") + "..."
+        size = [max(1, round(each * scale)) for each in picture.image.size]
+        sheet.paste(picture.image.resize((size[0], size[1]), method), (x, y))
+        text = fitting(picture.recipe.prompt, side, font)
         draw.text((x, y + side + 4), f"{text}\nseed {picture.recipe.seed}", fill="#334155", font=font)
     chunks = PngInfo()
     for number, picture in enumerate(pictures):
@@ -51,10 +64,30 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
     return output
 
 
+def fitting(text: str, width: int, font: Any) -> str:
+    """The beginning of a text, in one line, that is at most `width` px wide.
+
+    By halving, and never of more than a few characters a pixel: a prompt may be as long as a book.
+    """
+    line = " ".join(text[: 4 * width].split())
+    if len(text) <= 4 * width and font.getlength(line) <= width:
+        return line
+    fits, too_long = 0, len(line) + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if font.getlength(line[:middle].rstrip(" .") + "...") <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return line[:fits].rstrip(" .") + "..."
+
+
 def difference(picture: Picture, original: Path) -> tuple[int, int]:
     """(pixels that differ, by how much at most of 255) between a picture and a PNG file of its size."""
-    painted = raised_as(GenerateError)(open_picture)(original)
-    delta = ImageChops.difference(picture.image.convert("RGB"), painted)
+    image = open_picture(original)
+    if image.size != picture.image.size:
+        return picture.image.width * picture.image.height, 255
+    delta = ImageChops.difference(picture.image.convert("RGB"), image)
     bands = delta.split()
     largest = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
     histogram = largest.histogram()
@@ -63,10 +96,5 @@ def difference(picture: Picture, original: Path) -> tuple[int, int]:
 
 def write_png(image: Image.Image, path: Path, chunks: PngInfo) -> None:
     """Writes a PNG whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        image.save(partial, format="PNG", pnginfo=chunks)
-        partial.replace(path)
-    except OSError as error:
-        raise GenerateError(f"cannot write {path}: {error.strerror}; choose another -o") from None
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)

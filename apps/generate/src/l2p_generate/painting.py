@@ -1,18 +1,23 @@
-"""Recipes -> images: the pipelines, and the batches that they paint."""
+"""Recipes -> images: the loaded model, and the batches that it paints."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.errors import ArchError
+from l2p_arch.sampling.painter import FoundModel, check_options, load_pipeline, paint_images
+from l2p_run import hashes
 from l2p_run.devices import choose_device, resolve_dtype
-from l2p_run.errors import raised_as
 from l2p_run.pictures import open_picture
 from PIL import Image
 
 from l2p_generate.errors import GenerateError
-from l2p_generate.model import Source, weights_fingerprint
-from l2p_generate.recipe import Recipe, file_sha256, versions
+from l2p_generate.model import Adapter, Source, weights_hash
+from l2p_generate.recipe import Recipe, versions
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -35,58 +40,69 @@ class Painter:
     weights: str
     dtype: str
     device: str
+    adapters: tuple[Adapter, ...] = ()
+
+    def set_weights(self, adapters: Sequence[Adapter]) -> None:
+        """Give the loaded adapters these weights."""
+        if self.adapters:
+            self.pipeline.set_adapters(_names(self.adapters), [one.weight for one in adapters])
 
 
 def load_painter(
-    model: Path,
+    model: FoundModel,
     *,
-    name: str,
     device: str | None = None,
     dtype: str = "auto",
     cpu_offload: bool = False,
     tile: int | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Painter:
-    """Loads an L2P model directory; only safetensors, only local files.
+    """Loads an L2P model directory, and adapters on top; only safetensors, only local files.
 
     Args:
         cpu_offload: text encoder and transformer are on the device by turns.
         tile: px, of the Detailer Head's tiles; None runs it whole.
     """
-    import torch
-    from l2p_arch import L2PPipeline
-
     device = choose_device(device)
     dtype = resolve_dtype(dtype, device)
-    pipeline = _to_device(
-        L2PPipeline.from_pretrained(
-            model, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-        ),
-        device,
-        cpu_offload,
-    )
-    if tile is not None and hasattr(pipeline.transformer.detailer_head, "enable_tiling"):
-        pipeline.transformer.detailer_head.enable_tiling(tile)
-    return Painter(
-        pipeline=pipeline, name=name, weights=weights_fingerprint(model), dtype=dtype, device=device
-    )
-
-
-def _to_device(pipeline: Any, device: str, cpu_offload: bool) -> Any:
     try:
-        if cpu_offload:
-            pipeline.enable_model_cpu_offload(device=device)
-        else:
-            pipeline.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise GenerateError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        pipeline = load_pipeline(
+            model.directory, device=device, dtype=dtype, cpu_offload=cpu_offload, tile=tile
+        )
+    except ArchError as error:
+        raise GenerateError(str(error).replace("the device ", "--device ", 1)) from error
+    for adapter, name in zip(adapters, _names(adapters), strict=True):
+        file = Path(adapter.file)
+        if not file.is_file() or hashes.of_file(file) != adapter.sha256:
+            raise GenerateError(f"the adapter {file} is not the one of the recipe; give that with --lora")
+        pipeline.load_lora_weights(str(file), adapter_name=name)
+    painter = Painter(
+        pipeline=pipeline,
+        name=model.name,
+        weights=weights_hash(model.directory),
+        dtype=dtype,
+        device=device,
+        adapters=tuple(adapters),
+    )
+    painter.set_weights(painter.adapters)
+    return painter
+
+
+def _names(adapters: Sequence[Adapter]) -> list[str]:
+    return [f"lora_{number}" for number in range(len(adapters))]
 
 
 def paint(
     painter: Painter, recipes: Sequence[Recipe], *, batch_size: int = 1, on_step: OnStep | None = None
 ) -> list[Picture]:
-    """The images of `recipes`, in their order.
+    """The images of `recipes`, in their order; see `paint_each`."""
+    return list(paint_each(painter, recipes, batch_size=batch_size, on_step=on_step))
+
+
+def paint_each(
+    painter: Painter, recipes: Sequence[Recipe], *, batch_size: int = 1, on_step: OnStep | None = None
+) -> Iterator[Picture]:
+    """The images of `recipes`, in their order, each when its batch is done.
 
     Recipes that differ in more than prompt and seed are not painted together; one that names its own batch is
     painted in it again.
@@ -96,7 +112,6 @@ def paint(
     """
     batches = _batches(recipes, batch_size)
     sampled = [_steps(batch[0]) for batch in batches]
-    pictures: list[Picture] = []
     for number, batch in enumerate(batches):
         before, total = sum(sampled[:number]), sum(sampled)
 
@@ -104,22 +119,28 @@ def paint(
             if on_step:
                 on_step(before + done + 1, total)
 
-        images = _paint_batch(painter, batch, step)
+        images = paint_together(painter, batch, step)
         for place, (recipe, image) in enumerate(zip(batch, images, strict=True)):
             if recipe.batch and place != recipe.place:
                 continue  # a companion
-            made = replace(
-                recipe,
-                model=painter.name,
-                weights=painter.weights,
-                dtype=painter.dtype,
-                device=painter.device.partition(":")[0],
-                versions=versions(),
-                batch=tuple((one.prompt, one.seed) for one in batch) if len(batch) > 1 else (),
-                place=place,
-            )
-            pictures.append(Picture(image=image, recipe=made))
-    return pictures
+            companions = tuple((one.prompt, one.seed) for one in batch) if len(batch) > 1 else ()
+            yield Picture(image=image, recipe=signed(painter, recipe, companions, place))
+
+
+def signed(
+    painter: Painter, recipe: Recipe, companions: tuple[tuple[str, int], ...] = (), place: int = 0
+) -> Recipe:
+    """The recipe with what painted it."""
+    return replace(
+        recipe,
+        model=painter.name,
+        weights=painter.weights,
+        dtype=painter.dtype,
+        device=painter.device.partition(":")[0],
+        versions=versions(),
+        batch=companions,
+        place=place,
+    )
 
 
 def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
@@ -145,77 +166,88 @@ def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
 def _steps(recipe: Recipe) -> int:
     """Steps that an image takes."""
     steps = recipe.sampling.num_inference_steps
-    return steps if recipe.image is None else round(steps * (recipe.strength or 0))
+    return steps if recipe.image is None or recipe.strength is None else round(steps * recipe.strength)
 
 
-def _paint_batch(
-    painter: Painter, batch: Sequence[Recipe], on_step: Callable[..., None]
+def paint_together(
+    painter: Painter, batch: Sequence[Recipe], on_step: Callable[[int, float, Any], None]
 ) -> list[Image.Image]:
+    """The images of recipes that differ in prompt, negative prompt and seed only.
+
+    Raises:
+        ArchError, GenerateError: the model refuses them, or computes NaN.
+    """
     first = batch[0]
-    start = {} if first.image is None else {"image": open_start(first), "strength": first.strength}
-    images: list[Image.Image] = painter.pipeline(
+    options: dict[str, Any] = {**first.sampling.options, **_start(first)}
+    painter.set_weights(first.adapters)
+    check_options(painter.pipeline, options)
+    return paint_images(
+        painter.pipeline,
         [recipe.prompt for recipe in batch],
-        seeds=[recipe.seed for recipe in batch],
-        negative_prompt=first.negative_prompt,
+        [recipe.seed for recipe in batch],
+        negative_prompt=[recipe.negative_prompt for recipe in batch],
         on_step=on_step,
-        **start,
-        **asdict(first.sampling),
-    ).images
-    return images
+        **options,
+    )
 
 
-def open_start(recipe: Recipe) -> Image.Image:
-    """The image that an image-to-image recipe starts from.
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """The options of image-to-image and inpainting."""
+    if recipe.image is None:
+        return {}
+    image = open_start(recipe.image, recipe.image_sha256, "image")
+    found: dict[str, Any] = {"image": image}
+    if recipe.strength is not None:
+        found["strength"] = recipe.strength
+    if recipe.mask is not None:
+        found["mask_image"] = open_start(recipe.mask, recipe.mask_sha256, "mask")
+        if image.size == (recipe.sampling.width, recipe.sampling.height):
+            found |= {"height": None, "width": None}  # as it is, whole patches or not
+    return found
+
+
+def open_start(file: str, sha256: str | None, flag: str) -> Image.Image:
+    """A picture that a recipe starts from.
 
     Raises:
         GenerateError: it is not there, is no image, or is not the one that the recipe was made with.
     """
-    assert recipe.image is not None
-    path = Path(recipe.image)
+    path = Path(file)
     if not path.is_file():
-        raise GenerateError(f"--image {path} does not exist; give the picture to start from")
-    if recipe.image_sha256 and file_sha256(path) != recipe.image_sha256:
+        raise GenerateError(f"--{flag} {path} does not exist; give the picture to start from")
+    if sha256 and hashes.of_file(path) != sha256:
         raise GenerateError(
-            f"{path} is not the picture that the recipe started from; give that one with --image"
+            f"{path} is not the picture that the recipe started from; give that one with --{flag}"
         )
-    return raised_as(GenerateError)(open_picture)(path, name=f"--image {path}")
+    return open_picture(path, background="black" if flag == "mask" else "white", name=f"--{flag} {path}")
 
 
 def load_source(
     source: Source, *, device: str, dtype: str, cpu_offload: bool = False
 ) -> Callable[..., list[Image.Image]]:
     """The source's own pipeline as a function of (prompts, seeds, height, width)."""
-    import torch
-    from diffusers import DiffusionPipeline
+    pipeline = load_pipeline(source.path, device=device, dtype=dtype, cpu_offload=cpu_offload)
+    taken = inspect.signature(pipeline.__call__).parameters
+    options = {name: value for name, value in source.options.items() if name in taken}
 
-    pipeline = _to_device(
-        DiffusionPipeline.from_pretrained(
-            source.path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-        ),
-        device,
-        cpu_offload,
-    )
-
-    @torch.inference_mode()
     def call(prompts: Sequence[str], seeds: Sequence[int], *, height: int, width: int) -> list[Image.Image]:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images: list[Image.Image] = pipeline(
-            prompt=list(prompts), height=height, width=width, generator=generators, **source.options
-        ).images
-        return images
+        return paint_images(pipeline, prompts, seeds, height=height, width=width, **options)
 
     return call
 
 
-def quiet_libraries() -> None:
-    """No hub, no progress bars, no advice: the command speaks for itself."""
-    import os
+@contextmanager
+def cut_prompts_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand on in words what l2p-arch warns of, such as a prompt that is longer than the model reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        plain = warnings.showwarning
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+        def show(message: Any, category: Any, filename: str, *rest: Any, **options: Any) -> None:
+            if category.__module__.startswith("l2p_arch"):
+                say(" ".join(str(message).split()))
+            elif not issubclass(category, UserWarning):
+                plain(message, category, filename, *rest, **options)
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        warnings.showwarning = show
+        yield

@@ -1,19 +1,23 @@
 """`Recipe`: everything that makes one image again, and how a PNG file carries it."""
 
-import hashlib
-import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from l2p_run.errors import one_line, raised_as
+from l2p_arch.errors import ArchError
+from l2p_arch.sampling.settings import Sampling
+from l2p_run.errors import UserError, one_line
 from l2p_run.pictures import open_picture
+from l2p_run.places import parse_json
+from l2p_run.settings import LARGEST_SEED, convert
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from l2p_generate.errors import GenerateError
-from l2p_generate.model import Sampling
+from l2p_generate.model import Adapter
+from l2p_generate.text import check_text
 
 CHUNK = "l2p"
 """The PNG text chunk that holds the recipe as JSON."""
@@ -24,7 +28,7 @@ class Recipe:
     """One image.
 
     The last bits of an image depend on the batch that it is computed in, so the recipe of an image that was
-    not painted alone also names its companions.
+    not painted alone also names its companions. Files are known by their content: they may be moved.
     """
 
     prompt: str
@@ -33,9 +37,12 @@ class Recipe:
     negative_prompt: str = ""
     image: str | None = None  # image-to-image: the file that it started from
     image_sha256: str | None = None
-    strength: float | None = None
+    strength: float | None = None  # None with a mask: 1
+    mask: str | None = None  # inpainting: the file whose white is painted
+    mask_sha256: str | None = None
+    adapters: tuple[Adapter, ...] = ()
     model: str = ""  # its name, for people
-    weights: str = ""  # `model.weights_fingerprint`
+    weights: str = ""  # `model.weights_hash`
     dtype: str = ""
     device: str = ""
     versions: Mapping[str, str] | None = None
@@ -44,6 +51,8 @@ class Recipe:
 
     def to_json(self) -> str:
         """The content of the `l2p` chunk: flat, without what is not set."""
+        import json
+
         values = asdict(self)
         sampling = values.pop("sampling")
         return json.dumps(
@@ -54,6 +63,7 @@ class Recipe:
     def parameters(self) -> str:
         """The same for people and for other tools, in the form that web UIs write as "parameters"."""
         sampling = self.sampling
+        hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in self.adapters)
         settings = {
             "Steps": sampling.num_inference_steps,
             "Sampler": "Euler",
@@ -64,10 +74,12 @@ class Recipe:
             "Denoising strength": self.strength,
             "Model hash": self.weights,
             "Model": self.model,
+            "Lora hashes": f'"{hashes}"' if hashes else None,
         }
         shown = ", ".join(f"{key}: {value}" for key, value in settings.items() if value not in (None, ""))
         negative = f"Negative prompt: {self.negative_prompt}\n" if self.negative_prompt else ""
-        return f"{self.prompt}\n{negative}{shown}"
+        loras = "".join(f" <lora:{adapter.name}:{adapter.weight:g}>" for adapter in self.adapters)
+        return f"{self.prompt}{loras}\n{negative}{shown}"
 
     def chunks(self) -> PngInfo:
         """PNG metadata: `prompt`, `parameters` and the recipe."""
@@ -77,6 +89,23 @@ class Recipe:
         chunks.add_itxt(CHUNK, self.to_json())
         return chunks
 
+    def check(self, where: str) -> None:
+        """Refuse values that no command line could have given; `where` names the recipe in errors."""
+        check_text(self.prompt, f"{where}: the prompt")
+        check_text(self.negative_prompt, f"{where}: the negative prompt")
+        self.sampling.check({one.name: f"{where}: {one.name}" for one in fields(Sampling)})
+        check_seed(self.seed, f"{where}: seed")
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise GenerateError(f"{where}: strength {self.strength} is not between 0 and 1")
+
+
+def check_seed(seed: int, what: str) -> int:
+    """The seed, if every generator takes it."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        shown = str(seed) if not isinstance(seed, int) or abs(seed) < 10**25 else "a huge number"
+        raise GenerateError(f"{what} is {shown[:40]}; it must be a whole number from 0 to 2**63 - 1")
+    return seed
+
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe that a PNG file carries.
@@ -85,12 +114,14 @@ def read_recipe(path: Path) -> Recipe:
         GenerateError: no such file, no image, or one that was not made here.
     """
     try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(CHUNK)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of bombs: nothing is decoded for the text
+            with Image.open(path) as image:
+                text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError:
         raise GenerateError(f"{path} does not exist; give a PNG that l2p-generate wrote") from None
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
-        raised_as(GenerateError)(open_picture)(path)  # says what is wrong with it, where it knows
+        open_picture(path)  # says what is wrong with it, where it knows
         raise GenerateError(f"the texts in {path} cannot be read ({one_line(error, 120)})") from None
     if text is None:
         raise GenerateError(
@@ -98,24 +129,26 @@ def read_recipe(path: Path) -> Recipe:
             " and editors or web sites may remove it"
         )
     try:
-        values = json.loads(text)
-        sampling = Sampling(
-            **{field.name: values[field.name] for field in fields(Sampling) if field.name in values}
-        )
-        known = {field.name for field in fields(Recipe)} - {"sampling"}
-        rest = {key: value for key, value in values.items() if key in known}
-        rest["batch"] = tuple((str(prompt), int(seed)) for prompt, seed in rest.get("batch", ()))
-        return Recipe(sampling=sampling, **rest)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        recipe = _from_json(parse_json(str(text), "it"))
+        recipe.check("it")
+        return recipe
+    except (UserError, ArchError) as error:
         raise GenerateError(f"the recipe in {path} is damaged ({error}); give another file") from None
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise GenerateError(f"cannot read {path}: {error.strerror}") from None
+def _from_json(values: Any) -> Recipe:
+    """A recipe from its JSON; unknown keys are those of a later version, and left out."""
+    if not isinstance(values, dict):
+        raise GenerateError("it is no JSON object")
+    hints = {one.name: one.type for one in fields(Recipe)} | {"versions": dict[str, str] | None}
+    own = {key: convert(values[key], hints[key], key) for key in hints if key in values and key != "sampling"}
+    missing = [key for key in ("prompt", "seed") if key not in own]
+    if missing:
+        raise GenerateError(f"it lacks {missing[0]}")
+    sampling = {one.name: values[one.name] for one in fields(Sampling) if one.name in values}
+    if not 0 <= own.get("place", 0) < max(1, len(own.get("batch", ()))):
+        raise GenerateError("its place is not in its batch")
+    return Recipe(sampling=Sampling(**sampling), **own)
 
 
 def versions() -> dict[str, str]:

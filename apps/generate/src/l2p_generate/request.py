@@ -1,16 +1,20 @@
 """What a command line asks for, as recipes."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from l2p_run import hashes
+from l2p_run.pictures import open_picture
+from l2p_run.places import is_file, parse_json, read_text
+
 from l2p_generate.errors import GenerateError
-from l2p_generate.model import Sampling
-from l2p_generate.recipe import Recipe, file_sha256, read_recipe
+from l2p_generate.model import Adapter, Sampling
+from l2p_generate.recipe import Recipe, check_seed, read_recipe
+from l2p_generate.text import check_text
 
 SAMPLING_FLAGS = {
     "height": "height",
@@ -32,73 +36,114 @@ def read_prompts(options: argparse.Namespace) -> list[tuple[str, int | None]]:
     prompts: list[tuple[str, int | None]] = [(prompt, None) for prompt in options.prompt]
     if options.prompts is not None:
         name = "stdin" if str(options.prompts) == "-" else str(options.prompts)
-        try:
-            text = sys.stdin.read() if name == "stdin" else options.prompts.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise GenerateError(
-                f"--prompts {name} does not exist; give a file with one prompt a line, or - for stdin"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise GenerateError(f"cannot read --prompts {name}: {error}") from None
-        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+        lines = _lines(options.prompts, name)
         prompts += [_read_line(line, f"{name}, line {number}") for number, line in lines if line]
-        if not prompts:
+        if len(prompts) == len(options.prompt):
             raise GenerateError(f"--prompts {name} holds no prompt; write one a line")
-    if any(not prompt.strip() for prompt, _ in prompts):
-        raise GenerateError("a prompt is empty; say what to paint")
+    for prompt, _ in prompts:
+        if not prompt.strip():
+            raise GenerateError("a prompt is empty; say what to paint")
+        check_text(prompt, "the prompt")
     return prompts
+
+
+def _lines(path: Path, name: str) -> list[tuple[int, str]]:
+    """Line numbers from 1, and stripped lines."""
+    if name == "stdin":
+        stream = getattr(sys.stdin, "buffer", sys.stdin)
+        given = stream.read()
+        try:
+            text = given.decode("utf-8-sig") if isinstance(given, bytes) else given
+        except UnicodeDecodeError as error:
+            raise GenerateError(
+                f"stdin is no text in UTF-8 (byte {error.start} is {given[error.start]:#04x}); write it so"
+            ) from None
+    elif not is_file(path):
+        what = "is no file" if path.exists() else "does not exist"
+        raise GenerateError(f"--prompts {name} {what}; give a file with one prompt a line, or - for stdin")
+    else:
+        text = read_text(path)
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
 
 
 def _read_line(line: str, where: str) -> tuple[str, int | None]:
     if not line.startswith("{"):
         return line, None
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise GenerateError(f"{where} is no valid JSON ({error})") from None
+    row = parse_json(line, where)
     seed = row.get("seed")
-    if not isinstance(row.get("prompt"), str) or not (seed is None or isinstance(seed, int)):
+    if not isinstance(row.get("prompt"), str):
         raise GenerateError(f'{where} needs a text "prompt", and "seed" must be a whole number')
-    return row["prompt"], seed
+    return row["prompt"], None if seed is None else check_seed(seed, f"{where}: seed")
 
 
 def make_recipes(options: argparse.Namespace, defaults: Sampling) -> list[Recipe]:
     """The images to paint: every prompt with `options.images_per_prompt` consecutive seeds."""
     prompts = read_prompts(options)
+    check_text(options.negative_prompt or "", "the negative prompt")
     changes = {field: getattr(options, flag) for flag, field in SAMPLING_FLAGS.items()}
     changes = {field: value for field, value in changes.items() if value is not None}
+    adapters = tuple(read_adapter(file, weight) for file, weight in options.lora)
     if options.from_image is not None:
-        return _again(options, prompts, changes)
+        return _again(options, prompts, changes, adapters)
     if not prompts:
         raise GenerateError("nothing to paint: give a prompt, --prompts FILE or --from-image FILE.png")
+    for flag in ("strength", "mask"):
+        if getattr(options, flag) is not None and options.image is None:
+            kind = "image-to-image" if flag == "strength" else "inpainting"
+            raise GenerateError(f"--{flag} is for {kind}; add --image FILE, or leave it out")
     template = Recipe(
         prompt="",
         seed=0,
         sampling=replace(defaults, **changes),
         negative_prompt=options.negative_prompt or "",
-        **_start(options.image, 0.6 if options.strength is None else options.strength),
+        adapters=adapters,
+        **start_from(options.image, options.mask, options.strength),
     )
-    if options.strength is not None and options.image is None:
-        raise GenerateError("--strength is for image-to-image; add --image FILE, or leave it out")
+    if options.mask is not None and not {"height", "width"} & changes.keys():
+        template = replace(template, sampling=_sized(template, options.image))
     first = 42 if options.seed is None else options.seed
+    return _seeded(template, [(text, first if own is None else own) for text, own in prompts], options)
+
+
+def _seeded(recipe: Recipe, prompts: list[tuple[str, int]], options: argparse.Namespace) -> list[Recipe]:
+    """`options.images_per_prompt` recipes of each (prompt, first seed)."""
     return [
-        replace(template, prompt=prompt, seed=(first if own is None else own) + number)
-        for prompt, own in prompts
+        replace(recipe, prompt=prompt, seed=check_seed(seed + number, "the last image's seed"))
+        for prompt, seed in prompts
         for number in range(options.images_per_prompt)
     ]
 
 
+def _sized(recipe: Recipe, image: Path) -> Sampling:
+    """What is painted into a picture has the picture's size, so that the rest of it stays as it is."""
+    width, height = open_picture(image).size
+    return replace(recipe.sampling, height=height, width=width)
+
+
 def _again(
-    options: argparse.Namespace, prompts: Sequence[tuple[str, int | None]], changes: dict[str, Any]
+    options: argparse.Namespace,
+    prompts: Sequence[tuple[str, int | None]],
+    changes: dict[str, Any],
+    adapters: tuple[Adapter, ...],
 ) -> list[Recipe]:
     """The recipe of a PNG file, with what the command line changes; unchanged, in its own batch."""
     recipe = read_recipe(options.from_image)
-    if options.image is not None:
-        start = _start(options.image, recipe.strength or 0.6)
-        if recipe.image_sha256 == start["image_sha256"]:  # the same picture at another place: no change
-            recipe = replace(recipe, image=start["image"])
-        else:
-            recipe = replace(recipe, **start, batch=())
+    for name, path in (("image", options.image), ("mask", options.mask)):
+        if path is None:
+            continue
+        given: dict[str, Any] = {name: str(path), f"{name}_sha256": _sha256_of(path, name)}
+        # The same picture at another place is no change.
+        same = getattr(recipe, f"{name}_sha256") == given[f"{name}_sha256"]
+        recipe = replace(recipe, **given, batch=recipe.batch if same else ())
+    if recipe.image is not None and recipe.strength is None and recipe.mask is None:
+        recipe = replace(recipe, strength=0.6)
+    if recipe.mask is not None and recipe.image is None:
+        raise GenerateError("--mask is for inpainting; add --image FILE, or leave it out")
+    if adapters:
+        same = [(one.sha256, one.weight) for one in adapters] == [
+            (one.sha256, one.weight) for one in recipe.adapters
+        ]
+        recipe = replace(recipe, adapters=adapters, batch=recipe.batch if same else ())
     if options.strength is not None:
         recipe = replace(recipe, strength=options.strength, batch=())
     if options.negative_prompt is not None:
@@ -107,27 +152,45 @@ def _again(
         recipe = replace(recipe, sampling=replace(recipe.sampling, **changes), batch=())
     if prompts or options.seed is not None or options.images_per_prompt > 1:
         seed = recipe.seed if options.seed is None else options.seed
-        return [
-            replace(recipe, prompt=prompt, seed=(seed if own is None else own) + number, batch=())
-            for prompt, own in (prompts or [(recipe.prompt, None)])
-            for number in range(options.images_per_prompt)
-        ]
-    return [recipe]
+        texts = [(text, seed if own is None else own) for text, own in prompts] or [(recipe.prompt, seed)]
+        return _seeded(replace(recipe, batch=(), place=0), texts, options)
+    return [recipe if recipe.batch else replace(recipe, place=0)]
 
 
 def is_unchanged(options: argparse.Namespace, recipes: Sequence[Recipe]) -> bool:
-    """Whether --from-image asks for the very same image."""
-    return len(recipes) == 1 and recipes[0] == replace(
-        read_recipe(options.from_image), image=recipes[0].image
-    )
+    """Whether --from-image asks for the very same image; its files may lie elsewhere now."""
+    if len(recipes) != 1:
+        return False
+    made = recipes[0]
+    names: dict[str, Any] = {"image": made.image, "mask": made.mask}
+    recorded = read_recipe(options.from_image)
+    files = [(one.sha256, one.weight) for one in recorded.adapters]
+    if files == [(one.sha256, one.weight) for one in made.adapters]:
+        names["adapters"] = made.adapters
+    return made == replace(recorded, **names)
 
 
-def _start(image: Path | None, strength: float) -> dict[str, Any]:
-    """The fields of a recipe that image-to-image sets."""
+def start_from(image: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
+    """The fields of a recipe that image-to-image and inpainting set."""
     if image is None:
         return {}
-    if not 0 <= strength <= 1:
-        raise GenerateError(f"--strength {strength} is not between 0 (keep the picture) and 1 (forget it)")
-    if not image.is_file():
-        raise GenerateError(f"--image {image} does not exist; give the picture to start from")
-    return {"image": str(image), "image_sha256": file_sha256(image), "strength": strength}
+    found = {"image": str(image), "image_sha256": _sha256_of(image, "image")}
+    if mask is not None:
+        return found | {"mask": str(mask), "mask_sha256": _sha256_of(mask, "mask"), "strength": strength}
+    return found | {"strength": 0.6 if strength is None else strength}
+
+
+def _sha256_of(path: Path, flag: str) -> str:
+    if not is_file(path):
+        what = "is no file" if path.exists() else "does not exist"
+        role = "the picture to start from" if flag == "image" else "a picture that is white where to paint"
+        raise GenerateError(f"--{flag} {path} {what}; give {role}")
+    return hashes.of_file(path)
+
+
+def read_adapter(file: Path, weight: float) -> Adapter:
+    """A LoRA that is there."""
+    if not is_file(file):
+        what = "is no file" if file.exists() else "does not exist"
+        raise GenerateError(f"--lora {file} {what}; give a safetensors file, as FILE or FILE:WEIGHT")
+    return Adapter(file=str(file), sha256=hashes.of_file(file), weight=weight)

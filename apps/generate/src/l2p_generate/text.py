@@ -1,0 +1,24 @@
+"""Text that users hand in: prompts that are no text are refused before anything is loaded."""
+
+from l2p_generate.errors import GenerateError
+
+
+def check_text(text: str, what: str) -> str:
+    """The text, if it can be written as UTF-8.
+
+    Args:
+        what: for the error, "the prompt".
+
+    Raises:
+        GenerateError: bytes of another encoding (Python keeps them as lone surrogates), or half a pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        start = max(0, error.start - 20)
+        shown = ascii(text[start : error.end + 20])
+        raise GenerateError(
+            f"{what} is no valid text near {shown}: character {error.start + 1} is half a character, or a"
+            " byte of another encoding; write it in UTF-8"
+        ) from None
+    return text
