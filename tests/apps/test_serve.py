@@ -111,7 +111,7 @@ def _paint(address: str, **changes: Any) -> Any:
     form = {
         "prompt": "a ring", "seed": 1, "new_seed": False, "images": 1, "with_source": False,
         "width": 64, "height": 64, "steps": 2, "guidance": 1.5, "shift": 3, "negative_prompt": "",
-        "image": None, "strength": 0.6,
+        "image": None, "strength": 0.6, "mask": None,
     }  # fmt: skip
     client = Client(address, verbose=False, analytics_enabled=False)
     return client.predict(*{**form, **changes}.values(), api_name="/paint")
@@ -130,21 +130,29 @@ def test_an_open_address_needs_users(
         assert "must hold lines of user:password" in capsys.readouterr().err
 
 
-def test_a_stranger_sees_the_login_only(untrained_run: Path, tmp_path: Path) -> None:
+async def _at_once(*_: Any) -> None:
+    """A wrong password costs no time here; that it does is another test's claim."""
+
+
+def test_a_stranger_sees_the_login_only(
+    untrained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastapi.testclient import TestClient
+    from l2p_arch.sampling.painter import find_model
     from l2p_generate.errors import GenerateError
     from l2p_generate.model import sampling_defaults
     from l2p_generate.painting import load_painter
+    from l2p_generate.serve import guard
     from l2p_generate.serve.page import build_page, make_app
     from l2p_generate.serve.studio import Limits, Request, Studio
 
-    model = untrained_run / "model"
+    model = find_model(untrained_run)
     studio = Studio(
         model=model,
-        painter=load_painter(model, name="run", device="cpu"),
+        painter=load_painter(model, device="cpu"),
         source=None,
         source_name="",
-        defaults=sampling_defaults(model),
+        defaults=sampling_defaults(model.directory),
         limits=Limits(),
         folder=tmp_path,
     )
@@ -153,7 +161,11 @@ def test_a_stranger_sees_the_login_only(untrained_run: Path, tmp_path: Path) -> 
     secret = tmp_path / "picture.png"
     Image.new("RGB", (8, 8)).save(secret)
     app = make_app(build_page(studio), studio, auth=[("ann", "right")], queue=2)
+    monkeypatch.setattr(guard.Attempts, "punish", _at_once)
     with TestClient(app) as client:
+        for path in ("/openapi.json", "/docs", "/redoc", "/gradio_api/openapi.json", "/gradio_api/info"):
+            assert client.get(path).status_code in (401, 404), path
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 403
         assert client.get("/config").status_code == 401
         assert client.get(f"/gradio_api/file={secret}").status_code == 401
         assert client.post("/gradio_api/queue/join", json={}).status_code == 401
@@ -162,6 +174,14 @@ def test_a_stranger_sees_the_login_only(untrained_run: Path, tmp_path: Path) -> 
         assert client.get("/config").status_code == 200
         assert client.get(f"/gradio_api/file={secret}").status_code == 200
         assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 403
+        assert client.get("/").cookies.get(guard.SESSION)
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 200
+        for _ in range(12):
+            last = client.post("/login", data={"username": "ann", "password": "wrong"})
+        assert last.status_code == 429
+        assert "too many wrong passwords; try again in" in last.json()["detail"]
+        assert client.post("/login", data={"username": "ann", "password": "right"}).status_code == 429
 
 
 def test_a_taken_port_is_said(untrained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,25 +1,35 @@
 """The page itself, in Gradio: a form, the pictures, what was painted before."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from l2p_arch.errors import ArchError
+from l2p_run.errors import UserError
+from PIL import Image, ImageChops
 
 from l2p_generate.errors import GenerateError
 from l2p_generate.model import Sampling
 from l2p_generate.recipe import read_recipe
+from l2p_generate.serve.guard import Guard
 from l2p_generate.serve.studio import LARGEST_SEED, Request, Studio
 
 HISTORY = 48  # pictures of one visitor that the page shows
+_DAY = 86_400  # s
 
 
 def build_page(studio: Studio) -> gr.Blocks:
     """The page of one studio."""
     has_source = studio.source is not None
-    with gr.Blocks(title=f"L2P: {studio.painter.name}", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title=f"L2P: {studio.painter.name}",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(600, _DAY),  # uploads and copies of a server that runs for weeks
+    ) as page:
         gr.Markdown(f"## {studio.painter.name}\nText to pixels, without a VAE.")
         shown = gr.State([])  # files of this visitor, newest first
         with gr.Row():
@@ -47,6 +57,10 @@ def build_page(studio: Studio) -> gr.Blocks:
             [painted, source, form["fields"]["seed"], shown, history],
             api_name="paint",
             concurrency_limit=1,
+        )
+        fields = form["fields"]
+        fields["image"].change(
+            _to_draw_on, [fields["image"]], [fields["mask"]], api_visibility="private", queue=False
         )
         reused = [form["fields"][name] for name in REUSED]
         history.select(_reuse, [shown], reused, api_visibility="private", queue=False)
@@ -116,6 +130,21 @@ def _form(studio: Studio) -> dict[str, Any]:
             label="Start from a picture", type="filepath", height=160, sources=["upload", "clipboard"]
         )
         fields["strength"] = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength (1: forget the picture)")
+        fields["mask"] = gr.ImageEditor(
+            label="Paint only here: draw over the picture; the rest of it stays as it is",
+            type="pil",
+            sources=(),
+            layers=False,
+            transforms=(),
+            brush=gr.Brush(colors=["#ff00aa"], color_mode="fixed", default_size=16),
+            elem_id="mask",
+            height=360,
+            interactive=True,
+        )
+        for number, adapter in enumerate(studio.painter.adapters):
+            fields[f"adapter_{number}"] = gr.Slider(
+                -2, 2, value=adapter.weight, step=0.05, label=f"Adapter {adapter.name} (0: off)"
+            )
     return {"fields": fields, "button": button}
 
 
@@ -129,8 +158,17 @@ def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
             answer = studio.paint(
                 _request(form), lambda done, total: progress((done, total), desc="Painting")
             )
-        except (ArchError, GenerateError) as error:
+        except (ArchError, UserError) as error:
             raise gr.Error(str(error), print_exception=False) from None
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+                words = "the memory is not enough for this picture; choose a smaller one"
+            else:
+                traceback.print_exc()
+                words = "the server failed; its log says more"
+            raise gr.Error(words, print_exception=False) from None
+        for note in answer.notes:
+            gr.Warning(note)
         shown = [str(path) for path, _ in reversed(answer.painted)] + list(shown)
         shown = shown[:HISTORY]
         painted, source = (
@@ -141,8 +179,24 @@ def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
     return submit
 
 
+def _to_draw_on(image: str | None) -> Any:
+    """The picture to start from, as the ground on which the mask is drawn."""
+    return {"background": image, "layers": [], "composite": image} if image else None
+
+
+def _mask(drawn: Any) -> Image.Image | None:
+    """White where something was drawn; None where nothing was."""
+    layers = drawn.get("layers", []) if isinstance(drawn, dict) else []
+    found = None
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value else 0)
+        found = alpha if found is None else ImageChops.lighter(found, alpha)
+    return found if found is not None and found.getbbox() else None
+
+
 def _request(form: dict[str, Any]) -> Request:
     """The form as a request; what a browser or a script sends is not trusted to have the right type."""
+    adapters = [float(form[name] or 0) for name in form if name.startswith("adapter_")]
     try:
         return Request(
             prompt=str(form["prompt"] or ""),
@@ -152,6 +206,8 @@ def _request(form: dict[str, Any]) -> Request:
             with_source=bool(form["with_source"]),
             image=form["image"],
             strength=float(form["strength"]),
+            mask=_mask(form["mask"]) if form["image"] else None,
+            adapter_weights=tuple(adapters),
             sampling=Sampling(
                 height=int(form["height"]),
                 width=int(form["width"]),
@@ -186,12 +242,21 @@ def _reuse(shown: list[str], chosen: gr.SelectData) -> list[Any]:
     ]
 
 
-def make_app(page: gr.Blocks, studio: Studio, *, auth: list[tuple[str, str]], queue: int) -> FastAPI:
+def make_app(
+    page: gr.Blocks,
+    studio: Studio,
+    *,
+    auth: list[tuple[str, str]],
+    queue: int,
+    names: frozenset[str] | None = None,
+    allowed: Iterable[str] = (),
+) -> FastAPI:
     """The page as a web application.
 
     Args:
         auth: (user, password) pairs; empty lets everyone in who can connect.
         queue: requests that may wait; more are turned away.
+        names, allowed: see `guard.Guard`.
     """
     page.queue(max_size=queue, default_concurrency_limit=1)
     app: FastAPI = gr.mount_gradio_app(
@@ -202,8 +267,11 @@ def make_app(page: gr.Blocks, studio: Studio, *, auth: list[tuple[str, str]], qu
         show_error=False,
         ssr_mode=False,
         footer_links=["api"],
+        run_history=False,  # it would offer to send pictures to another host
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         max_file_size="20mb",
         allowed_paths=[str(studio.folder)],
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    app.add_middleware(Guard, names=names, allowed=tuple(allowed), sessions=True)
     return app
