@@ -402,12 +402,12 @@ def test_a_full_disk_and_a_closed_pipe_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
     if broken == "full":
-        stream = Path("/dev/full").open("w")
-    else:
-        reader, writer = os.pipe()
-        os.close(reader)
-        stream = os.fdopen(writer, "w")
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    stream = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["--model", str(untrained_run), "a ring", "--steps", "1"]) == code
     said = capsys.readouterr().err
@@ -436,3 +436,87 @@ def test_a_damaged_model_is_one_line(
     (model / "scheduler" / "scheduler_config.json").write_text("[]")
     assert main(["--model", str(model), "a ring"]) == 2
     assert "scheduler_config.json is not a JSON object" in capsys.readouterr().err
+
+
+def test_a_mask_keeps_what_is_black_to_the_bit_and_its_recipe_paints_it_again(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(untrained_run), "--steps", "2"]
+    picture = Image.effect_noise((75, 50), 70).convert("RGB")
+    picture.save("picture.png")
+    mask = Image.new("L", (75, 50), 0)
+    mask.paste(255, (20, 10, 45, 40))
+    mask.save("mask.png")
+    files = ["--image", "picture.png", "--mask", "mask.png"]
+    assert main([*model, "a ring", *files, "-o", "a.png"]) == 0
+    with Image.open("a.png") as made:
+        assert made.size == (75, 50)  # whole patches or not
+        kept = Image.composite(picture, made.convert("RGB"), mask.point(lambda value: 255 - value))
+        assert kept.tobytes() == made.convert("RGB").tobytes()
+        assert made.convert("RGB").tobytes() != picture.tobytes()
+    Path("mask.png").rename("moved.png")
+    again = ["--model", str(untrained_run), "--from-image", "a.png"]
+    assert main(again) == 2
+    assert "--mask mask.png does not exist" in capsys.readouterr().err
+    assert main([*again, "--mask", "moved.png", "-o", "b.png"]) == 0
+    assert "identical to a.png" in capsys.readouterr().err
+    Image.new("L", (75, 50), 255).save("mask.png")
+    assert main(again) == 2
+    assert "mask.png is not the picture that the recipe started from" in capsys.readouterr().err
+
+
+def _write_lora(model: Path, file: Path, seed: int) -> None:
+    """A LoRA that changes the picture, as diffusers saves one."""
+    import torch
+    from l2p_arch import L2PTransformer
+    from peft import LoraConfig
+
+    transformer = L2PTransformer.from_pretrained(model / "transformer")
+    blocks = transformer.block_names()
+    targets = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith(tuple(blocks))
+    ]
+    transformer.add_adapter(LoraConfig(r=2, target_modules=targets), "made")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    transformer.save_lora_adapter(file.parent, adapter_name="made", weight_name=file.name)
+
+
+def test_adapters_have_weights_and_are_known_by_content(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("style.safetensors", 1), ("other.safetensors", 2)):
+        _write_lora(untrained_run / "model", Path(name).absolute(), seed)
+    model = ["--model", str(untrained_run), "--dtype", "float32", "a ring", "--steps", "2"]
+    pictures = {}
+    for name, flags in {
+        "plain": [],
+        "off": ["--lora", "style.safetensors:0"],
+        "half": ["--lora", "style.safetensors:0.5"],
+        "whole": ["--lora", "style.safetensors"],
+        "both": ["--lora", "style.safetensors:0.5", "--lora", "other.safetensors:-0.5"],
+    }.items():
+        assert main([*model, *flags, "-o", f"{name}.png"]) == 0
+        pictures[name] = _pixels(f"{name}.png")
+    assert pictures["plain"] == pictures["off"]
+    assert len(set(pictures.values())) == 4
+    recipe = read_recipe(Path("both.png"))
+    assert [(one.name, one.weight) for one in recipe.adapters] == [("style", 0.5), ("other", -0.5)]
+    assert "<lora:style:0.5> <lora:other:-0.5>" in recipe.parameters()
+    again = ["--model", str(untrained_run), "--from-image", "half.png"]
+    assert main([*again, "-o", "again.png"]) == 0
+    assert "identical to half.png" in capsys.readouterr().err
+    Path("style.safetensors").rename("moved.safetensors")
+    assert main(again) == 2
+    assert "the adapter style.safetensors is not the one of the recipe" in capsys.readouterr().err
+    assert main([*again, "--lora", "moved.safetensors:0.5", "-o", "c.png"]) == 0
+    assert "identical to half.png" in capsys.readouterr().err
+    Path("bad.safetensors").write_bytes(b"no tensors")
+    assert main([*model, "--lora", "bad.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ") and "bad.safetensors" in said
