@@ -82,8 +82,8 @@ def test_the_guide_to_pictures_has_every_flag() -> None:
     "page", [page for page in PAGES if _blocks(page, "toml")], ids=lambda page: page.name
 )
 def test_toml_examples_are_settings(page: Path) -> None:
+    from l2p_run.settings import read_table
     from l2p_transfer.config import TABLES
-    from l2p_transfer.schema import read_table
 
     for block in _blocks(page, "toml"):
         for name, table in tomllib.loads(block).items():

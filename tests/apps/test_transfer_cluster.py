@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from l2p_mini.paths import GRAMMAR
-from l2p_transfer.cluster import failure, painting, workers_held
+from l2p_run.cluster import workers_that_fit
+from l2p_run.errors import UserError
+from l2p_transfer.cluster import failure, painting
 from l2p_transfer.config import Config, load_config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.runner import identities
@@ -58,14 +60,12 @@ def test_where_a_run_runs_does_not_change_what_it_makes(config: Callable[..., Co
 
 def test_there_are_as_many_workers_as_find_what_they_take() -> None:
     cluster = {"CPU": 64.0, "GPU": 9.0, "training": 8.0, "node:10.0.0.1": 1.0}
-    assert workers_held(cluster, {}, "x") == 9
-    assert workers_held(cluster, {"training": 1}, "x") == 8
-    assert workers_held(cluster, {"training": 0.5}, "x") == 9
-    assert workers_held({"CPU": 4.0}, {}, "x") == 4
-    with pytest.raises(
-        TransferError, match=r"takes 1 'synthesis', the cluster has CPU 64, GPU 9, training 8;"
-    ):
-        workers_held(cluster, {"synthesis": 1}, "cluster.synthesis_resources")
+    assert workers_that_fit(cluster, {}) == 9
+    assert workers_that_fit(cluster, {"training": 1}) == 8
+    assert workers_that_fit(cluster, {"training": 0.5}) == 9
+    assert workers_that_fit({"CPU": 4.0}, {}) == 4
+    with pytest.raises(UserError, match=r"takes 1 'synthesis', the cluster has CPU 64, GPU 9, training 8;"):
+        workers_that_fit(cluster, {"synthesis": 1}, setting="cluster.synthesis_resources")
 
 
 def test_the_manifest_offers_what_its_config_takes() -> None:
@@ -77,7 +77,7 @@ def test_the_manifest_offers_what_its_config_takes() -> None:
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     offered = json.loads(json.loads(group["rayStartParams"]["resources"]))
     for taken in (cluster.synthesis_resources, cluster.training_resources, cluster.evaluation_resources):
-        assert taken and workers_held({"GPU": 9, "CPU": 144, **offered}, taken, "") == processes
+        assert taken and workers_that_fit({"GPU": 9, "CPU": 144, **offered}, taken) == processes
 
 
 def test_all_training_processes_of_the_manifest_are_in_one_pod() -> None:

@@ -144,7 +144,7 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr("l2p_data.prompts.generation.generate_prompts", full)
     assert main(["tiny.toml"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: [Errno 28] No space left on device; free some and run the same command again"
+        "error: cannot write: No space left on device; free some space and run the same command again"
     )
 
 

@@ -6,14 +6,13 @@ so a lost node costs the unit that it was working on and changes no result.
 """
 
 import json
-import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from l2p_run.cluster import ray_session, workers_that_fit
 from l2p_train.config import TrainConfig
 
 from l2p_transfer.config import Config
@@ -37,9 +36,8 @@ def train_on_cluster(config: Config, on_event: Callable[[Mapping[str, Any]], Non
     section = config.cluster
     wanted = section.training_resources
     with connected(section.address) as resources, _followed(config.train, on_event):
-        most = workers_held(
-            resources, {"CPU": section.cpus_per_process, **wanted}, "cluster.training_resources"
-        )
+        each = {"CPU": section.cpus_per_process, **wanted}
+        most = workers_that_fit(resources, each, setting="cluster.training_resources")
         processes = config.processes or _processes(config.train.batch_size, most)
         if processes > most:
             raise TransferError(
@@ -72,7 +70,7 @@ def painting(config: Config) -> Iterator[dict[str, Any]]:
         return
     with connected(address) as resources:
         wanted = config.cluster.evaluation_resources
-        most = workers_held(resources, wanted, "cluster.evaluation_resources")
+        most = workers_that_fit(resources, wanted, setting="cluster.evaluation_resources")
         yield {"executor": "ray", "workers": workers or most, "resources": wanted}
 
 
@@ -81,46 +79,10 @@ def connected(address: str) -> Iterator[dict[str, float]]:
     """Connects to the cluster; yields its resources.
 
     Raises:
-        TransferError: nobody answers at the address.
+        UserError: nobody answers at the address.
     """
-    # Ray would else rebuild the environment of `uv run` for every worker; the nodes have it already.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise TransferError(f"cluster.address {address!r} cannot be reached: {reason}") from None
-    try:
+    with ray_session(address, setting="cluster.address") as ray:
         yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
-
-
-def workers_held(resources: Mapping[str, float], wanted: Mapping[str, float], where: str) -> int:
-    """Workers that the cluster holds: one per GPU, or per CPU where there is none, and as many as find what
-    they take of the custom resources.
-
-    Args:
-        resources: the cluster's.
-        wanted: custom ones of one worker.
-        where: the setting that says so.
-
-    Raises:
-        TransferError: no node has a resource of that name, or too little of it; Ray would wait for ever.
-    """
-    held = [int(resources.get("GPU", 0)) or int(resources.get("CPU", 1))]
-    for name, amount in wanted.items():
-        if resources.get(name, 0) < amount:
-            known = ", ".join(f"{key} {value:g}" for key, value in resources.items() if ":" not in key)
-            raise TransferError(
-                f"{where} takes {amount:g} {name!r}, the cluster has {known}; start nodes with"
-                f" `ray start --resources='{{\"{name}\": 1}}'`, or name one that it has"
-            )
-        held.append(int(resources[name] / amount))
-    return max(1, min(held))
 
 
 def _processes(batch_size: int, most: int) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from l2p_run.places import shorten
 from l2p_run.sizes import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.full_size import FULL_SIZES, GENEVAL_METADATA, PUBLISHED_JUDGES, FullSize
-from l2p_transfer.paths import shorten
 from l2p_transfer.sizes import evaluated_size, largest, painted_sizes, source_size, trained_sizes
 from l2p_transfer.weights import SourceWeights, of_directory, published
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from l2p_eval.geneval import ColorClassifier, Detector
 from l2p_run.devices import choose_device
+from l2p_run.places import shorten
 
 from l2p_transfer.errors import TransferError
-from l2p_transfer.paths import shorten
 
 if TYPE_CHECKING:
     from l2p_transfer.config import EvaluateSection

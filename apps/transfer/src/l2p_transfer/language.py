@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p_run.places import shorten
+
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.paths import RunPaths, shorten
+from l2p_transfer.paths import RunPaths
 
 if TYPE_CHECKING:
     import polars

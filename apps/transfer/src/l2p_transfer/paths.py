@@ -1,11 +1,9 @@
 """Where everything lies in a run directory."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from l2p_transfer.errors import TransferError
+from l2p_run.stages import marker_path
 
 
 @dataclass(frozen=True)
@@ -82,35 +80,4 @@ class RunPaths:
 
     def marker(self, stage: str) -> Path:
         """The ledger of a stage: its state, time, memory and numbers."""
-        return self.root / "stages" / f"{stage}.json"
-
-
-def shorten(path: Path) -> Path:
-    """For people: relative to the working directory where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise TransferError(f"cannot write {path}: {error.strerror}; choose another run.output") from None
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of the run, or None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise TransferError(f"{path} is damaged ({error}); delete it and run again") from None
+        return marker_path(self.root, stage)

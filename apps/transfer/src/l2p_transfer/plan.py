@@ -8,12 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from l2p_run.places import shorten
+from l2p_run.stages import is_done, read_marker
+
 from l2p_transfer.config import Config, resolve_processes
 from l2p_transfer.costs import Costs, Machine, estimate_costs
 from l2p_transfer.detectors import check_detector
 from l2p_transfer.errors import TransferError
 from l2p_transfer.full_size import full_transformer_config
-from l2p_transfer.paths import RunPaths, read_json, shorten
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.runner import identities
 from l2p_transfer.sizes import evaluated_size, in_words, largest, painted_sizes, source_size, trained_sizes
 from l2p_transfer.storage import RunStorage
@@ -189,9 +192,9 @@ def _check_metadata(config: Config) -> None:
 def _check_gpus(config: Config) -> None:
     from l2p_train.run.launcher import usable_gpus
 
-    marker = RunPaths(config.run.output).marker("training")
-    trained = marker.is_file() and (read_json(marker) or {}).get("state") == "done"
-    if not trained:  # else what is left may run on a smaller machine
+    if (
+        read_marker(config.run.output, "training").get("state") != "done"
+    ):  # else what is left may run on a smaller machine
         check_processes(config, usable_gpus())
 
 
@@ -281,13 +284,12 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
         ),
         "report": ("report.html, report.md", paths.report),
     }
-    for stage, identity in identities(config):
-        marker = read_json(paths.marker(stage.name)) or {}
+    for stage, known in identities(config):
         yield StagePlan(
             title=stage.title,
             work=work[stage.name][0],
             output=str(where if isinstance(where := work[stage.name][1], str) else shorten(where)),
-            done=marker.get("state") == "done" and marker.get("identity") == identity,
+            done=is_done(paths.root, stage.name, known),
         )
 
 

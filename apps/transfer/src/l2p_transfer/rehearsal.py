@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p_run.places import read_json_if_whole, shorten, write_json
+from l2p_run.progress import Display
+
 from l2p_transfer.config import Config, resolve_processes
-from l2p_transfer.display import Display
 from l2p_transfer.errors import TransferError
-from l2p_transfer.paths import RunPaths, read_json, shorten, write_json
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.plan import check_inputs
 from l2p_transfer.rehearsal_inputs import prepare
 from l2p_transfer.runner import execute
@@ -148,7 +150,7 @@ class Recorder:
 
     def __init__(self, display: Display, path: Path, meter: Any) -> None:
         self.display, self.path, self.meter = display, path, meter
-        self.notes: dict[str, Any] = read_json(path) or {}
+        self.notes: dict[str, Any] = read_json_if_whole(path) or {}
         self._title, self._marks = "", list[tuple[float, float, float, str]]()
 
     def start(self, number: int, total: int, title: str) -> None:

@@ -5,9 +5,10 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
+from l2p_run.places import shorten, write_text
+
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.paths import shorten, write_text
 from l2p_transfer.stages import STAGES
 
 if TYPE_CHECKING:

@@ -8,9 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from l2p_run.places import shorten
+from l2p_run.stages import read_marker
+
 from l2p_transfer.config import Config
 from l2p_transfer.costs import GENEVAL_PROMPTS, Machine
-from l2p_transfer.paths import RunPaths, read_json, shorten
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.plan import ModelPlan, make_plan
 from l2p_transfer.weights import TRANSFORMER, of_directory
 
@@ -208,7 +211,7 @@ def _markers(root: Path) -> dict[str, Any]:
     from l2p_transfer.stages import STAGES
 
     paths = RunPaths(root)
-    found = {stage.name: (read_json(paths.marker(stage.name)), stage.title) for stage in STAGES}
+    found = {stage.name: (read_marker(paths.root, stage.name), stage.title) for stage in STAGES}
     return {name: marker | {"title": title} for name, (marker, title) in found.items() if marker}
 
 

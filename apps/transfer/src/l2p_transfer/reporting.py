@@ -12,10 +12,12 @@ from l2p_eval.geneval import GenEvalScores
 from l2p_eval.layout import open_image
 from l2p_eval.metrics.frechet import FrechetResult
 from l2p_eval.report.page import Pair, Picture, RunReport, StageCost, Table, duration, write_report
+from l2p_run.places import read_json, read_json_if_whole
 from l2p_run.sizes import Size
+from l2p_run.stages import read_marker
 
 from l2p_transfer.config import Config
-from l2p_transfer.paths import RunPaths, read_json
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import in_words, painted_sizes, trained_sizes
 
 PROGRESS_PICTURES = 6
@@ -25,7 +27,8 @@ GRID_GAP = 2  # px between the pictures of a trainer's sample grid
 def write_run_report(config: Config, paths: RunPaths) -> Path:
     """Writes report.html and report.md; returns the page."""
     results = read_json(paths.results)
-    markers = {path.stem: read_json(path) for path in sorted((paths.root / "stages").glob("*.json"))}
+    names = [path.stem for path in sorted((paths.root / "stages").glob("*.json"))]
+    markers = {name: marker for name in names if (marker := read_marker(paths.root, name))}
     pairs = list(_pairs(results, paths))
     report = RunReport(
         title=config.report.title or config.run.output.name,
@@ -175,7 +178,7 @@ def _costs(markers: Mapping[str, Any]) -> list[StageCost]:
 
 def _tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Table]:
     yield from _surgery_tables(paths, markers)
-    freeze = read_json(paths.train / "freeze_table.json")
+    freeze = read_json_if_whole(paths.train / "freeze_table.json")
     if freeze:
         rows = [(r["module"], r["role"], f"{r['trainable']:,}", f"{r['frozen']:,}") for r in freeze["rows"]]
         total = ("all", "", f"{freeze['trainable_parameters']:,}", f"{freeze['frozen_parameters']:,}")
@@ -227,7 +230,7 @@ def _surgery_tables(paths: RunPaths, markers: Mapping[str, Any]) -> Iterator[Tab
             rows=[(name, f"{measures[name]:.3f}", what) for name, what in _SEAMLESSNESS.items()],
             note="Measured by the surgery, before any training.",
         )
-    report = read_json(paths.initial / "surgery_report.json")
+    report = read_json_if_whole(paths.initial / "surgery_report.json")
     if report:
         rows = [
             (record["name"], " x ".join(str(size) for size in record["shape"]), record["dtype"], kind)

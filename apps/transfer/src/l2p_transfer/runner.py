@@ -2,29 +2,28 @@
 apart.
 """
 
-import fcntl
 import hashlib
 import json
-import signal
-import threading
-import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from l2p_run import config_file
+from l2p_run.config_file import read_toml, write_toml
+from l2p_run.errors import UserError
+from l2p_run.folder import lock
+from l2p_run.places import is_file, read_json_if_whole, write_json
+from l2p_run.progress import Display, say
+from l2p_run.stages import Stage, read_marker, run_stages
 from l2p_train.config import changeable
 
 from l2p_transfer.config import Config, default_tables
-from l2p_transfer.display import Display
+from l2p_transfer.contents import contents
 from l2p_transfer.errors import TransferError
-from l2p_transfer.memory import MemoryMeter
-from l2p_transfer.paths import RunPaths, read_json, write_json, write_text
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.provenance import collect_provenance
-from l2p_transfer.stages import STAGES, Run, Stage
+from l2p_transfer.stages import STAGES, Run
 from l2p_transfer.storage import RunStorage
 
 MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
@@ -75,148 +74,98 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
         update: allow changes of what nothing that is done depends on; the stages they touch run again.
 
     Raises:
-        TransferError: the directory belongs to another config or another running process, or cannot be
-        written.
+        UserError: the directory belongs to another config or another running process, or cannot be written.
     """
     paths = RunPaths(config.run.output)
-    with _locked(paths):
+    busy = f"another l2p-transfer is working in {paths.root}; wait for it, or choose another run.output"
+    existed = paths.root.is_dir()
+    with lock(paths.lock, busy=busy, remedy="choose another run.output"):
         storage = RunStorage(config, paths)
         storage.fetch([stage.name for stage in STAGES])
-        _claim(config, paths, update)
+        try:
+            _claim(config, paths, update)
+        except TransferError:
+            if existed and not paths.config.is_file():  # a folder of somebody else's: leave nothing in it
+                paths.lock.unlink(missing_ok=True)
+            raise
         write_json(paths.provenance, collect_provenance(config, command))
-        run = Run(config=config, paths=paths)
-        executed = []
-        for number, (stage, identity) in enumerate(identities(config), start=1):
-            marker = read_json(paths.marker(stage.name)) or {}
-            if marker.get("state") == "done" and marker.get("identity") == identity:
-                display.skip(number, len(STAGES), stage.title, marker["note"])
-                continue
-            display.start(number, len(STAGES), stage.title)
-            marker = _execute_stage(stage, identity, run, display, marker)
-            storage.keep(stage.name)
-            display.finish(marker["note"], marker["seconds"])
-            executed.append(stage.name)
-        markers = {stage.name: read_json(paths.marker(stage.name)) for stage in STAGES}
+        executed = run_stages(
+            list(identities(config)),
+            paths.root,
+            Run(config=config, paths=paths),
+            display,
+            goes_on=lambda name: name == "training" and _steps_done(paths) > 0,
+            intact=lambda name: _intact(name, paths),
+            after=storage.keep,
+        )
+        markers = {stage.name: read_marker(paths.root, stage.name) for stage in STAGES}
         return RunSummary(root=paths.root, stages=markers, executed=executed)
 
 
-# Keys that came later, with what runs of before did: at these values they change no identity.
-LATER = {("surgery", "recipe"): "paper", ("surgery", "decoder"): "auto"}
-
-
-def identities(config: Config) -> Iterator[tuple[Stage, str]]:
-    """Each stage with a hash of all settings that its output depends on, those of earlier stages included."""
-    tables = config.to_tables()
+def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, str]]]:
+    """Each stage with its identities: a hash of all settings that its output depends on and of the content of
+    all that it reads, earlier stages included; and the one of settings alone that earlier versions noted.
+    """
+    tables = config.identity_tables()
     for table, key in IRRELEVANT:
         tables[table].pop(key, None)
-    for (table, key), before in LATER.items():
-        if tables[table].get(key) == before:
-            del tables[table][key]
-    state = hashlib.sha256()
+    content, settings = hashlib.sha256(), hashlib.sha256()
     for stage in STAGES:
         for table in stage.tables:
-            state.update(json.dumps([table, tables[table]], sort_keys=True).encode())
-        yield stage, state.hexdigest()[:16]
+            row = json.dumps([table, tables[table]], sort_keys=True).encode()
+            content.update(row)
+            settings.update(row)
+        if read := contents(stage.name, config):
+            content.update(json.dumps([stage.name, read], sort_keys=True).encode())
+        yield stage, (content.hexdigest()[:16], settings.hexdigest()[:16])
 
 
-def _execute_stage(
-    stage: Stage, identity: str, run: Run, display: Display, before: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Runs one stage and writes its marker; an interrupted one keeps its time and memory for the next
-    attempt.
-    """
-    _rearm_signals()
-    goes_on = before.get("identity") == identity or (stage.name == "training" and _steps_done(run.paths))
-    resumed = before if goes_on else {}
-    started = time.perf_counter()
-    marker: dict[str, Any] = {"stage": stage.name, "identity": identity, "state": "unfinished"}
-    meter = MemoryMeter()
-    try:
-        with meter:
-            outcome = stage.execute(run, display.progress)
-        marker |= {"state": "done", "note": outcome.note, "values": dict(outcome.values)}
-    finally:
-        marker |= {
-            # To a tenth of a millisecond: the first stages of a small run take a few.
-            "seconds": round(time.perf_counter() - started + resumed.get("seconds", 0.0), 4),
-            "peak_bytes": max(meter.peak_bytes, resumed.get("peak_bytes", 0)),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_json(run.paths.marker(stage.name), marker)
-        write_ledgers(run.paths)
-    return marker
-
-
-def _rearm_signals() -> None:
-    """Gives SIGTERM back to Python: Ray, once started, takes it over below Python's handlers."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
-def write_ledgers(paths: RunPaths) -> None:
-    """timings.json and metrics.jsonl, from the markers."""
-    markers = [marker for stage in STAGES if (marker := read_json(paths.marker(stage.name)))]
-    keys = ("stage", "state", "seconds", "peak_bytes", "ended")
-    write_json(paths.timings, [{key: marker[key] for key in keys} for marker in markers])
-    lines = [json.dumps({k: marker.get(k) for k in ("stage", "note", "values")}) for marker in markers]
-    write_text(paths.metrics, "\n".join(lines) + "\n")
+def _intact(stage: str, paths: RunPaths) -> bool:
+    """Whether what a stage left is still there, where it is soon made again and a later stage reads it."""
+    if stage == "evaluation":
+        return read_json_if_whole(paths.results) is not None
+    return stage != "report" or paths.report.is_file()
 
 
 # ------------------------------------------------------------------------------------- the run directory
 
 
-@contextmanager
-def _locked(paths: RunPaths) -> Iterator[None]:
-    """Holds the run directory; it is free again when the process ends, however it ends."""
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        file = paths.lock.open("a")
-    except OSError as error:
-        raise TransferError(
-            f"cannot write to the run directory {paths.root}: {error.strerror}; choose another run.output"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TransferError(
-                f"another l2p-transfer is working in {paths.root}; wait for it, or choose another run.output"
-            ) from None
-        yield
-
-
 def _claim(config: Config, paths: RunPaths, update: bool) -> None:
     """Writes config.toml, or checks that the directory is this config's."""
-    import tomli_w
-
-    tables = config.to_tables()
-    if paths.config.is_file():
+    if is_file(paths.config):
         _refuse_changes(_known(paths), config, paths, update)
     elif foreign := sorted(path.name for path in paths.root.iterdir() if path.name != paths.lock.name):
         raise TransferError(
             f"{paths.root} is not empty ({foreign[0]}) and holds no run; choose another run.output"
         )
-    write_text(paths.config, tomli_w.dumps(tables))
+    write_toml(paths.config, config.to_tables())
 
 
-def _known(paths: RunPaths) -> dict[str, Any]:
-    """The config that made the run directory."""
+def _known(paths: RunPaths) -> dict[str, Any] | None:
+    """The config that made the run directory; None where the file is damaged.
+
+    It is written again then, from the config that is given: each stage's identity, the corpus and the
+    training know by themselves what they were made with.
+    """
     try:
-        return tomllib.loads(paths.config.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TransferError(f"{paths.config} is damaged ({error}); choose another run.output") from None
+        return read_toml(paths.config)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        say(f"{paths.config} is damaged and is written again: {error}")
+        return None
 
 
 def check_unchanged(config: Config, update: bool) -> None:
     """Raises what `execute` would raise for a run directory that another config made; writes nothing."""
     paths = RunPaths(config.run.output)
-    if paths.config.is_file():
+    if is_file(paths.config):
         _refuse_changes(_known(paths), config, paths, update)
 
 
-def _refuse_changes(old: Mapping[str, Any], config: Config, paths: RunPaths, update: bool) -> None:
+def _refuse_changes(old: Mapping[str, Any] | None, config: Config, paths: RunPaths, update: bool) -> None:
     new = config.to_tables()
-    changes = list(differences(old, new))
+    changes = [] if old is None else list(differences(old, new))
     fixed = [text for table, key, text in changes if not _may_change(table, key, config, paths)]
     if fixed:
         raise TransferError(
@@ -236,19 +185,8 @@ def _refuse_changes(old: Mapping[str, Any], config: Config, paths: RunPaths, upd
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(table, key, "table.key: old -> new") for every setting that differs and matters.
-
-    A setting that one side lacks has its default there: the config of a run that an earlier version began
-    knows fewer of them.
-    """
-    defaults = default_tables()
-    for table in new:
-        before, after = old.get(table, {}), new[table]
-        for key in sorted({*before, *after}):
-            values = [side.get(key, defaults[table].get(key)) for side in (before, after)]
-            if values[0] != values[1] and (table, key) not in IRRELEVANT:
-                shown = ["nothing" if value is None else json.dumps(value) for value in values]
-                yield table, key, f"{table}.{key}: {shown[0]} -> {shown[1]}"
+    """(table, key, "table.key: old -> new") for every setting that differs and matters."""
+    return config_file.differences(old, new, default_tables(), IRRELEVANT)
 
 
 def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
@@ -260,7 +198,7 @@ def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
     if table in OF_THE_CORPUS:
         return not _painted(config, paths)
     if table == "surgery":
-        return (read_json(paths.marker("surgery")) or {}).get("state") != "done"
+        return read_marker(paths.root, "surgery").get("state") != "done"
     if table == "train":
         return key in changeable() or not _steps_done(paths)
     return table in MAY_CHANGE
@@ -270,7 +208,7 @@ def _painted(config: Config, paths: RunPaths) -> bool:
     """Whether the corpus has its first shard, here or at the run's address."""
     from l2p_data.corpus.files import folder_exists, location
 
-    if (read_json(paths.marker("images")) or {}).get("state") == "done":
+    if read_marker(paths.root, "images").get("state") == "done":
         return True
     corpus = location(config.train.corpus)
     return folder_exists(corpus) and next(iter(corpus.glob("*.parquet")), None) is not None
@@ -278,5 +216,7 @@ def _painted(config: Config, paths: RunPaths) -> bool:
 
 def _steps_done(paths: RunPaths) -> int:
     """Steps of the newest checkpoint, 0 where there is none."""
-    folders = (paths.root / "train" / "checkpoints").glob("step-*")
-    return max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)
+    names = [folder.name for folder in (paths.root / "train" / "checkpoints").glob("step-*")]
+    return max(
+        (int(number) for name in names if (number := name.removeprefix("step-")).isdecimal()), default=0
+    )

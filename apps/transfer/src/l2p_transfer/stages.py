@@ -7,21 +7,21 @@ A stage writes below the run directory only, and is safe to run again: it goes o
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from l2p_data.errors import DataError
+from l2p_run.places import shorten, write_json
+from l2p_run.progress import Progress
+from l2p_run.stages import Outcome, Stage
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.paths import RunPaths, shorten, write_json
+from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, painted_sizes
 from l2p_transfer.validation import check_held_out
-
-Progress = Callable[[float, float, str], None]
-"""Called with (done, total, note)."""
 
 CALIBRATION_PIXELS = 2**20  # of corpus images that surgery may measure the source with
 CALIBRATION_IMAGES = 64
@@ -30,33 +30,11 @@ ALIGNED_IMAGES = 16  # at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a stage left: one line for people, numbers for the report."""
-
-    note: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a stage may use."""
 
     config: Config
     paths: RunPaths
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One step of the transfer.
-
-    Attributes:
-        tables: the config tables that it reads; a change in them, or in an earlier stage, makes it run again.
-    """
-
-    name: str
-    title: str
-    tables: tuple[str, ...]
-    execute: Callable[[Run, Progress], Outcome]
 
 
 def write_prompts(run: Run, progress: Progress) -> Outcome:
@@ -244,6 +222,8 @@ def evaluate(run: Run, progress: Progress) -> Outcome:
     kept = (
         f"{100 * results['retention']:.1f} % kept" if results["retention"] is not None else "nothing to keep"
     )
+    if (results["retention"] or 0) > 1:
+        kept += ", more than the source has: is it the model that painted the corpus?"
     return Outcome(
         note=f"L2P {l2p:.3f}, source {source:.3f}: {kept}",
         values={
@@ -263,7 +243,7 @@ def report(run: Run, progress: Progress) -> Outcome:
     return Outcome(note=str(shorten(page)), values={})
 
 
-STAGES = (
+STAGES: tuple[Stage[Run], ...] = (
     Stage(name="prompts", title="Prompts", tables=("run", "prompts"), execute=write_prompts),
     Stage(name="filter", title="Filter", tables=("filter",), execute=filter_prompts),
     Stage(name="images", title="Images from the source", tables=("source", "images"), execute=make_images),

@@ -6,12 +6,12 @@ fetched before the first stage. Without an address everything here does nothing.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from l2p_train.run.storage import Store
+from l2p_run.places import read_json_if_whole
+from l2p_run.storage.store import Store
 
 from l2p_transfer.config import Config
-from l2p_transfer.paths import RunPaths, read_json
+from l2p_transfer.paths import RunPaths
 
 KEPT: Mapping[str, tuple[str, ...]] = {
     "prompts": ("prompts",),
@@ -35,7 +35,7 @@ class RunStorage:
         self.store = Store(config.run.storage) if config.run.storage else None
 
     def reachable(self) -> None:
-        """Raises `TrainError` if the address cannot be read: a mistyped bucket, no credentials."""
+        """Raises `UserError` if the address cannot be read: a mistyped bucket, no credentials."""
         if self.store is not None:
             self.store.files("stages")
 
@@ -43,7 +43,7 @@ class RunStorage:
         """Downloads what the stages that are done left, as far as it is newer than what is here.
 
         Raises:
-            TrainError: the address cannot be read or written.
+            UserError: the address cannot be read or written.
         """
         if self.store is None:
             return
@@ -56,8 +56,8 @@ class RunStorage:
         for stage in stages:
             marker = self.paths.marker(stage)
             name = marker.relative_to(self.paths.root).as_posix()
-            here = read_json(marker) or {}
-            if name in there and self._ended(name) > here.get("ended", ""):
+            here = read_json_if_whole(marker) or {}
+            if name in there and self._ended(name) > str(here.get("ended", "")):
                 self._get(stage)
                 self.store.get(name, marker)
 
@@ -99,9 +99,12 @@ class RunStorage:
                 else:
                     self.store.pull(name, path)
 
-    def _ended(self, name: str) -> Any:
+    def _ended(self, name: str) -> str:
         import json
 
         assert self.store is not None
-        content = json.loads(self.store.read(name) or b"{}")
-        return content.get("ended", "") if content.get("state") == "done" else ""
+        try:
+            content = json.loads(self.store.read(name) or b"{}")
+            return str(content.get("ended", "")) if content.get("state") == "done" else ""
+        except (ValueError, AttributeError):  # damaged: the stage runs again
+            return ""

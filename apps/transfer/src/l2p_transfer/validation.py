@@ -11,8 +11,8 @@ from l2p_arch.surgery.aligned import resolve_decoder, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels
 from l2p_arch.surgery.starts import check_initialisation
 from l2p_data.errors import DataError
+from l2p_run.places import is_address
 from l2p_train.errors import TrainError
-from l2p_train.run.storage import is_address
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.sizes import painted_sizes
@@ -56,7 +56,6 @@ def check_config(config: "Config") -> None:
     Raises:
         TransferError: what was given, what was wanted, what to write.
     """
-    _check_counts(config)
     _check_sizes(config)
     _check_prompts(config)
     _check_start(config)
@@ -67,28 +66,6 @@ def check_config(config: "Config") -> None:
             config.train.batch_layout(config.processes)
         except TrainError as error:
             raise TransferError(f"train.{error}") from None
-
-
-def _check_counts(config: "Config") -> None:
-    least = {
-        "prompts.count": (config.prompts.count, 1),
-        "images.seeds_per_prompt": (config.images.seeds_per_prompt, 1),
-        "images.batch_size": (config.images.batch_size, 1),
-        "images.rows_per_shard": (config.images.rows_per_shard, 1),
-        "evaluate.images_per_prompt": (config.evaluate.images_per_prompt, 1),
-        "evaluate.num_inference_steps": (config.evaluate.num_inference_steps, 1),
-        "evaluate.batch_size": (config.evaluate.batch_size, 1),
-        "source.num_inference_steps": (config.source.num_inference_steps, 1),
-        "surgery.patch_size": (config.surgery.patch_size, 1),
-        "cluster.cpus_per_process": (config.cluster.cpus_per_process, 1),
-        "cluster.max_failures": (config.cluster.max_failures, 0),
-    }
-    for name, workers in (("images", config.images.workers), ("evaluate", config.evaluate.workers)):
-        if workers is not None:
-            least[f"{name}.workers"] = (workers, 0)
-    for name, (value, lowest) in least.items():
-        if value < lowest:
-            raise TransferError(f"{name} is {value}; it must be at least {lowest}")
 
 
 def check_held_out(config: "Config", prompts: int) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from l2p_run.places import read_json
+
 from l2p_transfer.full_size import FullSize
-from l2p_transfer.paths import read_json
 
 TRANSFORMER = "transformer"
 

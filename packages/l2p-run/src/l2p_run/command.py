@@ -153,7 +153,7 @@ def run_command(
     own_signals: bool = False,
     user_errors: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Run a command's whole work and return its exit code; never raises for what is no bug.
+    """Run a command's whole work and return its exit code; raises a bug, and the parser's `SystemExit`.
 
     An exception whose `exit_code` is a number ends the command with its message in one line and that code:
     `UserError`, the packages' errors, the trainer's `Interrupted`.
@@ -178,8 +178,8 @@ def run_command(
         except Terminated:
             _complain(f"terminated; {interrupted}")
             return 128 + signal.SIGTERM
-        except SystemExit as stop:
-            return _code_of(stop)
+        except SystemExit as stop:  # of the parser, which callers know to raise it
+            raise SystemExit(_code_of(stop)) from None
         except Exception as error:
             return _ended_by(error, user_errors)
 
@@ -240,8 +240,12 @@ def _code_of(stop: SystemExit) -> int:
     if stop.code is None or isinstance(stop.code, int):
         try:
             sys.stdout.flush()
-        except OSError:
+        except BrokenPipeError:
             _silence(sys.stdout)
+        except OSError as error:
+            _silence(sys.stdout)
+            _complain(f"error: {explained('cannot write the result to standard output', error)}")
+            return USAGE_ERROR
         return int(stop.code or OK)
     _complain(str(stop.code))
     return BUG

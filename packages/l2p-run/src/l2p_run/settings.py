@@ -197,8 +197,8 @@ def convert(value: Any, hint: Any, where: str, base: Path | None = None) -> Any:
                 return convert(value, option, where, base)
             except UserError as error:
                 problems.append(error)
-        if len(arguments) == 2 and type(None) in arguments:
-            raise problems[0]
+        if len(arguments) == 2 and type(None) in arguments and typing.get_origin(arguments[0]) is not tuple:
+            raise problems[0]  # says more, such as that a number is not finite
     elif origin is Literal:
         for option in arguments:
             if value == option and type(value) is type(option):
@@ -305,6 +305,20 @@ def to_table(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_table(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def identity_table(settings: Any) -> dict[str, Any]:
+    """`to_table` for hashes that outlive a version.
+
+    A key that carries the mark `later`, because it came after the first release, is left out at its default,
+    where it means what there was before it.
+    """
+    table = to_table(settings)
+    usual = defaults_of(type(settings))
+    for name in marked(type(settings), "later"):
+        if name in table and table[name] == usual.get(name):
+            del table[name]
+    return dict(table)
 
 
 def defaults_of(kind: type) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def run_stages(
     display: Display,
     *,
     goes_on: Callable[[str], bool] = lambda name: False,
+    intact: Callable[[str], bool] = lambda name: True,
     after: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
     """Run every stage that is not done; the names of those that ran.
@@ -89,12 +90,15 @@ def run_stages(
             earlier versions noted for the same settings.
         goes_on: says of a stage whose identity differs that it continues all the same what it left, so that
             its time and memory add up.
+        intact: says of a stage that is done whether what it left is still whole; else it runs again.
         after: called when a stage is done and its marker is written.
     """
     executed = []
     for number, (stage, known) in enumerate(stages, start=1):
         marker = read_marker(folder, stage.name)
-        if marker.get("state") == "done" and marker.get("identity") in known:
+        if marker.get("state") == "done" and marker.get("identity") in known and intact(stage.name):
+            if marker["identity"] != known[0]:  # noted by an earlier version
+                write_json(marker_path(folder, stage.name), marker | {"identity": known[0]})
             display.skip(number, len(stages), stage.title, marker["note"])
             continue
         display.start(number, len(stages), stage.title)
