@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_arch import ArchError, L2PPipeline, convert, upscale
+from l2p_arch import ArchError, L2PPipeline, convert, export_public, upscale
 from l2p_arch.files.public_layout import PUBLIC_LAYOUTS
 from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
 
@@ -42,3 +42,14 @@ def test_an_image_of_one_patch_can_be_drawn_with_any_default_head(
         images = pipeline("a", **size, num_inference_steps=1, seeds=[0], output_type="pt").images
         assert images.shape == (1, 3, patch_size, 2 * patch_size)
         assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize(("patch_size", "layout"), [(128, "8k"), (160, "10k")])
+def test_the_default_heads_of_large_patches_are_the_public_ones(
+    untrained_source: Path, tmp_path: Path, patch_size: int, layout: str
+) -> None:
+    convert(untrained_source, tmp_path / "out", patch_size=patch_size)
+    assert export_public(tmp_path / "out", tmp_path / "out.safetensors") == layout
+    convert(untrained_source, tmp_path / "small", patch_size=16 if patch_size == 128 else 32)
+    upscale(tmp_path / "small", tmp_path / "large", patch_size=patch_size)
+    assert export_public(tmp_path / "large", tmp_path / "large.safetensors") == layout

@@ -284,12 +284,16 @@ def test_a_pixel_model_is_not_operated_on_twice(converted: Path, tmp_path: Path)
             convert(model, tmp_path / "out")
 
 
-def test_a_model_may_lie_beside_the_components_of_its_source(
-    source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("out", ["x", "run/model", "vae/../y"])
+def test_nothing_is_written_into_the_source(
+    source_copy: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
+    """A folder that comes into a model changes what the model is known by."""
+    before = sorted(source_copy.rglob("*"))
     monkeypatch.chdir(source_copy)
-    convert(".", "run/model", head_channels=HEAD)
-    assert L2PTransformer.from_pretrained(source_copy / "run/model/transformer").patch_size == 16
+    with pytest.raises(ArchError, match="which is read; choose a place outside of it"):
+        convert(".", out, head_channels=HEAD)
+    assert sorted(source_copy.rglob("*")) == before
 
 
 def test_files_that_are_no_variants_keep_their_names(source_copy: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from l2p_arch import FAMILIES, ArchError, L2PPipeline, convert
+from l2p_arch import FAMILIES, ArchError, CutPromptWarning, L2PPipeline, convert
+from l2p_arch.sampling.cut_prompts import cut_prompts
 
 PROMPTS = ["a small red circle left of a large blue square", "two blue squares and a large red triangle"]
 LENGTH = 96  # FLUX.2's and SANA's instructions come before the prompt
@@ -98,3 +100,60 @@ def test_what_prx_needs_besides_is_named(
     monkeypatch.setattr(sys.modules["diffusers.utils"], "is_ftfy_available", lambda: False)
     with pytest.raises(ArchError, match="ftfy, which is not installed; pip install ftfy"):
         L2PPipeline.from_pretrained(tmp_path / "out").encode(PROMPTS)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_what_is_said_to_be_read_of_a_prompt_is_what_its_encoding_depends_on(
+    source: Any, negative: bool
+) -> None:
+    """Words beyond the room change nothing, the last word within it does."""
+    if source.family == "prx":
+        pytest.importorskip("ftfy", reason="PRX cleans its prompts with it")
+    family, most = FAMILIES[source.family], 80
+    components = {name: getattr(source.pipeline, name) for name in family.text_components}
+    for component in components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    tokenizer, room = family.text_room(components, most, negative)
+    assert room > 0
+    encode = (negative and family.encode_negative_text) or family.encode_text
+
+    def encoded(prompt: str) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            [made] = encode(
+                {**components, "trunk": source.pipeline.transformer},
+                [prompt],
+                device=torch.device("cpu"),
+                max_sequence_length=most,
+            )
+        return {key: value for key, value in made.items() if key == family.text_key}
+
+    def differ(first: str, second: str) -> bool:
+        one, two = encoded(first), encoded(second)
+        return any(one[k].shape != two[k].shape or not torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+
+    words = ["red"] * room
+    assert len(tokenizer(" ".join(words), add_special_tokens=False).input_ids) == room
+    whole = " ".join(words)
+    assert not cut_prompts(family, components, [whole], max_sequence_length=most, negative=negative)
+    [cut] = cut_prompts(
+        family, components, [f"{whole} blue square"], max_sequence_length=most, negative=negative
+    )
+    assert (cut.tokens, cut.read, cut.lost.split()) == (room + 2, room, ["blue", "square"])
+    assert not differ(f"{whole} blue square", f"{whole} green circle")
+    assert differ(" ".join([*words[:-1], "blue"]) + " square", f"{whole} square")
+
+
+@pytest.mark.parametrize("source", ["flux"], indirect=True)
+def test_a_cut_prompt_is_warned_of_once(source: Any, tmp_path: Path) -> None:
+    convert(source.directory, tmp_path / "out", head_channels=(8, 8, 8, 8))
+    pipeline = L2PPipeline.from_pretrained(tmp_path / "out")
+    long = " ".join(["red"] * 40) + " the very last words"
+    with pytest.warns(CutPromptWarning, match=r"1 of 2 prompts are longer .* of which 20 are read") as caught:
+        pipeline.encode([long, "a"], max_sequence_length=20)
+    assert len(caught) == 1
+    assert caught[0].message.cuts[0].prompt == long
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.encode([long, "a"], max_sequence_length=20)
+        pipeline.encode("short enough", max_sequence_length=20)

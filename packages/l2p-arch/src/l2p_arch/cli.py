@@ -1,13 +1,18 @@
 """`l2p-arch`: checkpoints on the command line. Results go to stdout, the rest to stderr."""
 
 import argparse
+import contextlib
 import gc
 import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from l2p_arch.errors import ArchError
 
@@ -15,34 +20,80 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 ok, 2 usage or input, 130 interrupted."""
-    options = parser().parse_args(arguments)
+    """Entry point. Exit codes: 0 ok, 1 a bug, 2 usage or input, 130 interrupted, 143 ended."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a path may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
+    options = parser().parse_args(arguments)
     try:
-        result = _RUN[options.command](options)
+        with _ended_by_sigterm():
+            result = _RUN[options.command](options)
     except ArchError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Ended) as end:
         print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(json.dumps(result) if options.json else result["summary"])
+        return 143 if isinstance(end, _Ended) else 130
+    return _print(json.dumps(result) if options.json else result["summary"])
+
+
+class _Ended(BaseException):
+    """SIGTERM came; what is half written is removed on the way out, as after Ctrl-C."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print(text: str) -> int:
+    """Print the result, and say so where it cannot be written; a reader who has seen enough is no mistake."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes once more when it ends, and would complain in a traceback.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: cannot write the result: {error.strerror}; free some space", file=sys.stderr)
+            return 2
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        shown = " ".join(message.split())[:500]
+        self.exit(2, f"error: {shown}; {self.prog} --help says more\n")
 
 
 def command_line() -> int:
     """`main`, as the whole of a process: Python's last act would be to look for garbage among all that torch
     and diffusers consist of, for 1.5 s."""
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before main could begin
+        print("interrupted; nothing was written", file=sys.stderr)
+        code = 130
     gc.freeze()
     return code
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `l2p-arch`; `command` in its result names the command."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="l2p-arch", description="Checkpoints of pixel-space diffusion transformers (L2P, sec. 3.3, 3.4)."
     )
     whole.add_argument("--version", action=_Version, help="print the version and end")
@@ -95,6 +146,12 @@ def parser() -> argparse.ArgumentParser:
     sub = writes(command("export", "a model directory -> a single file in the published layout, bit by bit"))
     sub.add_argument("model", type=Path, help="model directory")
     sub.add_argument("file", type=Path, help="safetensors file to create")
+    sub.add_argument(
+        "--layout",
+        choices=["published", "comfyui"],
+        default="published",
+        help="names of the tensors: the published ones, or ComfyUI's (packed projections)",
+    )
 
     sub = writes(command("merge", "a base and a trained-delta file -> a model directory"))
     sub.add_argument("base", type=Path, help="the model directory that training started from")
@@ -197,8 +254,10 @@ def _import(options: argparse.Namespace) -> dict[str, Any]:
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_arch.files.public_layout import export_public
 
-    layout = export_public(options.model, options.file, overwrite=options.overwrite)
-    return {"summary": f"{options.file}: in the published {layout} layout", "layout": layout}
+    comfyui = options.layout == "comfyui"
+    layout = export_public(options.model, options.file, comfyui=comfyui, overwrite=options.overwrite)
+    names = ", by ComfyUI's names" if comfyui else ""
+    return {"summary": f"{options.file}: in the published {layout} layout{names}", "layout": layout}
 
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:

@@ -107,6 +107,18 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         blocks = {type(self.get_submodule(name)).__name__ for name in self.block_names()}
         self._repeated_blocks: Any = getattr(self.trunk, "_repeated_blocks", None) or sorted(blocks)
 
+    @classmethod
+    def from_single_file(cls, file: Any, *, dtype: torch.dtype | None = None) -> "L2PTransformer":
+        """The model of a published single file, also by ComfyUI's names, in evaluation mode.
+
+        Args:
+            file: safetensors file, recognised by its content; a path of this machine.
+            dtype: of the weights; None keeps the file's.
+        """
+        from l2p_arch.files.single_file import read_single_file
+
+        return read_single_file(file, dtype)
+
     @overload
     def forward(
         self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning], return_dict: None = None

@@ -24,7 +24,9 @@ def load_network(kind: Any, model: Path, what: str) -> Any:
             which transformers would fill with random numbers.
     """
     try:
-        network, info = kind.from_pretrained(model, local_files_only=True, output_loading_info=True)
+        network, info = kind.from_pretrained(
+            model, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # by the kind of damage: OSError, SafetensorError, RuntimeError, KeyError
         raise EvalError(f"{model} holds no {what}: {first_line(error)}") from None
     missing = sorted(info["missing_keys"])

@@ -14,6 +14,7 @@ from l2p_arch.families.base import (
     Conditioning,
     Family,
     LatentEmbedder,
+    room_in,
     strip_norm_and_projection,
     width_of_heads,
 )
@@ -65,8 +66,12 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
-    """The template before the prompt is encoded with it, and dropped; its tokenizer stops at 1024 more."""
-    return components["tokenizer"], min(most, 1024)
+    """What stands before the prompt is encoded with it, and its 34 tokens are dropped; the tokenizer stops
+    1024 behind them."""
+    pipeline = source_pipeline("QwenImagePipeline", components)
+    before = pipeline.prompt_template_encode.split("{}")[0]
+    dropped = pipeline.prompt_template_encode_start_idx
+    return room_in(components["tokenizer"], min(most, pipeline.tokenizer_max_length) + dropped, before)
 
 
 QWEN_IMAGE = Family(

@@ -45,6 +45,8 @@ def published_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
         return dict(tensors)
     bare = {without_prefix(name): tensor for name, tensor in tensors.items()}
     result: dict[str, StoredTensor] = {}
+    embedder = bare.get("x_embedder.weight")
+    patch = tensors_patch(embedder.shape) if embedder else 0
     for name, tensor in bare.items():
         packed = _PACKED.fullmatch(name)
         if packed:
@@ -53,8 +55,7 @@ def published_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
         for theirs, ours in _RENAMED.items():
             name = name.replace(theirs, ours)
         if name.startswith("x_embedder."):
-            pixels = tensors_patch(bare["x_embedder.weight"].shape)
-            name = name.replace("x_embedder.", f"all_x_embedder.{pixels}-1.")
+            name = name.replace("x_embedder.", f"all_x_embedder.{patch}-1.")
         result[name] = replace(tensor, name=name)
     return result
 

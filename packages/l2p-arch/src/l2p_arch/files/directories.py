@@ -115,8 +115,10 @@ def _take_the_name(partial: Path, out: Path, overwrite: bool) -> None:
 
 def _refuse_near(out: Path, sources: Sequence[Path]) -> None:
     for source in sources:
-        for part in _folders_read(source):
-            if part.resolve() == out.resolve() or part.resolve() in out.resolve().parents:
+        # Anywhere in it: a folder that comes into a model changes what the model is known by.
+        parts = [*_folders_read(source), source] if source.is_dir() else []
+        for part in parts:
+            if part.resolve() in (out.resolve(), *out.resolve().parents):
                 raise ArchError(
                     f"{out} lies in {part}, which is read; choose a place outside of it for the result"
                 )

@@ -207,7 +207,8 @@ def _layout_for(config: Mapping[str, Any]) -> PublicLayout:
         if len(layout.levels) == len(channels) and layout.keeps_pixel_channels == (channels[0] == 3):
             return layout
     raise ArchError(
-        f"no public layout has a head of the widths {tuple(channels)}; 1K has 4 levels, 4K 6, 8K 7 and 10K 6"
+        f"no public layout has a head of the widths {tuple(channels)}: 1K has 4 levels, 4K 6, 8K 7 and 10K 6 "
+        "(in the last two the first has 3 channels), as the defaults of patch 16, 64, 128 and 160 have"
     )
 
 

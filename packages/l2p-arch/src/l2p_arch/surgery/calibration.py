@@ -176,6 +176,9 @@ def _downscale(vae: Any) -> int:
 
 def _load_vae(source: Source) -> Any:
     import diffusers
+    from safetensors import SafetensorError
+
+    from l2p_arch.sampling.loading import reason
 
     directory = source.directory / "vae"
     if not source.has_vae:
@@ -183,4 +186,12 @@ def _load_vae(source: Source) -> Any:
             f"{source.directory} has no vae, which a fitted initialisation needs; use the default one"
         )
     vae_class = getattr(diffusers, source.pipeline_index["vae"][1])
-    return vae_class.from_pretrained(directory, variant=variant(directory)).eval()
+    try:
+        return vae_class.from_pretrained(
+            directory, variant=variant(directory), local_files_only=True, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ArchError(
+            f"{directory} cannot be loaded ({reason(error)}); it must hold safetensors, for pickles are "
+            "never loaded"
+        ) from error

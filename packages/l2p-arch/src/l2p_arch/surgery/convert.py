@@ -28,7 +28,7 @@ from l2p_arch.surgery.aligned import (
     resolve_decoder,
     resolve_start,
 )
-from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
+from l2p_arch.surgery.head_widths import check_head_channels, complete_head
 from l2p_arch.surgery.source_formats import SourceFormat, find_source_format
 from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
 
@@ -127,7 +127,8 @@ def convert(
         out: directory to create; it appears complete or not at all.
         patch_size: px per token side; 16 keeps the token grid of an f8 VAE with 2x2 latent patches.
         head_channels: encoder widths of the Detailer Head, finest first; empty for a plain linear head. None
-            is Table 3's for patch 16, and as many levels as the patch has halvings for others.
+            is Table 3's for patch 16, the public 4K, 8K and 10K heads' for 64, 128 and 160, and as many
+            levels as the patch has halvings for others.
         head_bottleneck, head_decoder_floor: see `DetailerHead`; the public 8K and 10K heads need them.
         seed: of the new tensors.
         dtype: "float32", "bfloat16" or "float16" for all tensors; None keeps the source's dtypes (new tensors
@@ -154,7 +155,9 @@ def convert(
         ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
         for.
     """
-    head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
+    head_channels, head_bottleneck, head_decoder_floor = complete_head(
+        patch_size, head_channels, head_bottleneck, head_decoder_floor
+    )
     check_head_channels(patch_size, head_channels)
     if recipe not in RECIPES:
         raise ArchError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
@@ -223,7 +226,7 @@ def convert(
 def open_source(source: Path) -> Source:
     """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
     if not source.is_dir():
-        raise ArchError(f"{source} is not a directory; give a diffusers text-to-image directory")
+        raise ArchError(f"{source} is not a directory; {_how_to_get(source)}")
     index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
     if "L2PTransformer" in (index.get("transformer") or ()):
         raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
@@ -236,6 +239,16 @@ def open_source(source: Path) -> Source:
         transformer_config=config,
         components=components_to_keep(source, known.text_components, known.family),
         tensors=index_directory(source / "transformer"),
+    )
+
+
+def _how_to_get(source: Path) -> str:
+    """A repository's name of the Hub is what most people have; nothing is downloaded without being asked."""
+    if source.is_absolute() or len(source.parts) != 2 or source.exists() or ".." in source.parts:
+        return "give a diffusers text-to-image directory"
+    return (
+        f"if it is a repository of the Hub, fetch it first: `hf download {source.as_posix()} --local-dir "
+        f"{source.name}`, and give {source.name}"
     )
 
 

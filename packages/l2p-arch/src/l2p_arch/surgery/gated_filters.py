@@ -143,6 +143,9 @@ def _fit_readout(
 def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) -> tuple[Any, list[Any]]:
     """The model with the source's blocks and the new embedder in memory, and a few encoded texts."""
     from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
+    from l2p_arch.sampling.loading import reason
 
     runnable = type(model).from_config(dict(model.config)).eval()
     embedder = f"{model.source_family.embedder}."
@@ -154,9 +157,15 @@ def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) ->
     }
     runnable.trunk.load_state_dict(state)
     kept = {name: None for name in ("transformer", "vae")}
-    pipeline = DiffusionPipeline.from_pretrained(
-        source.directory, **kept, local_files_only=True, variant=variant(source.directory / "transformer")
-    )
+    found = variant(source.directory / "transformer")
+    options: dict[str, Any] = {**kept, "local_files_only": True, "use_safetensors": True, "variant": found}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(source.directory, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ArchError(
+            f"the text encoder of {source.directory} cannot be loaded ({reason(error)}); it must hold "
+            "safetensors, for pickles and code of a model are never loaded"
+        ) from error
     texts = {name: getattr(pipeline, name, None) for name in model.source_family.text_components}
     with torch.no_grad():
         conditioning = model.source_family.encode_text(

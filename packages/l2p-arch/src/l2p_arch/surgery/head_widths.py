@@ -6,18 +6,36 @@ from l2p_arch.errors import ArchError
 
 _WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 _TABLE_3 = (64, 128, 256, 512)
+_PUBLIC: dict[int, tuple[tuple[int, ...], int | None, int]] = {
+    128: ((3, 16, 32, 64, 128, 256, 512), None, 16),
+    160: ((3, 16, 32, 64, 128, 256), 512, 16),
+}
+"""The published 8K and 10K heads by their patch: encoder widths, bottleneck, decoder floor."""
 
 
 def default_head_channels(patch_size: int) -> tuple[int, ...]:
     """Encoder widths, finest first, of a head that halves the image down to the grid of tokens.
 
     Table 3's for patch 16 and its coarser ones' beginning below; for larger patches finer levels are added
-    before it, as in the public 4K head. Empty, which is a plain linear head, for a patch of one pixel.
+    before it, as in the public 4K head; for patch 128 and 160 they are the public 8K and 10K heads'.
+    Empty, which is a plain linear head, for a patch of one pixel.
     """
+    if patch_size in _PUBLIC:
+        return _PUBLIC[patch_size][0]
     levels = max(patch_size, 1).bit_length() - 1
     if levels <= len(_TABLE_3):
         return _TABLE_3[:levels]
     return _WIDTHS[-levels:]
+
+
+def complete_head(
+    patch_size: int, channels: Sequence[int] | None, bottleneck: int | None, decoder_floor: int
+) -> tuple[Sequence[int], int | None, int]:
+    """(encoder widths, bottleneck, decoder floor) of what a user gave, completed where channels are None."""
+    if channels is not None:
+        return channels, bottleneck, decoder_floor
+    _, public_bottleneck, public_floor = _PUBLIC.get(patch_size, ((), None, 0))
+    return default_head_channels(patch_size), bottleneck or public_bottleneck, decoder_floor or public_floor
 
 
 def check_head_channels(patch_size: int, head_channels: Sequence[int]) -> None:

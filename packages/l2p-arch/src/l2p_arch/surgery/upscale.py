@@ -24,7 +24,7 @@ from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory
 from l2p_arch.surgery.convert import SurgeryReport, TensorRecord
-from l2p_arch.surgery.head_widths import check_head_channels, default_head_channels
+from l2p_arch.surgery.head_widths import check_head_channels, complete_head
 from l2p_arch.surgery.starts import (
     AUTO,
     SOURCELESS,
@@ -53,8 +53,8 @@ def upscale(
         model: L2P model directory, such as `convert` and training write.
         out: directory to create; it appears complete or not at all.
         patch_size: a multiple of the model's own.
-        head_channels: encoder widths, finest first; None is the public 4K head's for patch 64, and as many
-            levels as the patch has halvings for others.
+        head_channels: encoder widths, finest first; None is the public 4K, 8K and 10K heads' for patch 64,
+            128 and 160, and as many levels as the patch has halvings for others.
         head_bottleneck: width after the fusion; None keeps the model's.
         head_decoder_floor: least width of a decoder level (16 in the public 8K and 10K heads).
         initialisation: of the head's new levels: "auto" (the start that measurements chose), "default"
@@ -69,7 +69,9 @@ def upscale(
     """
     model, out = Path(model), Path(out)
     old, factor = _smaller(model, patch_size)
-    head_channels = default_head_channels(patch_size) if head_channels is None else head_channels
+    head_channels, head_bottleneck, head_decoder_floor = complete_head(
+        patch_size, head_channels, head_bottleneck, head_decoder_floor
+    )
     check_head_channels(patch_size, head_channels)
     initialisation = resolve_initialisation(initialisation, head_channels)
     _check_start(initialisation, head_channels)

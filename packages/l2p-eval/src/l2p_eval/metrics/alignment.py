@@ -146,7 +146,7 @@ def _load(model: Path, kind: Kind) -> Any:
     from transformers import AutoModelForCausalLM, CLIPModel
 
     if kind == "fg-clip":  # its authors register their two towers under this class
-        options = {"local_files_only": True, "trust_remote_code": True}
+        options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": True}
         return AutoModelForCausalLM.from_pretrained(model, **options).eval()
     return load_network(CLIPModel, model, _NAMES[kind])
 

@@ -224,10 +224,13 @@ def build_model(seed: int, initial: Path | None = None) -> BatchedZImage:
 
     torch.manual_seed(seed)
     if initial:
-        transformer = ZImageTransformer2DModel.from_pretrained(initial / "transformer").float().train()
-        model = BatchedZImage(
-            transformer, Qwen3Model.from_pretrained(initial / "text_encoder").float().train()
+        transformer = ZImageTransformer2DModel.from_pretrained(
+            initial / "transformer", local_files_only=True, use_safetensors=True
         )
+        text_encoder = Qwen3Model.from_pretrained(
+            initial / "text_encoder", local_files_only=True, use_safetensors=True
+        )
+        model = BatchedZImage(transformer.float().train(), text_encoder.float().train())
     else:
         transformer = ZImageTransformer2DModel(**TRANSFORMER)
         for token in (transformer.x_pad_token, transformer.cap_pad_token):
@@ -265,7 +268,11 @@ def main() -> None:
 
     args = parse_arguments()
     run = Run(output=args.output, steps=args.steps, warmup=args.warmup)
-    vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
+    vae = (
+        AutoencoderKL.from_pretrained(args.vae, local_files_only=True, use_safetensors=True)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     tokenizer = build_tokenizer()
     scenes = args.output / f"scenes-{run.rank}.safetensors"
     cache = cache_scenes(vae, tokenizer, scenes, args.scenes, args.seed + 300 + run.rank, args.focus)

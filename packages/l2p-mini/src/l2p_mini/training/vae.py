@@ -174,7 +174,10 @@ def build_vae(initial: Path | None, freeze_encoder: bool) -> Any:
     """Return the VAE to train, in float32."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(initial) if initial else AutoencoderKL(**VAE)
+    if initial:
+        vae = AutoencoderKL.from_pretrained(initial, local_files_only=True, use_safetensors=True)
+    else:
+        vae = AutoencoderKL(**VAE)
     vae.encoder.requires_grad_(not freeze_encoder)
     return vae.float().train().to(memory_format=torch.channels_last)
 

@@ -128,7 +128,9 @@ def encode_missing(
         return
     family = source_family(model_dir)
     dtype = stored_dtype(model_dir, family.text_components)
-    pipeline = L2PPipeline.from_pretrained(model_dir, transformer=None, dtype=dtype, local_files_only=True)
+    pipeline = L2PPipeline.from_pretrained(
+        model_dir, transformer=None, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     components = {name: getattr(pipeline, name) for name in family.text_components}
     for component in components.values():
         if isinstance(component, torch.nn.Module):

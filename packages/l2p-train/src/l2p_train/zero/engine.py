@@ -88,7 +88,7 @@ def load_model(config: TrainConfig) -> Any:
             model = load_partitioned(config.model / "transformer", dtype, settings, local_device())
         else:
             model = L2PTransformer.from_pretrained(
-                config.model / "transformer", dtype=dtype, local_files_only=True
+                config.model / "transformer", dtype=dtype, local_files_only=True, use_safetensors=True
             )
     except (OSError, ArchError) as error:
         raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
