@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from l2p_data import (
     synthesize,
     verify,
 )
-from l2p_data.corpus.identity import image_seed
+from l2p_data.corpus.identity import earlier_fingerprint, image_seed
 from l2p_data.filters.filtering import filter_prompts
 from l2p_data.synthesis.images import decode_image
 from l2p_data.synthesis.ledger import release
@@ -129,6 +130,26 @@ def test_running_again_touches_nothing_and_healing_remakes_only_what_is_missing(
     synthesize(prompt_records(PROMPTS), config(untrained_source, undisturbed))
     assert content(undisturbed) == before
     assert [path for path, time in times.items() if path.stat().st_mtime_ns != time] == [lost]
+
+
+def test_a_corpus_of_an_earlier_version_goes_on_under_its_own_names(
+    undisturbed: Path, untrained_source: Path, tmp_path: Path
+) -> None:
+    """Its manifest, ledger and fingerprint as they were called and made then; one shard is missing."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(undisturbed, corpus)
+    (corpus / "_manifest.json").rename(corpus / "manifest.json")
+    (corpus / ".ledger").rename(corpus / "ledger")
+    earlier = f"{untrained_source.name}@{earlier_fingerprint(untrained_source)}"
+    settings = json.loads((corpus / "ledger" / "settings.json").read_text())
+    assert settings["source_model"] != earlier
+    (corpus / "ledger" / "settings.json").write_text(json.dumps({**settings, "source_model": earlier}))
+    (corpus / "part-00001.parquet").unlink()
+    manifest = synthesize(prompt_records(PROMPTS), config(untrained_source, corpus))
+    assert manifest.rows == 10 and manifest.settings["source_model"] == earlier
+    assert pl.read_parquet(corpus / "part-00001.parquet")["source_model"].unique().to_list() == [earlier]
+    assert {path.name for path in corpus.iterdir()} == {path.name for path in undisturbed.iterdir()}
+    assert verify(corpus)["rows"] == 10
 
 
 def test_a_finished_shard_that_was_cut_is_reported_not_overwritten(

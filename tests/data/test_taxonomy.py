@@ -144,3 +144,21 @@ def test_a_wrong_extension_is_one_clear_error(tmp_path: Path, text: str, message
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         load_taxonomy(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("".join(f"[{name!r}]\nweight = 0\n" for name in NAMED_SUBCLASSES), "every weight is 0"),
+        ("[Nature]\nweight = nan", "weight is nan"),
+        ("[Nature]\nweight = 1e300", "from 0 to 1e"),
+        ("[Nature.Food]\nweight = inf", "weight is inf"),
+        ("[Nature.Food]\nweight = true", "weight is True"),
+    ],
+)
+def test_weights_that_add_up_to_nothing_or_to_infinity_are_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.toml").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_taxonomy(tmp_path / "t.toml")

@@ -85,6 +85,8 @@ class ChatGenerator:
     ) -> None:
         if subjects_per_message < 1:
             raise DataError(f"subjects_per_message is {subjects_per_message}; it must be at least 1")
+        if not 0 <= temperature <= 100:
+            raise DataError(f"temperature is {temperature}; it must be a number from 0 to 100")
         self.engine, self.temperature, self.on_progress = engine, temperature, on_progress
         self.subjects_per_message = subjects_per_message
         self.journal = Journal(journal) if journal is not None else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2p_data.corpus.files import read_toml
+from l2p_data.corpus.files import read_toml, shown
 from l2p_data.corpus.identity import is_held_out
 from l2p_data.engines.llm import Category, PromptRequest
 from l2p_data.errors import DataError
@@ -125,8 +125,10 @@ def _read_category(
     _check_keys(entry, _CATEGORY_KEYS, f"{path}, [[category]]")
     label = _text(entry, "category", path)
     weight = entry.get("weight", 1.0)
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-        raise DataError(f"{path}, category {label!r}: weight is {weight!r}; it must be a positive number")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight <= 1e9:
+        raise DataError(
+            f"{path}, category {label!r}: weight is {shown(weight)}; it must be a positive number up to 1e9"
+        )
     texts = entry.get("templates")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f"{path}, category {label!r}: templates must be a list of at least one text")

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from l2p_data.corpus.files import read_toml
+from l2p_data.corpus.files import read_toml, shown
 from l2p_data.corpus.identity import digest
 from l2p_data.engines.llm import Category
 from l2p_data.errors import DataError
@@ -28,6 +28,7 @@ NAMED_SUBCLASSES: Mapping[str, tuple[str, ...]] = {
     "Synthetic text": ("English Text", "Chinese Text"),
 }
 _SETTINGS = {"weight", "language"}
+MOST_WEIGHT = 1e9  # larger ones would add up to infinity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,8 @@ def _merge(tree: dict[str, Any], added: Mapping[str, Any], where: str) -> None:
 def _leaves(tree: Mapping[str, Any], where: str) -> Iterator[Category]:
     weights = {name: _weight(branch, f"{where}: [{name}]") for name, branch in tree.items()}
     total = sum(weights.values())
+    if not total:
+        raise DataError(f"{where}: every weight is 0; nothing would be drawn")
     for superclass, branch in tree.items():
         subclasses = {name: groups for name, groups in branch.items() if name != "weight"}
         shares = {
@@ -165,7 +168,8 @@ def _leaves(tree: Mapping[str, Any], where: str) -> Iterator[Category]:
                 if group not in _SETTINGS
                 for name in _split(leaves, f"{where}: {superclass}.{subclass}.{group}")
             ]
-            share = weights[superclass] / total * shares[subclass] / sum(shares.values())
+            below = sum(shares.values())
+            share = weights[superclass] / total * shares[subclass] / below if below else 0.0
             for group, name in named:
                 yield Category(
                     superclass=superclass,
@@ -194,6 +198,6 @@ def _text(leaves: object, where: str) -> str:
 
 def _weight(node: Mapping[str, Any], where: str) -> float:
     weight = node.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise DataError(f"{where}: weight is {weight!r}; it must be a number of at least 0")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
+        raise DataError(f"{where}: weight is {shown(weight)}; it must be a number from 0 to {MOST_WEIGHT:g}")
     return float(weight)
