@@ -35,7 +35,7 @@ def test_a_real_model_is_planned_at_its_published_size(
     import diffusers
     import torch
     from l2p_arch.families import FAMILIES
-    from l2p_transfer.full_size import full_transformer_config
+    from l2p_arch.families.facts import full_transformer_config
 
     monkeypatch.chdir(tmp_path)
     assert main([str(CONFIGS / f"{name}.toml"), "--dry-run", "--json"]) == 2  # the weights are not here

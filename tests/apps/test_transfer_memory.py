@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
+from l2p_arch.files.part_sizes import of_directory
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.generation import Painter
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.runner import differences, identities
 from l2p_transfer.stages import Run, filter_prompts, make_images, write_prompts
-from l2p_transfer.weights import of_directory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

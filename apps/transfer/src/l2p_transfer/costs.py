@@ -9,14 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from l2p_arch.families.facts import FULL_SIZES, FullSize
+from l2p_arch.files.part_sizes import SourceWeights, of_directory, published
+from l2p_eval.geneval.published import GENEVAL_METADATA, PUBLISHED_JUDGES
 from l2p_run.places import shorten
 from l2p_run.sizes import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
-from l2p_transfer.full_size import FULL_SIZES, GENEVAL_METADATA, PUBLISHED_JUDGES, FullSize
 from l2p_transfer.sizes import evaluated_size, largest, painted_sizes, source_size, trained_sizes
-from l2p_transfer.weights import SourceWeights, of_directory, published
 
 CAPTION_TOKENS = 256
 PNG_BYTES_PER_PIXEL = 1.6  # of a photograph at 1024 px, 24 bits: assumed

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from l2p_arch.families.facts import full_transformer_config
 from l2p_run.places import shorten
 from l2p_run.stages import is_done, read_marker
 
@@ -15,7 +16,6 @@ from l2p_transfer.config import Config, resolve_processes
 from l2p_transfer.costs import Costs, Machine, estimate_costs
 from l2p_transfer.detectors import check_detector
 from l2p_transfer.errors import TransferError
-from l2p_transfer.full_size import full_transformer_config
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.runner import identities
 from l2p_transfer.sizes import evaluated_size, in_words, largest, painted_sizes, source_size, trained_sizes

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from l2p_arch.files.part_sizes import TRANSFORMER, of_directory
 from l2p_run.places import shorten
 from l2p_run.stages import read_marker
 
@@ -15,7 +16,6 @@ from l2p_transfer.config import Config
 from l2p_transfer.costs import GENEVAL_PROMPTS, Machine
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.plan import ModelPlan, make_plan
-from l2p_transfer.weights import TRANSFORMER, of_directory
 
 if TYPE_CHECKING:
     from l2p_transfer.rehearsal import Options

@@ -24,8 +24,12 @@ PROGRESS_PICTURES = 6
 GRID_GAP = 2  # px between the pictures of a trainer's sample grid
 
 
-def write_run_report(config: Config, paths: RunPaths) -> Path:
-    """Writes report.html and report.md; returns the page."""
+def write_run_report(config: Config, paths: RunPaths, titles: Mapping[str, str]) -> Path:
+    """Writes report.html and report.md; returns the page.
+
+    Args:
+        titles: of the stages, by name and in order.
+    """
     results = read_json(paths.results)
     names = [path.stem for path in sorted((paths.root / "stages").glob("*.json"))]
     markers = {name: marker for name in names if (marker := read_marker(paths.root, name))}
@@ -46,7 +50,7 @@ def write_run_report(config: Config, paths: RunPaths) -> Path:
         frechet=[_frechet(results["frechet"])],
         loss=_loss(paths),
         progress=_progress(config, paths),
-        stages=_costs(markers),
+        stages=_costs(markers, titles),
         tables=list(_tables(paths, markers)),
         config=paths.config.read_text(encoding="utf-8"),
         provenance=_provenance(paths),
@@ -161,18 +165,16 @@ def _strip(caption: str, grid: Path, row: int, rows: int, paths: RunPaths) -> Pa
     return path
 
 
-def _costs(markers: Mapping[str, Any]) -> list[StageCost]:
-    from l2p_transfer.stages import STAGES
-
+def _costs(markers: Mapping[str, Any], titles: Mapping[str, str]) -> list[StageCost]:
     return [
         StageCost(
-            title=stage.title,
-            seconds=markers[stage.name]["seconds"],
-            peak_bytes=markers[stage.name]["peak_bytes"],
-            note=markers[stage.name]["note"],
+            title=title,
+            seconds=markers[name]["seconds"],
+            peak_bytes=markers[name]["peak_bytes"],
+            note=markers[name]["note"],
         )
-        for stage in STAGES
-        if stage.name in markers and stage.name != "report"
+        for name, title in titles.items()
+        if name in markers and name != "report"
     ]
 
 

@@ -239,7 +239,7 @@ def report(run: Run, progress: Progress) -> Outcome:
     """`report.html` and `report.md`."""
     from l2p_transfer.reporting import write_run_report
 
-    page = write_run_report(run.config, run.paths)
+    page = write_run_report(run.config, run.paths, {stage.name: stage.title for stage in STAGES})
     return Outcome(note=str(shorten(page)), values={})
 
 

@@ -1,6 +1,6 @@
-"""The published models that the shipped configs start from: what to download, and how large they are.
+"""What is known of a family's published model without its weights: where it is, its licence, how large it is.
 
-It lets `--dry-run` plan a transfer before anything is downloaded.
+It lets a transfer be planned before anything is downloaded.
 """
 
 from collections.abc import Mapping
@@ -57,12 +57,6 @@ FULL_SIZES: dict[str, FullSize] = {
         },
     ),
 }
-
-PUBLISHED_JUDGES = {
-    "detector_model": "facebook/mask2former-swin-small-coco-instance",
-    "color_model": "openai/clip-vit-large-patch14",
-}
-GENEVAL_METADATA = "prompts/evaluation_metadata.jsonl of the repository djghosh13/geneval"
 
 
 def full_transformer_config(family: str, transformer_class: str) -> dict[str, Any]:

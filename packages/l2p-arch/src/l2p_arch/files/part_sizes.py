@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-from l2p_run.places import read_json
-
-from l2p_transfer.full_size import FullSize
+from l2p_arch.families.facts import FullSize
+from l2p_arch.files.directories import read_json
+from l2p_arch.files.tensor_files import VARIANT_FILE, read_header
 
 TRANSFORMER = "transformer"
 
@@ -60,17 +61,13 @@ def published(known: FullSize | None, parameters: int) -> SourceWeights:
 
 def of_directory(model: Path) -> SourceWeights:
     """Of a diffusers directory, from the headers of its files."""
-    index = read_json(model / "model_index.json")
+    index = read_json(model / "model_index.json", f"{model} is no diffusers directory")
     parts = {name: part for name in index if (part := _part(model / name)) is not None}
     files = [path for path in model.rglob("*") if path.is_file()]
     return SourceWeights(parts=parts, disk_bytes=sum(path.stat().st_size for path in files))
 
 
 def _part(folder: Path) -> Part | None:
-    from math import prod
-
-    from l2p_arch.files.tensor_files import VARIANT_FILE, read_header
-
     files = sorted(folder.glob("*.safetensors"))
     # The same weights may lie there a second time, in another precision.
     files = [path for path in files if not VARIANT_FILE.fullmatch(path.name)] or files
