@@ -81,7 +81,12 @@ def run_on_ray(
             SynthesisWorker,
             fn_constructor_args=(dataclasses.replace(settings, device="cuda" if gpus else "cpu"),),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(work)), max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers, len(work)),
+                # A shard takes minutes and its rows are a few kilobytes: nothing is gained by a second one
+                # that waits with a slow worker while a quick one has none.
+                max_tasks_in_flight_per_actor=1,
+            ),
             num_cpus=settings.threads,
             num_gpus=gpus,
             resources=dict(share.resources) or None,
