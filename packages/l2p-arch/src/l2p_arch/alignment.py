@@ -25,7 +25,11 @@ from l2p_arch.patchify import patches_to_pixels, pixels_to_patches
 
 LEAST_SIGMA = 0.05
 """Where there are no filters, velocity = (x_t - x_0_hat) / max(sigma, this)."""
-HEAD_INPUTS = 11
+DETAIL_SIDES = (3, 7, 15)
+"""Sides of the means (px) whose differences are the detail that the head reads."""
+DETAIL_LIMIT = 4.0
+"""Where detail is cut off, in units of the closed form's error."""
+HEAD_INPUTS = 3 + 3 + 3 * len(DETAIL_SIDES) + 2
 """Channels that the Detailer Head reads in place of the 3 of x_t: see `head_input`."""
 
 
@@ -157,13 +161,27 @@ def apply_filters(filters: Tensor, pixels: Tensor, decoded: Tensor, kernels: tup
     return total
 
 
-def head_input(pixels: Tensor, decoded: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """What the Detailer Head reads, (B, 11, H, W): the closed form's x_0_hat, d, the closed form's velocity,
-    and sigma as two planes; x_t is the first plus sigma times the third."""
+def head_input(pixels: Tensor, decoded: Tensor, velocity: Tensor, error: Tensor, sigma: Tensor) -> Tensor:
+    """What the Detailer Head reads, (B, 17, H, W).
+
+    x_0_hat of the closed form and d; the detail of x_0_hat at three sizes, in units of the error that the
+    closed form leaves at sigma (B,): in flat parts this is the noise that has to go, at one size whatever
+    sigma is, and at edges it is cut off smoothly; sigma as two planes.
+
+    Args:
+        pixels, decoded, velocity: x_t, d and the closed form's velocity, (B, 3, H, W).
+        error: root mean square of what the closed form leaves of the velocity, (B,).
+    """
     x_0 = pixels - _per_sample(sigma) * velocity
+    unit = _per_sample(sigma * error).clamp_min(1e-4)
+    smooth, details = x_0, []
+    for side in DETAIL_SIDES:
+        smoother = F.avg_pool2d(x_0, side, stride=1, padding=side // 2, count_include_pad=False)
+        details.append(DETAIL_LIMIT * torch.tanh((smooth - smoother) / (DETAIL_LIMIT * unit)))
+        smooth = smoother
     planes = torch.stack((sigma, sigma.clamp(1e-3, 1 - 1e-3).logit() / 4), dim=1)
     planes = planes[..., None, None].expand(-1, -1, *pixels.shape[2:])
-    return torch.cat((x_0, decoded, velocity, planes), dim=1)
+    return torch.cat((x_0, decoded, *details, planes), dim=1)
 
 
 def normalised(features: Tensor) -> Tensor:

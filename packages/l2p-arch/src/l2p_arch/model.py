@@ -183,9 +183,10 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         latents, features = self.predicted_latents(pixels, sigma, conditioning)
         decoded, head_dtype = alignment.decode(latents), self._dtypes()[1]
         velocity = alignment.velocity(pixels, decoded, sigma)
-        read = head_input(pixels, decoded, velocity, sigma)
+        error = alignment.error(sigma)
+        read = head_input(pixels, decoded, velocity, error, sigma)
         head: Tensor = self.detailer_head(read.to(head_dtype), normalised(features).to(head_dtype))
-        return velocity - alignment.error(sigma).view(-1, 1, 1, 1) * head.float()
+        return velocity - error.view(-1, 1, 1, 1) * head.float()
 
     def predicted_latents(
         self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]

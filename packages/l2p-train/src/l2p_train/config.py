@@ -78,7 +78,12 @@ class TrainConfig:
 
     # What trains (freeze.py)
     trainable: str | int = setting("shallow", ge=0)  # shallow (5 blocks at each end), mid (10), full,
-    # head-only, or n
+    # head-only, lora, or n
+    lora_rank: int = setting(16, ge=1, later=True)  # lora only: low-rank adapters on the trunk's main blocks
+    lora_alpha: float = setting(16.0, gt=0, later=True)  # lora only: an adapter counts alpha / rank
+    lora_targets: tuple[str, ...] = field(
+        default=("to_q", "to_k", "to_v", "to_out.0"), metadata={"later": True}
+    )  # lora only: ends of the names of the linear layers that get one
     train_patterns: tuple[str, ...] = ()  # if given, exactly the tensors matching these (fnmatch) train
     freeze_patterns: tuple[str, ...] = ()  # taken out again
 
@@ -148,6 +153,11 @@ class TrainConfig:
         if self.distil_guidance and self.zero_stage == 3:
             raise TrainError(
                 "distil_guidance needs a whole teacher in every process; use zero_stage 0, 1 or 2"
+            )
+        if self.trainable == "lora" and self.zero_stage == 3:
+            raise TrainError(
+                'trainable = "lora" keeps the frozen weights whole, and zero_stage = 3 shares them; set '
+                "zero_stage to 0, 1 or 2"
             )
         if self.export == "best" and not self.validation_images:
             raise TrainError('export = "best" needs validation_images > 0')

@@ -24,6 +24,7 @@ PRESETS: dict[str, int | None] = {
     "mid": 10,
     "full": None,  # everything
     "head-only": -1,  # nothing but the new ends: pixel embedder and Detailer Head
+    "lora": -1,  # the new ends, and low-rank adapters on the trunk (lora.py)
 }
 
 
@@ -101,14 +102,18 @@ def plan_freeze(
                 f"pattern {pattern!r} matches no parameter; names look like {next(iter(sizes))!r}"
             )
     modules = (*shallow, *_ends(blocks, trainable))
-    if trainable == "head-only":
+    if trainable in ("head-only", "lora"):
         modules = tuple(new_ends)
     if train_patterns:
         chosen = [name for name in sizes if any(fnmatchcase(name, pattern) for pattern in train_patterns)]
     elif trainable == "full":
         chosen = list(sizes)
     else:
-        chosen = [name for name in sizes if any(_is_in(name, module) for module in modules)]
+        chosen = [
+            name
+            for name in sizes
+            if any(_is_in(name, module) for module in modules) or (trainable == "lora" and is_adapter(name))
+        ]
     chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in freeze_patterns)]
     if not chosen:
         raise TrainError("nothing trains: the freeze patterns take out every parameter")
@@ -127,6 +132,11 @@ def plan_for_model(model: Any, **settings: Any) -> FreezePlan:
         new_ends=model.new_names(),
         **settings,
     )
+
+
+def is_adapter(parameter: str) -> bool:
+    """Whether a parameter is a low-rank factor that PEFT added."""
+    return ".lora_A." in parameter or ".lora_B." in parameter
 
 
 def _ends(blocks: Sequence[str], trainable: str | int) -> list[str]:

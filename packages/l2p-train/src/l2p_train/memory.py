@@ -16,6 +16,7 @@ from typing import Any
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
+from l2p_train.lora import add_adapters
 from l2p_train.zero.settings import LIVE_PARAMETERS, bucket_bytes
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
@@ -201,6 +202,8 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
     try:
         with torch.device("meta"):
             model = L2PTransformer.from_config(settings)
+            if config.trainable == "lora":
+                add_adapters(model, config)
         return model, model.source_family.feature_channels(settings["trunk_config"])
     except (ArchError, KeyError) as error:
         raise TrainError(f"{path}: {error}") from error

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from l2p_train.errors import TrainError
+from l2p_train.lora import merge_into, save_adapters
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
 from l2p_train.zero.tensors import save_tensors
 
@@ -47,6 +48,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     trained = TensorFiles(checkpoint.files())
     kind = "ema" if trained.has_kind("ema") else "master"
     names, read = set(trained.names(kind)), trained.of(kind)
+    every, settings = set(names), checkpoint.state["config"]
     temporary = out.parent / f".{out.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
@@ -56,12 +58,13 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
             metadata = file.metadata()
         for name in names & set(tensors):
             tensors[name] = read(name).to(tensors[name].dtype)
-        names -= set(tensors)
+        names -= set(tensors) | merge_into(tensors, names, read, settings)
         save_tensors(tensors, temporary / "transformer" / path.name, metadata=metadata)
     if names:
         raise TrainError(
             f"{model_dir} has no tensor {sorted(names)[0]!r}, which was trained; it is not the first model"
         )
+    save_adapters(every, read, settings, temporary)
     provenance = {
         "step": checkpoint.step,
         "weights": kind,

@@ -18,6 +18,7 @@ from torch import nn
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
+from l2p_train.lora import add_adapters
 from l2p_train.zero.fp32_masters import Masters
 from l2p_train.zero.muon import Muon
 from l2p_train.zero.partitioned import load_partitioned
@@ -92,6 +93,8 @@ def load_model(config: TrainConfig) -> Any:
             )
     except (OSError, ArchError) as error:
         raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
+    if config.trainable == "lora":
+        add_adapters(model, config)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.head_tile:
