@@ -95,7 +95,7 @@ def test_adapters_train_are_merged_and_load_as_diffusers_file(
 ) -> None:
     pytest.importorskip("peft")
     run = tmp_path / "run"
-    train(settings(aligned, tiny_corpus, run, trainable="lora", lora_rank=4, lora_alpha=8.0))
+    train(settings(aligned, tiny_corpus, run, trainable="lora", lora_rank=4, lora_alpha=8))
     names = changed(aligned, run / "model")
     of_trunk = {name for name in names if name.startswith("trunk.")}
     assert of_trunk

@@ -26,6 +26,7 @@ from l2p_ablate.config import ArmTable, Config
 from l2p_ablate.errors import NotFiniteError
 
 CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
+ALIGNED_IMAGES = 1024  # for the aligned recipe, whose decoder reads nine tokens
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the held-out loss
 Progress = Callable[[str], None]
 
@@ -114,6 +115,7 @@ def check_arms(config: Config) -> None:
     """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
+    from l2p_arch.surgery.aligned import recipe_config, resolve_start
     from l2p_arch.surgery.convert import open_source
     from l2p_arch.surgery.head_widths import check_head_channels
     from l2p_arch.surgery.starts import check_initialisation
@@ -125,9 +127,18 @@ def check_arms(config: Config) -> None:
         check_size(config.size, config.size, surgery.patch_size)
         check_head_channels(surgery.patch_size, surgery.head_channels)
         images = torch.empty(1, 3, config.size, config.size, device="meta")
-        check_initialisation(surgery.initialisation, images, surgery.head_channels)
+        if surgery.recipe == "aligned":
+            resolve_start(surgery.initialisation)
+        else:
+            check_initialisation(surgery.initialisation, images, surgery.head_channels)
         with torch.device("meta"):
-            L2PTransformer(source.family.name, trunk, surgery.patch_size, surgery.head_channels)
+            L2PTransformer(
+                source.family.name,
+                trunk,
+                surgery.patch_size,
+                surgery.head_channels,
+                **recipe_config(surgery.recipe, surgery.decoder),
+            )
 
 
 def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
@@ -137,15 +148,21 @@ def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Pa
     from l2p_arch.surgery.starts import measures_source
 
     surgery = config.surgery_of(arm)
-    calibrated = measures_source(surgery.initialisation)
+    aligned = surgery.recipe == "aligned"
+    images, prompts = None, None
+    if aligned or measures_source(surgery.initialisation):
+        images, prompts = _calibration(corpus, ALIGNED_IMAGES if aligned else CALIBRATION_IMAGES)
     staging = out.with_name(f".{out.name}.partial")
     convert(
         config.source.model,
         staging,
         patch_size=surgery.patch_size,
         head_channels=surgery.head_channels,
+        recipe=surgery.recipe,
         initialisation=surgery.initialisation,
-        calibration_images=_calibration(corpus) if calibrated else None,
+        decoder=surgery.decoder,
+        calibration_images=images,
+        calibration_prompts=prompts if aligned else None,
         seed=seed,
         overwrite=True,
     )
@@ -222,14 +239,15 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     return rearrange(stacked, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-def _calibration(corpus: Path) -> torch.Tensor:
-    """Some images of the corpus, (N, 3, H, W) in [-1, 1]."""
+def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
+    """Some images of the corpus, (N, 3, H, W) in [-1, 1], and their prompts."""
     from l2p_data.corpus.dataset import iterate_corpus
     from l2p_data.synthesis.images import decode_image
 
-    rows = iterate_corpus(corpus, ["id", "image"])
-    images = [decode_image(row["image"]) for row, _ in zip(rows, range(CALIBRATION_IMAGES), strict=False)]
-    return to_pixels(images)
+    rows = [
+        row for row, _ in zip(iterate_corpus(corpus, ["id", "prompt", "image"]), range(count), strict=False)
+    ]
+    return to_pixels([decode_image(row["image"]) for row in rows]), [row["prompt"] for row in rows]
 
 
 def _processes(config: Config, workers: int | None) -> int:

@@ -68,6 +68,8 @@ class SurgeryTable:
     head_channels: tuple[int, ...] = setting((16, 32, 64, 128), ge=1, le=LARGEST_SIDE)
     initialisation: str = "fitted+detail"
     trunk: Literal["inherited", "random"] = "inherited"  # random: from scratch
+    recipe: Literal["paper", "aligned"] = setting("paper", later=True)
+    decoder: str = setting("auto", later=True)  # aligned only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ each takes what no other is busy with.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Store:
             "corpus": self._corpus(config.data_of(arm)),
             "reference": self._reference(),
             "source": self._source(),
-            "surgery": to_table(config.surgery_of(arm)),
+            "surgery": _without_defaults(config.surgery_of(arm)),
             "train": to_table(train),
             "sampling": to_table(config.sampling_of(arm)),
             "seed": seed,
@@ -118,3 +118,13 @@ def _judges() -> list[str]:
 
 def _key(settings: Any) -> str:
     return hashes.of_settings(settings, 16)
+
+
+def _without_defaults(surgery: Any) -> dict[str, Any]:
+    """The table without keys that came later and say what arms did before they came."""
+    later = {
+        each.name
+        for each in fields(surgery)
+        if each.metadata.get("later") and getattr(surgery, each.name) == each.default
+    }
+    return {key: value for key, value in to_table(surgery).items() if key not in later}

@@ -80,7 +80,7 @@ class TrainConfig:
     trainable: str | int = setting("shallow", ge=0)  # shallow (5 blocks at each end), mid (10), full,
     # head-only, lora, or n
     lora_rank: int = setting(16, ge=1, later=True)  # lora only: low-rank adapters on the trunk's main blocks
-    lora_alpha: float = setting(16.0, gt=0, later=True)  # lora only: an adapter counts alpha / rank
+    lora_alpha: int = setting(16, ge=1, later=True)  # lora only: an adapter counts alpha / rank
     lora_targets: tuple[str, ...] = field(
         default=("to_q", "to_k", "to_v", "to_out.0"), metadata={"later": True}
     )  # lora only: ends of the names of the linear layers that get one

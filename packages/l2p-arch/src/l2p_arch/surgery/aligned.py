@@ -58,7 +58,7 @@ noise level: "filters" on 5x5 pixels of what was decoded and the one of x_t, "cl
 def resolve_decoder(name: str) -> str:
     """What "auto" stands for, or an ArchError for a name that is no decoder."""
     if name == AUTO:
-        return "filters"
+        return "closed-form"
     if name not in DECODERS:
         raise ArchError(f"unknown decoder {name!r}; known: {AUTO}, {', '.join(DECODERS)}")
     return name
