@@ -15,6 +15,7 @@ from l2p_eval.prompt_sets import PromptSet, find_images, read_prompt_set
 from l2p_run.command import number, seed_argument
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.hashes import of_file
+from l2p_run.places import check_path, is_folder
 
 INCEPTION = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
 SIDE = number(int, ge=1, le=1 << 16)
@@ -86,7 +87,7 @@ def _entries(options: argparse.Namespace) -> list[Scored]:
             raise EvalError(f"two entries are called {name!r}; name them, as in --model ours=DIR")
     entries = []
     for name, path, is_model in given:
-        if not is_model and not path.is_dir():
+        if not is_model and not is_folder(path):
             raise EvalError(f"no image folder {path}; give a folder of images to --images")
         folder = options.output / "images" / name if is_model else path
         entries.append(Scored(name=name, folder=folder, model=_model(path, options) if is_model else None))
@@ -97,8 +98,8 @@ def _named(text: str) -> tuple[str, Path]:
     """("source", DIR) of "source=DIR", or the directory's own name."""
     name, separator, rest = text.partition("=")
     if separator and name and rest and "/" not in name:
-        return name, Path(rest)
-    return Path(text).resolve().name, Path(text)
+        return name, check_path(Path(rest))
+    return check_path(Path(text)).resolve().name, Path(text)
 
 
 def _model(path: Path, options: argparse.Namespace) -> Model:
