@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import l2p_mini.paths
 import pytest
 from l2p_generate.cli import main
 from l2p_generate.recipe import read_recipe
@@ -520,3 +521,30 @@ def test_adapters_have_weights_and_are_known_by_content(
     assert main([*model, "--lora", "bad.safetensors"]) == 2
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ") and "bad.safetensors" in said
+
+
+SHIPPED = Path(l2p_mini.paths.__file__).parent / "pixel_model"
+
+
+def test_without_a_model_and_a_miniature_the_remedy_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(l2p_mini.paths, "__file__", str(tmp_path / "paths.py"))
+    assert main([PROMPT]) == 2
+    assert "error: no --model was given, and l2p-mini ships no trained one here; give --model PATH" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setitem(sys.modules, "l2p_mini", None)
+    assert main([PROMPT]) == 2
+    assert "is not installed; give --model PATH, or install l2p-mini" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="the trained miniature is not there yet")
+def test_without_a_model_the_miniature_paints_what_it_is_asked_for() -> None:
+    assert main([PROMPT, "-o", "circles.png"]) == 0
+    colours = Image.open("circles.png").convert("RGB").getcolors(1 << 16) or []
+    reddish = sum(count for count, (red, green, blue) in colours if red > 1.5 * max(green, blue))
+    grayish = sum(count for count, pixel in colours if max(pixel) - min(pixel) < 40)
+    total = sum(count for count, _ in colours)
+    assert reddish > total / 50
+    assert grayish > total / 3

@@ -42,7 +42,7 @@ def _paint(options: Any) -> int:
 
     from l2p_generate.errors import GenerateError
     from l2p_generate.files import check_output, save, save_sheet
-    from l2p_generate.model import choose_model, is_made_by
+    from l2p_generate.model import announce_import, check_size, choose_model, is_made_by
     from l2p_generate.request import SAMPLING_FLAGS, is_unchanged, make_recipes
 
     model = choose_model(options.model, options.components, on_import=announce_import)
@@ -50,7 +50,7 @@ def _paint(options: Any) -> int:
     flags = {field: f"--{flag.replace('_', '-')}" for flag, field in SAMPLING_FLAGS.items()}
     for recipe in recipes[:1]:  # all have the same
         recipe.sampling.check(flags)
-        check_size(model, recipe)
+        check_size(model, recipe.sampling, free=recipe.mask is not None)
     again = options.from_image is not None and is_unchanged(options, recipes)
     if again and not is_made_by(recipes[0].weights, model.directory):
         raise GenerateError(
@@ -111,19 +111,6 @@ def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
         f"differs from {original} in {pixels} pixels, by {most} of 255 at most"
         f" ({why or 'the same software; another kind of processor?'})"
     )
-
-
-def check_size(model: Any, recipe: Any) -> None:
-    """Refuses a size before the weights are loaded; what is painted into a picture may have any."""
-    if recipe.mask is None:
-        model.check_size(recipe.sampling.height, recipe.sampling.width)
-
-
-def announce_import(out: Path) -> None:
-    """A single file is copied once; that takes disk and time, so say it."""
-    from l2p_run.progress import say
-
-    say(f"importing the single file, once, to {out}")
 
 
 if __name__ == "__main__":

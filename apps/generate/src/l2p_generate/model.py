@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2p_arch.sampling.painter import Sampling, find_pixel_model, sampling_defaults
+from l2p_arch.sampling.painter import FoundModel, Sampling, find_pixel_model, sampling_defaults
 from l2p_run import hashes
+from l2p_run.progress import say
 
 from l2p_generate.errors import GenerateError
 
@@ -48,8 +49,8 @@ class Adapter:
         return Path(self.file).stem
 
 
-def choose_model(given: Path | None, components: Path | None = None, *, on_import: Any = None) -> Any:
-    """The `FoundModel` asked for; without one the trained pixel miniature that l2p-mini ships.
+def choose_model(given: Path | None, components: Path | None = None, *, on_import: Any = None) -> FoundModel:
+    """The model asked for; without one the trained pixel miniature that l2p-mini ships.
 
     Raises:
         GenerateError: no model was given and l2p-mini is not installed.
@@ -68,6 +69,17 @@ def choose_model(given: Path | None, components: Path | None = None, *, on_impor
     if not folder.is_dir():
         raise GenerateError("no --model was given, and l2p-mini ships no trained one here; give --model PATH")
     return find_pixel_model(folder)
+
+
+def check_size(model: FoundModel, sampling: Sampling, *, free: bool) -> None:
+    """Refuses a size before the weights are loaded; what is painted into a picture is `free` to have any."""
+    if not free:
+        model.check_size(sampling.height, sampling.width)
+
+
+def announce_import(out: Path) -> None:
+    """A single file is copied once; that takes disk and time, so say it."""
+    say(f"importing the single file, once, to {out}")
 
 
 def find_source(path: Path) -> Source | None:

@@ -24,8 +24,7 @@ from l2p_arch.sampling.painter import FoundModel
 from l2p_run.errors import UserError
 from starlette.exceptions import HTTPException
 
-from l2p_generate.cli import check_size
-from l2p_generate.model import Sampling
+from l2p_generate.model import Sampling, check_size
 from l2p_generate.painting import Painter, signed
 from l2p_generate.recipe import Recipe
 from l2p_generate.serve.api_requests import ApiError, Asked, read_edit, read_generation
@@ -57,7 +56,8 @@ class Api:
     async def paint(self, request: Request, asked: Asked) -> dict[str, Any]:
         """The answer to a request, when its images are painted."""
         self.limits.check(asked.recipes[0], len(asked.recipes))
-        check_size(self.model, asked.recipes[0])
+        first = asked.recipes[0]
+        check_size(self.model, first.sampling, free=first.mask is not None)
         job = self.queue.submit(asked.recipes)
         images = await _images(request, job)
         data = []

@@ -16,10 +16,17 @@ from l2p_run.places import make_folder
 from l2p_run.progress import say
 from PIL import Image
 
-from l2p_generate.cli import announce_import, check_size
 from l2p_generate.errors import GenerateError
 from l2p_generate.files import save
-from l2p_generate.model import Sampling, Source, choose_model, find_source, sampling_defaults
+from l2p_generate.model import (
+    Sampling,
+    Source,
+    announce_import,
+    check_size,
+    choose_model,
+    find_source,
+    sampling_defaults,
+)
 from l2p_generate.painting import OnStep, Painter, cut_prompts_said, load_painter, load_source, paint_each
 from l2p_generate.recipe import Recipe
 from l2p_generate.request import read_adapter, start_from
@@ -113,7 +120,7 @@ class Studio:
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}"  # no visitor guesses another's
         recipe = self._recipe(request, first, name)
         self.limits.check(recipe, request.images)
-        check_size(self.model, recipe)
+        check_size(self.model, recipe.sampling, free=recipe.mask is not None)
         seeds = [first + number for number in range(request.images)]
 
         def step(done: int, total: int) -> None:
