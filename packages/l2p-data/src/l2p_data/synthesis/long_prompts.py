@@ -60,22 +60,24 @@ def _watch(tokenizer: Any, cut: dict[str, str]) -> None:
     def call(self: Any, text: Any = None, *arguments: Any, **options: Any) -> Any:
         result = kind.__call__(self, text, *arguments, **options)
         most = options.get("max_length") or self.model_max_length
+        marked = bool(options.get("add_special_tokens", True))
         if options.get("truncation") and isinstance(text, str | list):
             for one in [text] if isinstance(text, str) else text:
-                if isinstance(one, str) and one not in cut and (lost := _lost(self, kind, one, most)):
+                if isinstance(one, str) and one not in cut and (lost := _lost(self, kind, one, most, marked)):
                     cut[one] = lost
         return result
 
     tokenizer.__class__ = type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _lost(tokenizer: Any, kind: Any, text: str, most: int) -> str:
+def _lost(tokenizer: Any, kind: Any, text: str, most: int, marked: bool) -> str:
     """The first words of a text beyond `most` tokens; "" if it is not longer."""
     if len(text.encode()) <= most // 2:  # a token has a byte at least, and marks stand around them
         return ""
-    numbers = kind.__call__(tokenizer, text, truncation=False, verbose=False)["input_ids"]
+    options = {"truncation": False, "verbose": False, "add_special_tokens": marked}
+    numbers = kind.__call__(tokenizer, text, **options)["input_ids"]
     if len(numbers) <= most:
         return ""
-    marks = tokenizer.num_special_tokens_to_add()
+    marks = tokenizer.num_special_tokens_to_add() if marked else 0
     rest = tokenizer.decode(numbers[max(most - marks, 0) :], skip_special_tokens=True)
     return " ".join(rest.split()[:_WORDS]) or "…"
