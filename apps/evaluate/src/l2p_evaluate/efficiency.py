@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.full_size import CAPTION_TOKENS, FAMILIES, HEADS, forwards_on_meta
 from l2p_eval.errors import EvalError
 from l2p_run import places
 from l2p_run.command import number, out
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.progress import say
 
-from l2p_evaluate.full_size import CAPTION_TOKENS, FAMILIES, HEADS, count_size
 from l2p_evaluate.options import DTYPES, PACKAGES, SIDE
 
 
@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     """Writes efficiency.json, .md and .png; prints the table."""
+    from l2p_eval.efficiency import count
     from l2p_eval.efficiency.comparison import PAPER, counted, save_chart, table
     from l2p_run.provenance import collect
 
@@ -55,7 +56,11 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     else:
         for size in sizes:
             say(f"counting {size} px")
-            rows += counted(size, count_size(options.count, size), options.steps)
+            counts = {
+                model: {part: count(*forward) for part, forward in parts.items()}
+                for model, parts in forwards_on_meta(options.count, size).items()
+            }
+            rows += counted(size, counts, options.steps)
     results = {
         "measured": bool(options.model),
         "steps": options.steps,

@@ -1,11 +1,10 @@
-"""Published sizes on the meta device: what one step and the decoder of a family cost, without its weights."""
+"""A published source and its L2P models on the meta device: what a forward costs, without their weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from l2p_eval.efficiency import Count, count
-from l2p_eval.errors import EvalError
+from l2p_arch.errors import ArchError
 
 FAMILIES = ("z-image",)
 CAPTION_TOKENS = 128
@@ -25,18 +24,28 @@ VAE: dict[str, Any] = {  # of Z-Image
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
+Forward = tuple[Callable[[], Any], Any]
+"""One forward, and the module whose weights it uses."""
 
 
-def count_size(family: str, size: int) -> dict[str, dict[str, Count]]:
-    """{"source": {"transformer", "decoder"}, "L2P": {"transformer"}}: one square image, bfloat16, batch 1."""
+def forwards_on_meta(family: str, size: int) -> dict[str, dict[str, Forward]]:
+    """{"source": {"transformer", "decoder"}, "L2P": {"transformer"}} of one square image, bfloat16, batch 1.
+
+    Args:
+        size: px, a side of the image.
+
+    Raises:
+        ArchError: no such family, or no published head for this size.
+    """
     import torch
     from diffusers import AutoencoderKL, ZImageTransformer2DModel
+
     from l2p_arch.model import L2PTransformer
 
     if family not in FAMILIES:
-        raise EvalError(f"cannot count {family!r}; there is {', '.join(FAMILIES)}")
+        raise ArchError(f"cannot count {family!r}; there is {', '.join(FAMILIES)}")
     if size not in HEADS:
-        raise EvalError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
+        raise ArchError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
     with torch.device("meta"), _default_dtype(torch.bfloat16):
         source = ZImageTransformer2DModel()
         decoder = AutoencoderKL(**VAE)
@@ -48,16 +57,16 @@ def count_size(family: str, size: int) -> dict[str, dict[str, Count]]:
         time = torch.empty(1, dtype=torch.float32)
     return {
         "source": {
-            "transformer": count(lambda: source([latents], time, [caption], return_dict=False), source),
-            "decoder": count(lambda: decoder.decode(latents[None, :, 0]), decoder.decoder),
+            "transformer": (lambda: source([latents], time, [caption], return_dict=False), source),
+            "decoder": (lambda: decoder.decode(latents[None, :, 0]), decoder.decoder),
         },
-        "L2P": {"transformer": count(lambda: l2p(pixels, time, [{"caption": caption}]), l2p)},
+        "L2P": {"transformer": (lambda: l2p(pixels, time, [{"caption": caption}]), l2p)},
     }
 
 
 @contextmanager
 def _default_dtype(dtype: Any) -> Iterator[None]:
-    """Makes new tensors of a dtype within the block."""
+    """Make new tensors of a dtype within the block."""
     import torch
 
     before = torch.get_default_dtype()
