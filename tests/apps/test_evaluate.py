@@ -254,11 +254,15 @@ def test_the_table_of_efficiency_says_what_is_saved_and_what_is_the_papers() -> 
 
 
 def test_every_metric_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    text = capsys.readouterr().out
+    def printed(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    text = printed("--help")
     assert all(name in text for name in (*METRICS, "efficiency"))
     assert list(COMMANDS) == list(METRICS)
     for name in (*METRICS, "efficiency"):
-        assert main([name, "--help"]) == 0
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("l2p-evaluate ")
+        assert f"l2p-evaluate {name}" in printed(name, "--help")
+    assert printed("--version").startswith("l2p-evaluate ")

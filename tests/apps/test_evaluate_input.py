@@ -208,7 +208,9 @@ def test_a_model_that_cannot_be_loaded_or_cannot_paint_is_refused(
 def test_a_number_out_of_range_is_refused_in_one_line(
     metric: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([metric, option, value]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main([metric, option, value])
+    assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"error: argument {option}: "), lines
 
