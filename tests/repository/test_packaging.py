@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -94,3 +95,18 @@ def test_the_licence_is_the_repositorys(folder: Path) -> None:
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["license-files"] == ["LICENSE"]
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def _commands() -> list[str]:
+    return sorted(name for project in PROJECTS.values() for name in project.get("scripts", {}))
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_every_command_tells_its_version(command: str) -> None:
+    (project,) = (project for project in PROJECTS.values() if command in project.get("scripts", {}))
+    module, function = project["scripts"][command].split(":")
+    code = f"import sys; sys.argv[0] = {command!r}; from {module} import {function}; sys.exit({function}())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{project['name']} {project['version']}\n", "")
