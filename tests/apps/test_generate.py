@@ -479,6 +479,7 @@ def _write_lora(model: Path, file: Path, seed: int) -> None:
         for name, module in transformer.named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith(tuple(blocks))
     ]
+    targets.append("detailer_head.out_conv")  # an untrained head does not look at the blocks yet
     transformer.add_adapter(LoraConfig(r=2, target_modules=targets), "made")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
