@@ -46,7 +46,7 @@ def column(config: Config, model: ModelPlan) -> list[str]:
         f"{hours['training']}",
         f"{hours['evaluation']}",
         f"{total:.0f} h, about {total / model.processes:.0f} h",
-        f"{memory['images']}, {memory['training']}",
+        f"{memory['images']:.1f}, {memory['training']:.1f}",
         f"{config.train.zero_stage}",
         f"{costs.disk_gb['source']:.0f}",
         f"{sum(costs.disk_gb.values()):.0f}",
