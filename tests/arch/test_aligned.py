@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from l2p_arch import ArchError, L2PPipeline, L2PTransformer, convert, export_public, merge_delta, save_delta
+from l2p_arch import (
+    ArchError,
+    L2PPipeline,
+    L2PTransformer,
+    convert,
+    export_public,
+    merge_delta,
+    save_delta,
+    upscale,
+)
 from l2p_arch.alignment import Alignment, normalised
 from l2p_arch.cli import main
 from l2p_arch.surgery.alignment import fit_filters, fit_subspace
@@ -167,6 +176,8 @@ def test_mixing_the_recipes_is_one_line(aligned: Path, untrained_source: Path, t
         merge_delta(aligned, tmp_path / "delta.safetensors", tmp_path / "out")
     with pytest.raises(ArchError, match=r"aligned.*paper"):
         export_public(aligned, tmp_path / "model.safetensors")
+    with pytest.raises(ArchError, match=r"fitted for one patch.*--patch-size"):
+        upscale(aligned, tmp_path / "out", patch_size=32)
     assert not (tmp_path / "out").exists()
 
 

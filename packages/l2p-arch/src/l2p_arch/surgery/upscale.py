@@ -18,7 +18,13 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
-from l2p_arch.files.components import components_to_keep, copy_components, name_of, read_model_config
+from l2p_arch.files.components import (
+    components_to_keep,
+    copy_components,
+    name_of,
+    read_model_config,
+    recipe_of,
+)
 from l2p_arch.files.directories import appearing_complete, write_json
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
@@ -107,6 +113,11 @@ def upscale(
 def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
     """The config of the model to start from, and by how much the patch grows along a side."""
     old = read_model_config(model)
+    if recipe_of(old) != "paper":
+        raise ArchError(
+            f"{model} is of the aligned recipe, whose maps are fitted for one patch; convert its source with "
+            f"patch_size {patch_size} (--patch-size) instead"
+        )
     factor, rest = divmod(patch_size, old["patch_size"])
     if rest or factor < 2:
         raise ArchError(
