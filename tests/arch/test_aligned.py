@@ -149,6 +149,24 @@ def test_a_model_of_the_recipe_samples_at_the_shift_that_its_scale_says(aligned:
     assert seen == pytest.approx(wanted, rel=1e-3)
 
 
+def test_a_finished_image_is_denoised_once_more_at_the_sigma_that_polish_names(aligned: Path) -> None:
+    pipeline = L2PPipeline.from_pretrained(aligned)
+    pipeline.set_progress_bar_config(disable=True)
+    call: Any = {"height": 32, "width": 32, "num_inference_steps": 2, "seeds": [0], "guidance_scale": 1.0}
+    given = [{"caption": torch.zeros(3, 128)}]
+    plain, default, polished = (
+        pipeline(prompt_conditioning=given, output_type="latent", polish=polish, **call).images
+        for polish in (0.0, None, 0.4)
+    )
+    assert torch.equal(default, polished)
+    x_t = 0.6 * plain
+    with torch.no_grad():
+        velocity = pipeline.transformer(x_t, torch.tensor([0.4]), given)
+    torch.testing.assert_close(polished, x_t - 0.4 * velocity)
+    with pytest.raises(ArchError, match=r"polish 1\.5"):
+        pipeline(prompt_conditioning=given, polish=1.5, **call)
+
+
 def test_a_tiled_head_gives_the_same_velocity(aligned: Path) -> None:
     model: Any = L2PTransformer.from_pretrained(aligned / "transformer").eval()
     torch.nn.init.normal_(model.detailer_head.out_conv.weight, std=0.1)

@@ -37,7 +37,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         head_decoder_floor: least width of a decoder level.
         prediction: what the head answers: "velocity", as in the paper, or "x_0", the image.
         alignment: None for the paper's recipe. For the aligned one, which keeps the source's last layer and
-            predicts "x_0", the arguments of `Alignment` beside the sizes, and "version", 1.
+            predicts "x_0", the arguments of `Alignment` beside the sizes, "version", 1, and "polish", the
+            default of `L2PPipeline`'s argument.
     """
 
     _supports_gradient_checkpointing = True
@@ -70,7 +71,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         else:
             self.trunk = self.source_family.build_whole_trunk(trunk_config)
             latents = self.source_family.latent_channels(trunk_config)
-            sizes = {name: value for name, value in alignment.items() if name != "version"}
+            sizes = {name: value for name, value in alignment.items() if name not in ("version", "polish")}
             self.aligner = Alignment(patch_size, latents, **sizes)
             self._answer_order = self.source_family.answer_order(trunk_config)
             self._answer_channels = self.source_family.answer_channels(trunk_config)
@@ -238,6 +239,11 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     def head_inputs(self) -> int:
         """Channels that the head reads at full size."""
         return 3 if self.aligner is None else HEAD_INPUTS
+
+    @property
+    def polish(self) -> float:
+        """The sigma that `L2PPipeline` denoises a finished image at once more; 0 for not at all."""
+        return float((self.config["alignment"] or {}).get("polish", 0.0))
 
     @property
     def noise_scale(self) -> float:

@@ -149,6 +149,7 @@ class L2PPipeline(Prompts, Adapters):
         on_step: Callable[[int, float, Tensor], None] | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t", "latents"),
+        polish: float | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate images.
@@ -178,6 +179,9 @@ class L2PPipeline(Prompts, Adapters):
             mask_image: with `image`, where to paint: white or 1 is painted, black or 0 stays as it is, bit by
                 bit; grey is a strength of its own, see `start_from`. One, or one per image, see `to_mask`.
                 Without height and width the image may have any size.
+            polish: after the last step, take the image once for x_t at this sigma, in [0, 1), although no
+                noise was added, and denoise it: what grain is left goes. None: as the model's config has it,
+                0 in the paper's recipe; not with an `image`.
             strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
                 None is 0.6, or 1 with a mask.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
@@ -254,6 +258,9 @@ class L2PPipeline(Prompts, Adapters):
             return next((state for state in answer.values() if state is not x_t), x_t)
 
         x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
+        polish = self.transformer.polish if polish is None else polish
+        if polish and canvas.image is None and not self.interrupt:
+            x_0 = _polished(x_0, polish, lambda x_t, sigma: self._velocity(x_t, sigma, positive, [], 1, 0))
         images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -315,3 +322,11 @@ def _watched_states(names: Sequence[str]) -> list[str]:
         known = ", ".join(L2PPipeline._callback_tensor_inputs)
         raise ArchError(f"callback_on_step_end_tensor_inputs {unknown[0]!r} is not one of {known}")
     return list(names)
+
+
+def _polished(x_0: Tensor, sigma: float, velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The image (N, 3, H, W) that the model sees in x_0 if it takes its grain for noise of that sigma."""
+    if not 0 <= sigma < 1:
+        raise ArchError(f"polish {sigma} is not a sigma in [0, 1); 0 leaves the image as it was sampled")
+    x_t = (1 - sigma) * x_0
+    return x_t - sigma * velocity(x_t, torch.tensor(sigma))
