@@ -153,6 +153,11 @@ def parser() -> argparse.ArgumentParser:
         help="names of the tensors: the published ones, or ComfyUI's (packed projections)",
     )
 
+    sub = writes(command("quantise", "a model directory -> a smaller one, its blocks' layers in 8 bits"))
+    sub.add_argument("model", type=Path, help="model directory")
+    sub.add_argument("out", type=Path, help="directory to create")
+    sub.add_argument("--kind", choices=["int8", "fp8"], default="int8", help="default: int8")
+
     sub = writes(command("merge", "a base and a trained-delta file -> a model directory"))
     sub.add_argument("base", type=Path, help="the model directory that training started from")
     sub.add_argument("delta", type=Path, help="safetensors file")
@@ -260,6 +265,14 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     return {"summary": f"{options.file}: in the published {layout} layout{names}", "layout": layout}
 
 
+def _quantise(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.files.quantised_models import quantise
+
+    sizes = quantise(options.model, options.out, kind=options.kind, overwrite=options.overwrite)
+    shares = f"{sizes['before'] / 1e6:.1f} -> {sizes['after'] / 1e6:.1f} MB of weights"
+    return {"summary": f"{options.out}: {options.kind}, {shares}", **sizes}
+
+
 def _merge(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_arch.files.delta import merge_delta
 
@@ -292,4 +305,5 @@ _RUN = {
     "import": _import,
     "export": _export,
     "merge": _merge,
+    "quantise": _quantise,
 }

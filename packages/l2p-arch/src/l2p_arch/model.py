@@ -18,6 +18,7 @@ from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.families.base import CONDITIONING_DIMENSIONS
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
+from l2p_arch.quantisation import use_quantised_layers
 
 
 class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
@@ -39,6 +40,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         alignment: None for the paper's recipe. For the aligned one, which keeps the source's last layer and
             predicts "x_0", the arguments of `Alignment` beside the sizes, "version", 1, and "polish", the
             default of `L2PPipeline`'s argument.
+        quantisation: "int8" or "fp8" where the blocks' linear layers are stored in 8 bits, see `quantise`.
     """
 
     _supports_gradient_checkpointing = True
@@ -56,6 +58,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         head_decoder_floor: int = 0,
         prediction: str = "velocity",
         alignment: dict[str, Any] | None = None,
+        quantisation: str | None = None,
     ) -> None:
         super().__init__()
         # What is given by position would count as left out, and `from_config` could not build it again.
@@ -93,10 +96,12 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         else:
             self.detailer_head = LinearHead(feature_channels, patch_size)
         self.source_family.fill_unset(self.trunk)
+        if quantisation is not None:
+            use_quantised_layers(self, quantisation)
         # 8 bits would round what is new here, which is a fraction of a percent of the weights.
         self._skip_layerwise_casting_patterns: Any = [
             *(getattr(self.trunk, "_skip_layerwise_casting_patterns", None) or ()),
-            r"^detailer_head\.",
+            r"^(detailer_head|aligner)\.",
             rf"^trunk\.{re.escape(self.source_family.embedder)}$",
         ]
         # The head's levels read each other across its whole depth: it stays on one device.

@@ -140,6 +140,10 @@ def export_public(
             f"{model} is of the aligned recipe, and the public layouts hold the paper's alone; use its model "
             'directory, or train one with recipe = "paper"'
         )
+    if config.get("quantisation"):
+        raise ArchError(
+            f"{model} is quantised ({config['quantisation']}); export the model that it was made of"
+        )
     layout = _layout_for(config)
     card_file = file.with_suffix(".md")
     if file == card_file:

@@ -118,6 +118,8 @@ def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
             f"{model} is of the aligned recipe, whose maps are fitted for one patch; convert its source with "
             f"patch_size {patch_size} (--patch-size) instead"
         )
+    if old.get("quantisation"):
+        raise ArchError(f"{model} is quantised ({old['quantisation']}); start from the model it was made of")
     factor, rest = divmod(patch_size, old["patch_size"])
     if rest or factor < 2:
         raise ArchError(
