@@ -3,7 +3,6 @@
 import io
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from l2p_run.cluster import workers_that_fit
@@ -97,18 +96,16 @@ def test_auto_is_one_precision_per_machine(
 ) -> None:
     """Every command asks this function: corpus, evaluation and picture are painted in one precision."""
     import torch
-    from l2p_data.synthesis.worker import _dtype
+    from l2p_data.synthesis.worker import resolve_dtype as of_synthesis
     from l2p_evaluate.models import resolve_dtype as of_evaluate
     from l2p_generate.painting import resolve_dtype as of_generate
     from l2p_transfer.evaluation import resolve_dtype as of_transfer
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    assert of_evaluate is of_generate is of_transfer is resolve_dtype
+    assert of_evaluate is of_generate is of_transfer is of_synthesis is resolve_dtype
     assert resolve_dtype("auto") == resolve_dtype("auto", "cpu") == wanted
     assert resolve_dtype("auto", "cuda:1") == "bfloat16" and resolve_dtype("float16") == "float16"
-    settings = SimpleNamespace(dtype="auto", device="cpu")
-    assert _dtype(settings) is getattr(torch, wanted)  # type: ignore[arg-type]
     assert choose_device() == "cpu" and choose_device("cuda:1") == "cuda:1"
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from l2p_run.hashes import of_file
 from l2p_train import TrainError
-from l2p_train.run.checkpoint import Checkpoint, file_hash, verify, verify_together
+from l2p_train.run.checkpoint import Checkpoint, verify, verify_together
 from l2p_train.zero.engine import COLLECTIVE_TIMEOUT, distributed
 
 
@@ -16,7 +17,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     names = [f"rank-{rank:03d}.safetensors" for rank in range(4)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
-    state = {"files": {name: file_hash(tmp_path / name) for name in names}}
+    state = {"files": {name: of_file(tmp_path / name) for name in names}}
     (tmp_path / "state.json").write_text(json.dumps(state))
     (tmp_path / names[1]).write_bytes(b"damaged")
     return Checkpoint(tmp_path, 1, state)
