@@ -118,4 +118,4 @@ def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None
     for share in ("0", "35"):
         with pytest.raises(SystemExit):
             main([str(CONFIGS / "z-image-1k.toml"), "--dry-run", "--utilisation", share])
-        assert "is not a share above 0 and up to 1" in capsys.readouterr().err
+        assert "it must be above 0 and at most 1" in capsys.readouterr().err

@@ -134,7 +134,9 @@ class Alignment(nn.Module):
 
     def _at(self, sigma: Tensor, values: Tensor) -> Tensor:
         """`values` (K, ...) at sigma (B,), linear between the noise levels of the fit and constant beyond."""
-        upper = torch.searchsorted(self.filter_sigmas, sigma.contiguous()).clamp(1, len(self.filter_sigmas) - 1)
+        upper = torch.searchsorted(self.filter_sigmas, sigma.contiguous()).clamp(
+            1, len(self.filter_sigmas) - 1
+        )
         low, high = self.filter_sigmas[upper - 1], self.filter_sigmas[upper]
         weight = ((sigma - low) / (high - low)).clamp(0, 1)
         weight = weight.view(-1, *[1] * (values.ndim - 1))
