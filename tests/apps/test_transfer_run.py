@@ -248,7 +248,7 @@ def test_generate_refuses_bad_input_in_one_line(
     from l2p_generate.cli import main as generate
 
     for arguments, message in (
-        (["--model", "nowhere", "a ring"], "--model nowhere does not exist"),
+        (["--model", "nowhere", "a ring"], "nowhere does not exist; give a run directory"),
         (["--model", str(untrained_source), "a ring"], "is no L2P model"),
         (["--model", "run/corpus", "a ring"], "holds no model_index.json"),
         (
