@@ -258,7 +258,11 @@ def encode(source: Source, trunk: Any, prompts: Sequence[str]) -> list[Any]:
 
     kept = {name: None for name in ("transformer", "vae")}
     pipeline = DiffusionPipeline.from_pretrained(
-        source.directory, **kept, local_files_only=True, variant=variant(source.directory / "transformer")
+        source.directory,
+        **kept,
+        local_files_only=True,
+        use_safetensors=True,
+        variant=variant(source.directory / "transformer"),
     )
     family = source.family
     texts = {name: getattr(pipeline, name, None) for name in family.text_components}
