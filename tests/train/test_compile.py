@@ -45,7 +45,7 @@ def test_auto_compiles_only_where_a_compiler_is_at_hand(
 
 
 def test_other_words_than_auto_are_named() -> None:
-    with pytest.raises(TrainError, match="compile: got 'always'"):
+    with pytest.raises(TrainError, match="compile is 'always'; it must be"):
         config(compile="always")
 
 
