@@ -220,5 +220,5 @@ def test_an_existing_directory_is_replaced_only_when_asked(
         convert(untrained_source, tmp_path / "out", head_channels=HEAD, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/transformer").is_dir()
-    with pytest.raises(ArchError, match="holds the source"):
+    with pytest.raises(ArchError, match="which is read; choose a place outside of it"):
         convert(untrained_source, untrained_source, overwrite=True)
