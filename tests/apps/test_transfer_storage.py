@@ -141,7 +141,7 @@ def test_another_machine_finds_what_a_language_model_answered_to_the_one_that_di
     with pytest.raises(MemoryError):
         prompts("one")
     assert len(prompts("another")) == 100
-    assert asked == list(range(64, 100)), "64 answers were at the address"
+    assert asked == list(range(70, 100)), "all 70 answers were at the address"
     assert not list(Path().glob("*/prompts"))
 
 

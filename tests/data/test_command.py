@@ -74,10 +74,14 @@ def test_ctrl_c_ends_in_one_line_at_any_moment(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_of_usage_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+    with pytest.raises(SystemExit) as stop:  # the parser's own way to end
+        main(words)
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 800
-    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("l2p-data ")
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("l2p-data ")
 
 
 @pytest.mark.parametrize(

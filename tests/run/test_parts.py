@@ -1,6 +1,7 @@
 """Progress, provenance, usage, devices and cluster arithmetic."""
 
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,4 +120,10 @@ def test_workers_are_counted_by_what_each_takes() -> None:
         UserError, match=r"cluster\.x takes 1 'trianing', the cluster has CPU 64, GPU 8, training 4;"
     ):
         workers_that_fit(cluster, {"trianing": 1}, setting="cluster.x")
-    assert "ray" not in sys.modules
+    code = (
+        "import sys\n"
+        "from l2p_run.cluster import workers_that_fit\n"
+        "assert workers_that_fit({'CPU': 2.0}, {}) == 2\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,6 +15,7 @@ from l2p_run.errors import raised_as
 from l2p_run.settings import (
     check_keys,
     convert,
+    cut,
     defaults_of,
     identity_table,
     read_table,
@@ -23,6 +24,7 @@ from l2p_run.settings import (
     table_of,
     to_table,
 )
+from l2p_run.storage.addresses import is_address
 from l2p_run.usage import usable_cores
 from l2p_train.config import TrainConfig, config_from_mapping
 
@@ -238,6 +240,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         check_kind(tables, path)
         check_keys(tables, TABLES)
         tables = {name: table_of(tables, name) for name in tables}
+        _check_output(tables, overrides)
         base, here = path.absolute().parent, Path.cwd()
         if "output" in tables.get("run", {}):
             tables["run"]["output"] = _absolute(tables["run"]["output"], "run.output", here)
@@ -296,6 +299,16 @@ def resolve_processes(config: Config) -> int:
 
     most = torch.cuda.device_count() or min(usable_cores(), 8)
     return max(count for count in range(1, most + 1) if config.train.batch_size % count == 0)
+
+
+def _check_output(tables: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> None:
+    given = [text.partition("=")[2].strip(" \"'") for text in overrides if text.startswith("run.output=")]
+    for value in (tables.get("run", {}).get("output"), *given):
+        if isinstance(value, str) and is_address(value):
+            raise TransferError(
+                f"run.output is the address {cut(value)}; it must be a local path "
+                "(run.storage takes an address)"
+            )
 
 
 def _absolute(value: Any, where: str, base: Path) -> str:
