@@ -13,10 +13,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from l2p_generate.model import choose_model, sampling_defaults
-from l2p_generate.painting import Painter, load_painter
-from l2p_generate.recipe import Recipe
-from l2p_generate.serve.batching import BatchQueue
+from l2p_arch.sampling.painter import sampling_defaults
+from l2p_generate.model import choose_model
+from l2p_serve import BatchQueue, Painter, Recipe, load_painter
 
 PROMPTS = ("two red circles on a gray background", "a blue ring", "a white cross", "three green squares")
 

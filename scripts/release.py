@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAPER = "https://arxiv.org/abs/2605.12013"
-OPTIONAL = ("training", "serve")  # modules that need an extra
+OPTIONAL = ("training", "api", "page")  # modules that need an extra
 IMPORT = """
 import importlib, importlib.metadata, json, pkgutil, sys
 name, allowed, optional = sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split())

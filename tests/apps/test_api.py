@@ -82,7 +82,7 @@ def paint(server: Server, prompt: str = "a ring", **options: Any) -> Any:
 
 
 def test_the_client_gets_the_pictures_that_it_asks_for(server: Server, tmp_path: Path) -> None:
-    from l2p_generate.recipe import read_recipe
+    from l2p_serve.recipe import read_recipe
 
     answer = paint(server, n=2, size="64x32")
     images = [opened(entry) for entry in answer.data]
@@ -232,7 +232,7 @@ def test_fifty_at_once_are_painted_in_batches(server: Server) -> None:
 
 
 def test_more_than_may_wait_are_turned_away_and_the_rest_painted(untrained_run: Path, painter: Any) -> None:
-    from l2p_generate.serve.batching import BatchQueue, QueueFull
+    from l2p_serve.api.batching import BatchQueue, QueueFull
 
     queue = BatchQueue(painter, waiting=3, batch=2, gather=0)
     jobs, refused = [], 0
@@ -252,23 +252,24 @@ def test_more_than_may_wait_are_turned_away_and_the_rest_painted(untrained_run: 
 @pytest.fixture(scope="module")
 def painter(untrained_run: Path) -> Any:
     from l2p_arch.sampling.painter import find_model
-    from l2p_generate.painting import load_painter
+    from l2p_serve.painting import load_painter
 
     return load_painter(find_model(untrained_run), device="cpu", dtype="float32")
 
 
 def recipe(prompt: str, steps: int = 1, seed: int = 1) -> Any:
-    from l2p_generate.model import Sampling
-    from l2p_generate.recipe import Recipe
+    from l2p_arch.sampling.settings import Sampling
+    from l2p_serve.recipe import Recipe
 
     sampling = Sampling(height=32, width=32, num_inference_steps=steps, guidance_scale=1.0)
     return Recipe(prompt=prompt, seed=seed, sampling=sampling)
 
 
 def test_one_request_spoils_no_other_of_its_batch(painter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2p_generate.serve import batching
+    from l2p_serve.api.batching import BatchQueue
+    from l2p_serve.painting import Painter
 
-    real, sizes = batching.paint_together, []
+    real, sizes = Painter.paint, []
 
     def touchy(painter: Any, recipes: Any, on_step: Any) -> Any:
         sizes.append(len(recipes))
@@ -276,8 +277,8 @@ def test_one_request_spoils_no_other_of_its_batch(painter: Any, monkeypatch: pyt
             raise RuntimeError("out of order")
         return real(painter, recipes, on_step)
 
-    monkeypatch.setattr(batching, "paint_together", touchy)
-    queue = batching.BatchQueue(painter, waiting=9, batch=4, gather=0.5)
+    monkeypatch.setattr(Painter, "paint", touchy)
+    queue = BatchQueue(painter, waiting=9, batch=4, gather=0.5)
     jobs = [queue.submit([recipe(text)]) for text in ("a ring", "poison", "a cross")]
     assert jobs[0].done.result(timeout=60)[0].size == (32, 32)
     assert jobs[2].done.result(timeout=60)[0].size == (32, 32)
@@ -288,8 +289,8 @@ def test_one_request_spoils_no_other_of_its_batch(painter: Any, monkeypatch: pyt
 
 
 def test_an_image_of_a_batch_is_that_of_its_own_seed(painter: Any) -> None:
-    from l2p_generate.painting import paint_together
-    from l2p_generate.serve.batching import BatchQueue
+    from l2p_serve.api.batching import BatchQueue
+    from l2p_serve.painting import paint_together
 
     queue = BatchQueue(painter, waiting=9, batch=4, gather=0.5)
     asked = [

@@ -61,7 +61,7 @@ def test_commands_have_the_flags_that_the_guides_give_them(page: str, words: lis
         "l2p-arch": ("l2p_arch.cli", "parser"),
     }
     if words[:2] == ["l2p-generate", "serve"]:
-        importlib.import_module("l2p_generate.serve.cli").parse(words[2:])
+        importlib.import_module("l2p_generate.serve").parse(words[2:])
         return
     module, function = parsers[words[0]]
     options = getattr(importlib.import_module(module), function)().parse_args(words[1:])

@@ -17,7 +17,7 @@ from typing import Any
 import l2p_mini.paths
 import pytest
 from l2p_generate.cli import main
-from l2p_generate.recipe import read_recipe
+from l2p_serve.recipe import read_recipe
 from PIL import Image
 
 PROMPT = "two red circles on a gray background"
@@ -195,9 +195,9 @@ def _with_text(size: int) -> bytes:
 def test_mistakes_are_one_line_and_exit_code_2(
     untrained_run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    from l2p_generate.files import write_png
-    from l2p_generate.model import Sampling
-    from l2p_generate.recipe import Recipe
+    from l2p_arch.sampling.settings import Sampling
+    from l2p_serve.files import write_png
+    from l2p_serve.recipe import Recipe
 
     Path("empty.txt").touch()
     Path("bad.jsonl").write_text('{"prompt": "a ring"}\n{"text": "a ring"}\n')
@@ -316,31 +316,31 @@ RECIPE = {"prompt": "a ring", "seed": 1, "height": 64, "width": 64}
     ],
 )
 def test_a_recipe_of_wrong_values_is_refused(changes: dict[str, Any], message: str) -> None:
-    from l2p_generate.errors import GenerateError
+    from l2p_serve.errors import ServeError
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_itxt("l2p", json.dumps({**RECIPE, **changes}))
     Image.new("RGB", (64, 64)).save("recipe.png", pnginfo=chunks)
-    with pytest.raises(GenerateError) as raised:
+    with pytest.raises(ServeError) as raised:
         read_recipe(Path("recipe.png"))
     assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", "null"])
 def test_a_recipe_that_is_no_object_is_refused(text: str) -> None:
-    from l2p_generate.errors import GenerateError
+    from l2p_serve.errors import ServeError
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_itxt("l2p", text)
     Image.new("RGB", (64, 64)).save("recipe.png", pnginfo=chunks)
-    with pytest.raises(GenerateError, match=r"the recipe in recipe.png is damaged .*; give another file"):
+    with pytest.raises(ServeError, match=r"the recipe in recipe.png is damaged .*; give another file"):
         read_recipe(Path("recipe.png"))
 
 
 def test_a_picture_of_an_earlier_version_is_recognised_by_its_weights(untrained_run: Path) -> None:
-    from l2p_generate.model import is_made_by, weights_hash
+    from l2p_serve.fingerprint import is_made_by, weights_hash
 
     model = untrained_run / "model"
     files = sorted((model / "transformer").glob("*.safetensors"))
@@ -357,7 +357,7 @@ def test_a_picture_of_an_earlier_version_is_recognised_by_its_weights(untrained_
 def test_a_byte_in_the_middle_of_the_weights_is_other_weights(
     untrained_run: Path, tmp_path: Path, part: str
 ) -> None:
-    from l2p_generate.model import weights_hash
+    from l2p_serve.fingerprint import weights_hash
 
     model = Path(shutil.copytree(untrained_run / "model", tmp_path / "model"))
     before = weights_hash(model)
@@ -383,7 +383,7 @@ def test_a_caption_fits_whatever_the_prompt_at_once(text: str) -> None:
 
 
 def test_pictures_are_written_as_they_come(untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2p_generate import painting
+    from l2p_serve import painting
 
     real, batches = painting.paint_together, []
 

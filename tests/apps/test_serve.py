@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from l2p_generate.cli import main
-from l2p_generate.recipe import read_recipe
+from l2p_serve.recipe import read_recipe
 from PIL import Image
 
 CHROMIUM = shutil.which("chromium")
@@ -138,17 +138,16 @@ def test_a_stranger_sees_the_login_only(
     untrained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastapi.testclient import TestClient
-    from l2p_arch.sampling.painter import find_model
-    from l2p_generate.errors import GenerateError
-    from l2p_generate.model import sampling_defaults
-    from l2p_generate.painting import load_painter
-    from l2p_generate.serve import guard
-    from l2p_generate.serve.page import build_page, make_app
-    from l2p_generate.serve.studio import Limits, Request, Studio
+    from l2p_arch.sampling.painter import find_model, sampling_defaults
+    from l2p_serve.door import guard
+    from l2p_serve.errors import ServeError
+    from l2p_serve.limits import Limits
+    from l2p_serve.page.form import build_page, make_app
+    from l2p_serve.page.studio import Request, Studio
+    from l2p_serve.painting import load_painter
 
     model = find_model(untrained_run)
     studio = Studio(
-        model=model,
         painter=load_painter(model, device="cpu"),
         source=None,
         source_name="",
@@ -156,7 +155,7 @@ def test_a_stranger_sees_the_login_only(
         limits=Limits(),
         folder=tmp_path,
     )
-    with pytest.raises(GenerateError, match="images 5 is not between 1 and 4"):
+    with pytest.raises(ServeError, match="images 5 is not between 1 and 4"):
         studio.paint(Request(prompt="a ring", sampling=studio.defaults, images=5))
     secret = tmp_path / "picture.png"
     Image.new("RGB", (8, 8)).save(secret)
@@ -187,12 +186,12 @@ def test_a_stranger_sees_the_login_only(
 def test_a_taken_port_is_said(untrained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import socket
 
-    from l2p_generate.errors import GenerateError
-    from l2p_generate.serve.cli import listen
+    from l2p_serve.door.listening import listen
+    from l2p_serve.errors import ServeError
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(GenerateError, match=f"cannot listen on 127.0.0.1, port {port}"):
+        with pytest.raises(ServeError, match=f"cannot listen on 127.0.0.1, port {port}"):
             listen("127.0.0.1", port)
     with listen("127.0.0.1", None) as free:
         assert free.getsockname()[1] >= 7860

@@ -130,7 +130,7 @@ def test_only_what_is_dead_and_ours_is_swept(tmp_path: Path, monkeypatch: pytest
     import tempfile
     import time
 
-    from l2p_generate.serve import scratch
+    from l2p_serve.door import scratch
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("l2p-serve-dead", "l2p-serve-begun", "l2p-serve-old", "other"):
@@ -152,7 +152,7 @@ def test_only_what_is_dead_and_ours_is_swept(tmp_path: Path, monkeypatch: pytest
 def test_wrong_passwords_wait_longer_each_time_and_then_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    from l2p_generate.serve import guard
+    from l2p_serve.door import guard
 
     waits: list[float] = []
 
@@ -173,7 +173,7 @@ def test_wrong_passwords_wait_longer_each_time_and_then_longer(monkeypatch: pyte
 
 
 def test_a_proxy_s_name_is_allowed_by_a_flag() -> None:
-    from l2p_generate.serve.guard import answered_names
+    from l2p_serve.door.guard import answered_names
 
     assert answered_names("127.0.0.1", []) == {"localhost", "127.0.0.1", "::1"}
     assert "pictures.example" in (answered_names("127.0.0.1", ["Pictures.example"]) or ())

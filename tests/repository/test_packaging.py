@@ -85,7 +85,6 @@ def test_every_dependency_is_imported_or_has_a_reason(folder: Path) -> None:
 def test_every_import_is_declared_here_or_by_a_package_of_ours_below(folder: Path) -> None:
     name = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     known = {_module(each) for each in _reached(name)} | {_module(name)}
-    known |= {"fastapi", "uvicorn"}  # Gradio's own server
     known |= {"torch"} if name == "l2p-run" else set()  # asked about devices by those who have it
     assert _imported(folder) <= known
 

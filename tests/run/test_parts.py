@@ -99,7 +99,7 @@ def test_auto_is_one_precision_per_machine(
     import torch
     from l2p_data.synthesis.worker import resolve_dtype as of_synthesis
     from l2p_evaluate.options import resolve_dtype as of_evaluate
-    from l2p_generate.painting import resolve_dtype as of_generate
+    from l2p_serve.painting import resolve_dtype as of_generate
     from l2p_transfer.evaluation import resolve_dtype as of_transfer
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     if given[:1] == ["serve"]:
-        from l2p_generate.serve.cli import parse, run
+        from l2p_generate.serve import parse, run
 
         return run(parse(given[1:]))
     return _paint(_parser().parse_args(given))
@@ -39,10 +39,12 @@ def _paint(options: Any) -> int:
     from l2p_arch.sampling.settings import sampling_defaults
     from l2p_run.command import out
     from l2p_run.progress import Counter, say
+    from l2p_serve.files import save
+    from l2p_serve.fingerprint import is_made_by
 
     from l2p_generate.errors import GenerateError
-    from l2p_generate.files import check_output, save, save_sheet
-    from l2p_generate.model import announce_import, check_size, choose_model, is_made_by
+    from l2p_generate.files import check_output, save_sheet
+    from l2p_generate.model import announce_import, choose_model
     from l2p_generate.request import SAMPLING_FLAGS, is_unchanged, make_recipes
 
     model = choose_model(options.model, options.components, on_import=announce_import)
@@ -50,7 +52,8 @@ def _paint(options: Any) -> int:
     flags = {field: f"--{flag.replace('_', '-')}" for flag, field in SAMPLING_FLAGS.items()}
     for recipe in recipes[:1]:  # all have the same
         recipe.sampling.check(flags)
-        check_size(model, recipe.sampling, free=recipe.mask is not None)
+        if recipe.mask is None:  # what is painted into a picture has the picture's size, whatever that is
+            model.check_size(recipe.sampling.height, recipe.sampling.width)
     again = options.from_image is not None and is_unchanged(options, recipes)
     if again and not is_made_by(recipes[0].weights, model.directory):
         raise GenerateError(
@@ -58,7 +61,7 @@ def _paint(options: Any) -> int:
             f" {model.name} has; give the model that made it, or another --seed for a new image"
         )
     check_output(options.output)
-    from l2p_generate.painting import cut_prompts_said, load_painter, paint_each
+    from l2p_serve.painting import cut_prompts_said, load_painter, paint_each
 
     painter = load_painter(
         model,
@@ -97,9 +100,9 @@ def _as_json(pictures: Any, paths: list[Path]) -> str:
 def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
     """Says on stderr whether the image came out the same, and where not, what may be why."""
     from l2p_run.progress import say
+    from l2p_serve.recipe import provenance
 
     from l2p_generate.files import difference
-    from l2p_generate.recipe import provenance
 
     pixels, most = difference(picture, original)
     if pixels == 0:

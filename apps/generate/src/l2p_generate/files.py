@@ -1,16 +1,17 @@
-"""Pictures -> PNG files that remember how they were made, one by one or on a contact sheet."""
+"""Where pictures go: the name that is asked for, a contact sheet, what differs from an earlier picture."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from l2p_run.pictures import open_picture
-from l2p_run.places import atomic_path, make_folder
+from l2p_run.places import make_folder
+from l2p_serve.files import write_png
+from l2p_serve.painting import Picture
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from l2p_generate.errors import GenerateError
-from l2p_generate.painting import Picture
 
 _LARGEST_SHEET = 1 << 28  # pixels
 
@@ -22,17 +23,6 @@ def check_output(output: Path) -> None:
     if output.is_dir():
         raise GenerateError(f"-o {output} is a folder; give the name of a file")
     make_folder(output.parent, "choose another -o")
-
-
-def save(pictures: Iterable[Picture], output: Path, count: int) -> list[tuple[Path, Picture]]:
-    """Writes `output`, or `output-0000.png`, `output-0001.png`, ... for several, each as it comes."""
-    written = []
-    for number, picture in enumerate(pictures):
-        name = f"{output.stem}-{number:04d}{output.suffix}"
-        path = output if count == 1 else output.with_name(name)
-        write_png(picture.image, path, picture.recipe.chunks())
-        written.append((path, picture))
-    return written
 
 
 def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Path:
@@ -92,9 +82,3 @@ def difference(picture: Picture, original: Path) -> tuple[int, int]:
     largest = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
     histogram = largest.histogram()
     return sum(histogram[1:]), max((value for value, count in enumerate(histogram) if count), default=0)
-
-
-def write_png(image: Image.Image, path: Path, chunks: PngInfo) -> None:
-    """Writes a PNG whole or not at all."""
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)

@@ -7,14 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from l2p_run import hashes
+from l2p_arch.sampling.settings import Sampling
 from l2p_run.pictures import open_picture
 from l2p_run.places import is_file, parse_json, read_text
+from l2p_serve.recipe import (
+    Adapter,
+    Recipe,
+    check_seed,
+    read_adapter,
+    read_recipe,
+    sha256_of,
+    start_from,
+)
+from l2p_serve.text import check_text
 
 from l2p_generate.errors import GenerateError
-from l2p_generate.model import Adapter, Sampling
-from l2p_generate.recipe import Recipe, check_seed, read_recipe
-from l2p_generate.text import check_text
 
 SAMPLING_FLAGS = {
     "height": "height",
@@ -131,7 +138,7 @@ def _again(
     for name, path in (("image", options.image), ("mask", options.mask)):
         if path is None:
             continue
-        given: dict[str, Any] = {name: str(path), f"{name}_sha256": _sha256_of(path, name)}
+        given: dict[str, Any] = {name: str(path), f"{name}_sha256": sha256_of(path, name)}
         # The same picture at another place is no change.
         same = getattr(recipe, f"{name}_sha256") == given[f"{name}_sha256"]
         recipe = replace(recipe, **given, batch=recipe.batch if same else ())
@@ -168,29 +175,3 @@ def is_unchanged(options: argparse.Namespace, recipes: Sequence[Recipe]) -> bool
     if files == [(one.sha256, one.weight) for one in made.adapters]:
         names["adapters"] = made.adapters
     return made == replace(recorded, **names)
-
-
-def start_from(image: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
-    """The fields of a recipe that image-to-image and inpainting set."""
-    if image is None:
-        return {}
-    found = {"image": str(image), "image_sha256": _sha256_of(image, "image")}
-    if mask is not None:
-        return found | {"mask": str(mask), "mask_sha256": _sha256_of(mask, "mask"), "strength": strength}
-    return found | {"strength": 0.6 if strength is None else strength}
-
-
-def _sha256_of(path: Path, flag: str) -> str:
-    if not is_file(path):
-        what = "is no file" if path.exists() else "does not exist"
-        role = "the picture to start from" if flag == "image" else "a picture that is white where to paint"
-        raise GenerateError(f"--{flag} {path} {what}; give {role}")
-    return hashes.of_file(path)
-
-
-def read_adapter(file: Path, weight: float) -> Adapter:
-    """A LoRA that is there."""
-    if not is_file(file):
-        what = "is no file" if file.exists() else "does not exist"
-        raise GenerateError(f"--lora {file} {what}; give a safetensors file, as FILE or FILE:WEIGHT")
-    return Adapter(file=str(file), sha256=hashes.of_file(file), weight=weight)

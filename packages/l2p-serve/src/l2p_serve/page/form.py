@@ -8,14 +8,15 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from l2p_arch.errors import ArchError
+from l2p_arch.sampling.settings import Sampling
 from l2p_run.errors import UserError
 from PIL import Image, ImageChops
 
-from l2p_generate.errors import GenerateError
-from l2p_generate.model import Sampling
-from l2p_generate.recipe import read_recipe
-from l2p_generate.serve.guard import Guard
-from l2p_generate.serve.studio import LARGEST_SEED, Request, Studio
+from l2p_serve.door.guard import Guard
+from l2p_serve.errors import ServeError
+from l2p_serve.limits import LARGEST_SEED
+from l2p_serve.page.studio import Request, Studio
+from l2p_serve.recipe import read_recipe
 
 HISTORY = 48  # pictures of one visitor that the page shows
 _DAY = 86_400  # s
@@ -217,7 +218,7 @@ def _request(form: dict[str, Any]) -> Request:
             ),
         )
     except (TypeError, ValueError) as error:
-        raise GenerateError(f"a setting is missing or no number ({error})") from None
+        raise ServeError(f"a setting is missing or no number ({error})") from None
 
 
 REUSED = ("prompt", "negative_prompt", "seed", "new_seed", "width", "height", "steps", "guidance", "shift")

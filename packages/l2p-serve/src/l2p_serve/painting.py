@@ -1,6 +1,5 @@
 """Recipes -> images: the loaded model, and the batches that it paints."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.pictures import open_picture
 from PIL import Image
 
-from l2p_generate.errors import GenerateError
-from l2p_generate.model import Adapter, Source, weights_hash
-from l2p_generate.recipe import Recipe, versions
+from l2p_serve.errors import ServeError
+from l2p_serve.fingerprint import weights_hash
+from l2p_serve.recipe import Adapter, Recipe, versions
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -47,6 +46,31 @@ class Painter:
         if self.adapters:
             self.pipeline.set_adapters(_names(self.adapters), [one.weight for one in adapters])
 
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a size that is not of whole patches; what is painted into a picture has its size."""
+        from l2p_arch.patchify import check_size
+
+        if recipe.mask is None:
+            sampling, patch_size = recipe.sampling, self.pipeline.transformer.patch_size
+            check_size(sampling.height, sampling.width, patch_size)
+
+    def paint(self, recipes: Sequence[Recipe], on_step: Callable[..., None]) -> list[Image.Image]:
+        """See `paint_together`."""
+        return paint_together(self, recipes, on_step)
+
+    def signed(self, recipe: Recipe, companions: tuple[tuple[str, int], ...] = (), place: int = 0) -> Recipe:
+        """The recipe with what painted it, and the batch that it was painted in."""
+        return replace(
+            recipe,
+            model=self.name,
+            weights=self.weights,
+            dtype=self.dtype,
+            device=self.device.partition(":")[0],
+            versions=versions(),
+            batch=companions,
+            place=place,
+        )
+
 
 def load_painter(
     model: FoundModel,
@@ -70,11 +94,11 @@ def load_painter(
             model.directory, device=device, dtype=dtype, cpu_offload=cpu_offload, tile=tile
         )
     except ArchError as error:
-        raise GenerateError(str(error).replace("the device ", "--device ", 1)) from error
+        raise ServeError(str(error).replace("the device ", "--device ", 1)) from error
     for adapter, name in zip(adapters, _names(adapters), strict=True):
         file = Path(adapter.file)
         if not file.is_file() or hashes.of_file(file) != adapter.sha256:
-            raise GenerateError(f"the adapter {file} is not the one of the recipe; give that with --lora")
+            raise ServeError(f"the adapter {file} is not the one of the recipe; give that with --lora")
         pipeline.load_lora_weights(str(file), adapter_name=name)
     painter = Painter(
         pipeline=pipeline,
@@ -124,23 +148,7 @@ def paint_each(
             if recipe.batch and place != recipe.place:
                 continue  # a companion
             companions = tuple((one.prompt, one.seed) for one in batch) if len(batch) > 1 else ()
-            yield Picture(image=image, recipe=signed(painter, recipe, companions, place))
-
-
-def signed(
-    painter: Painter, recipe: Recipe, companions: tuple[tuple[str, int], ...] = (), place: int = 0
-) -> Recipe:
-    """The recipe with what painted it."""
-    return replace(
-        recipe,
-        model=painter.name,
-        weights=painter.weights,
-        dtype=painter.dtype,
-        device=painter.device.partition(":")[0],
-        versions=versions(),
-        batch=companions,
-        place=place,
-    )
+            yield Picture(image=image, recipe=painter.signed(recipe, companions, place))
 
 
 def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
@@ -175,7 +183,7 @@ def paint_together(
     """The images of recipes that differ in prompt, negative prompt and seed only.
 
     Raises:
-        ArchError, GenerateError: the model refuses them, or computes NaN.
+        ArchError, ServeError: the model refuses them, or computes NaN.
     """
     first = batch[0]
     options: dict[str, Any] = {**first.sampling.options, **_start(first)}
@@ -210,30 +218,16 @@ def open_start(file: str, sha256: str | None, flag: str) -> Image.Image:
     """A picture that a recipe starts from.
 
     Raises:
-        GenerateError: it is not there, is no image, or is not the one that the recipe was made with.
+        ServeError: it is not there, is no image, or is not the one that the recipe was made with.
     """
     path = Path(file)
     if not path.is_file():
-        raise GenerateError(f"--{flag} {path} does not exist; give the picture to start from")
+        raise ServeError(f"--{flag} {path} does not exist; give the picture to start from")
     if sha256 and hashes.of_file(path) != sha256:
-        raise GenerateError(
+        raise ServeError(
             f"{path} is not the picture that the recipe started from; give that one with --{flag}"
         )
     return open_picture(path, background="black" if flag == "mask" else "white", name=f"--{flag} {path}")
-
-
-def load_source(
-    source: Source, *, device: str, dtype: str, cpu_offload: bool = False
-) -> Callable[..., list[Image.Image]]:
-    """The source's own pipeline as a function of (prompts, seeds, height, width)."""
-    pipeline = load_pipeline(source.path, device=device, dtype=dtype, cpu_offload=cpu_offload)
-    taken = inspect.signature(pipeline.__call__).parameters
-    options = {name: value for name, value in source.options.items() if name in taken}
-
-    def call(prompts: Sequence[str], seeds: Sequence[int], *, height: int, width: int) -> list[Image.Image]:
-        return paint_images(pipeline, prompts, seeds, height=height, width=width, **options)
-
-    return call
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""OpenAI's image endpoints over an L2P model: /v1/images/generations, /v1/images/edits, /v1/models;
+"""OpenAI's image endpoints over a painter: /v1/images/generations, /v1/images/edits, /v1/models;
 /health and /metrics beside them.
 
 Beyond OpenAI's parameters: seed, steps, guidance_scale, negative_prompt and strength. Errors have OpenAI's
@@ -20,17 +20,16 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from l2p_arch.errors import ArchError
-from l2p_arch.sampling.painter import FoundModel
+from l2p_arch.sampling.settings import Sampling
 from l2p_run.errors import UserError
 from starlette.exceptions import HTTPException
 
-from l2p_generate.model import Sampling, check_size
-from l2p_generate.painting import Painter, signed
-from l2p_generate.recipe import Recipe
-from l2p_generate.serve.api_requests import ApiError, Asked, read_edit, read_generation
-from l2p_generate.serve.batching import BatchQueue, Job, QueueFull
-from l2p_generate.serve.guard import Attempts
-from l2p_generate.serve.studio import Limits
+from l2p_serve.api.batching import BatchQueue, Job, QueueFull
+from l2p_serve.api.requests import ApiError, Asked, read_edit, read_generation
+from l2p_serve.door.guard import Attempts
+from l2p_serve.limits import Limits
+from l2p_serve.painter import Paints
+from l2p_serve.recipe import Recipe
 
 _LIFETIME = 3600  # s that a picture's address works, as OpenAI's
 _HUNG_UP = 499
@@ -41,8 +40,7 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 class Api:
     """What the endpoints share."""
 
-    model: FoundModel
-    painter: Painter
+    painter: Paints
     queue: BatchQueue
     defaults: Sampling
     limits: Limits
@@ -56,13 +54,12 @@ class Api:
     async def paint(self, request: Request, asked: Asked) -> dict[str, Any]:
         """The answer to a request, when its images are painted."""
         self.limits.check(asked.recipes[0], len(asked.recipes))
-        first = asked.recipes[0]
-        check_size(self.model, first.sampling, free=first.mask is not None)
+        self.painter.check(asked.recipes[0])
         job = self.queue.submit(asked.recipes)
         images = await _images(request, job)
         data = []
         for recipe, image in zip(asked.recipes, images, strict=True):
-            made = signed(self.painter, recipe)
+            made = self.painter.signed(recipe)
             content = await asyncio.to_thread(_encoded, image, made, asked.format)
             entry: dict[str, Any] = {"seed": recipe.seed, "revised_prompt": recipe.prompt}
             if asked.as_url:
@@ -150,12 +147,12 @@ def make_api(api: Api) -> FastAPI:
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Any:
         await api.check_token(request)
-        return await api.paint(request, await read_generation(request, api.defaults, api.model.name))
+        return await api.paint(request, await read_generation(request, api.defaults, api.painter.name))
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
         await api.check_token(request)
-        asked = await read_edit(request, api.defaults, api.model.name, api.folder)
+        asked = await read_edit(request, api.defaults, api.painter.name, api.folder)
         try:
             return await api.paint(request, asked)
         finally:
@@ -170,7 +167,7 @@ def make_api(api: Api) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Any:
         await api.check_token(request)
-        if name != api.model.name:
+        if name != api.painter.name:
             raise ApiError(404, f"the model {name[:100]!r} does not exist", code="model_not_found")
         return _card(api)
 
@@ -184,7 +181,7 @@ def make_api(api: Api) -> FastAPI:
     @app.get("/health")
     async def health() -> Any:
         alive = api.queue.is_alive
-        body = {"status": "ok" if alive else "ended", "model": api.model.name, "waiting": api.queue.depth}
+        body = {"status": "ok" if alive else "ended", "model": api.painter.name, "waiting": api.queue.depth}
         return JSONResponse(body, 200 if alive else 503)
 
     @app.get("/metrics")
@@ -198,7 +195,7 @@ def make_api(api: Api) -> FastAPI:
 
 
 def _card(api: Api) -> dict[str, Any]:
-    return {"id": api.model.name, "object": "model", "created": int(api.started), "owned_by": "l2p"}
+    return {"id": api.painter.name, "object": "model", "created": int(api.started), "owned_by": "l2p"}
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import Request
 from l2p_arch.errors import ArchError
+from l2p_arch.sampling.settings import Sampling
 from l2p_run.errors import UserError
 from l2p_run.pictures import open_picture
 from l2p_run.places import parse_json
@@ -17,10 +18,8 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from l2p_generate.model import Sampling
-from l2p_generate.recipe import Recipe
-from l2p_generate.request import start_from
-from l2p_generate.text import check_text
+from l2p_serve.recipe import Recipe, start_from
+from l2p_serve.text import check_text
 
 LARGEST_BODY = 50 << 20  # bytes
 _FORMATS = ("png", "jpeg", "webp")

@@ -1,6 +1,6 @@
 """Text that users hand in: prompts that are no text are refused before anything is loaded."""
 
-from l2p_generate.errors import GenerateError
+from l2p_serve.errors import ServeError
 
 
 def check_text(text: str, what: str) -> str:
@@ -10,14 +10,14 @@ def check_text(text: str, what: str) -> str:
         what: for the error, "the prompt".
 
     Raises:
-        GenerateError: bytes of another encoding (Python keeps them as lone surrogates), or half a pair.
+        ServeError: bytes of another encoding (Python keeps them as lone surrogates), or half a pair.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         start = max(0, error.start - 20)
         shown = ascii(text[start : error.end + 20])
-        raise GenerateError(
+        raise ServeError(
             f"{what} is no valid text near {shown}: character {error.start + 1} is half a character, or a"
             " byte of another encoding; write it in UTF-8"
         ) from None

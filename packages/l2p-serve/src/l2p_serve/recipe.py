@@ -8,19 +8,33 @@ from typing import Any
 
 from l2p_arch.errors import ArchError
 from l2p_arch.sampling.settings import Sampling
+from l2p_run import hashes
 from l2p_run.errors import UserError, one_line
 from l2p_run.pictures import open_picture
-from l2p_run.places import parse_json
+from l2p_run.places import is_file, parse_json
 from l2p_run.settings import LARGEST_SEED, convert
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from l2p_generate.errors import GenerateError
-from l2p_generate.model import Adapter
-from l2p_generate.text import check_text
+from l2p_serve.errors import ServeError
+from l2p_serve.text import check_text
 
 CHUNK = "l2p"
 """The PNG text chunk that holds the recipe as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA on top of a model."""
+
+    file: str
+    sha256: str
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return Path(self.file).stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +56,7 @@ class Recipe:
     mask_sha256: str | None = None
     adapters: tuple[Adapter, ...] = ()
     model: str = ""  # its name, for people
-    weights: str = ""  # `model.weights_hash`
+    weights: str = ""  # `fingerprint.weights_hash`
     dtype: str = ""
     device: str = ""
     versions: Mapping[str, str] | None = None
@@ -96,14 +110,14 @@ class Recipe:
         self.sampling.check({one.name: f"{where}: {one.name}" for one in fields(Sampling)})
         check_seed(self.seed, f"{where}: seed")
         if self.strength is not None and not 0 <= self.strength <= 1:
-            raise GenerateError(f"{where}: strength {self.strength} is not between 0 and 1")
+            raise ServeError(f"{where}: strength {self.strength} is not between 0 and 1")
 
 
 def check_seed(seed: int, what: str) -> int:
     """The seed, if every generator takes it."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
         shown = str(seed) if not isinstance(seed, int) or abs(seed) < 10**25 else "a huge number"
-        raise GenerateError(f"{what} is {shown[:40]}; it must be a whole number from 0 to 2**63 - 1")
+        raise ServeError(f"{what} is {shown[:40]}; it must be a whole number from 0 to 2**63 - 1")
     return seed
 
 
@@ -111,7 +125,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe that a PNG file carries.
 
     Raises:
-        GenerateError: no such file, no image, or one that was not made here.
+        ServeError: no such file, no image, or one that was not made here.
     """
     try:
         with warnings.catch_warnings():
@@ -119,12 +133,12 @@ def read_recipe(path: Path) -> Recipe:
             with Image.open(path) as image:
                 text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError:
-        raise GenerateError(f"{path} does not exist; give a PNG that l2p-generate wrote") from None
+        raise ServeError(f"{path} does not exist; give a PNG that l2p-generate wrote") from None
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
         open_picture(path)  # says what is wrong with it, where it knows
-        raise GenerateError(f"the texts in {path} cannot be read ({one_line(error, 120)})") from None
+        raise ServeError(f"the texts in {path} cannot be read ({one_line(error, 120)})") from None
     if text is None:
-        raise GenerateError(
+        raise ServeError(
             f"{path} carries no recipe (PNG text chunk {CHUNK!r}); only files written by l2p-generate do,"
             " and editors or web sites may remove it"
         )
@@ -133,29 +147,56 @@ def read_recipe(path: Path) -> Recipe:
         recipe.check("it")
         return recipe
     except (UserError, ArchError) as error:
-        raise GenerateError(f"the recipe in {path} is damaged ({error}); give another file") from None
+        raise ServeError(f"the recipe in {path} is damaged ({error}); give another file") from None
 
 
 def _from_json(values: Any) -> Recipe:
     """A recipe from its JSON; unknown keys are those of a later version, and left out."""
     if not isinstance(values, dict):
-        raise GenerateError("it is no JSON object")
+        raise ServeError("it is no JSON object")
     hints = {one.name: one.type for one in fields(Recipe)} | {"versions": dict[str, str] | None}
     own = {key: convert(values[key], hints[key], key) for key in hints if key in values and key != "sampling"}
     missing = [key for key in ("prompt", "seed") if key not in own]
     if missing:
-        raise GenerateError(f"it lacks {missing[0]}")
+        raise ServeError(f"it lacks {missing[0]}")
     sampling = {one.name: values[one.name] for one in fields(Sampling) if one.name in values}
     if not 0 <= own.get("place", 0) < max(1, len(own.get("batch", ()))):
-        raise GenerateError("its place is not in its batch")
+        raise ServeError("its place is not in its batch")
     return Recipe(sampling=Sampling(**sampling), **own)
+
+
+def start_from(image: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
+    """The fields of a recipe that image-to-image and inpainting set."""
+    if image is None:
+        return {}
+    found = {"image": str(image), "image_sha256": sha256_of(image, "image")}
+    if mask is not None:
+        return found | {"mask": str(mask), "mask_sha256": sha256_of(mask, "mask"), "strength": strength}
+    return found | {"strength": 0.6 if strength is None else strength}
+
+
+def sha256_of(path: Path, flag: str) -> str:
+    """The content of a picture to start from, or of a mask, which is how a recipe knows it."""
+    if not is_file(path):
+        what = "is no file" if path.exists() else "does not exist"
+        role = "the picture to start from" if flag == "image" else "a picture that is white where to paint"
+        raise ServeError(f"--{flag} {path} {what}; give {role}")
+    return hashes.of_file(path)
+
+
+def read_adapter(file: Path, weight: float) -> Adapter:
+    """A LoRA that is there."""
+    if not is_file(file):
+        what = "is no file" if file.exists() else "does not exist"
+        raise ServeError(f"--lora {file} {what}; give a safetensors file, as FILE or FILE:WEIGHT")
+    return Adapter(file=str(file), sha256=hashes.of_file(file), weight=weight)
 
 
 def versions() -> dict[str, str]:
     """Of what decides an image's last bits."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("l2p-generate", "torch", "diffusers", "transformers")}
+    return {name: version(name) for name in ("l2p-arch", "torch", "diffusers", "transformers")}
 
 
 def provenance(recipe: Recipe, *, device: str) -> dict[str, Any]:

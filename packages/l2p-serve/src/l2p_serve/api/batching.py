@@ -13,12 +13,13 @@ from l2p_arch.errors import ArchError
 from l2p_run.progress import say
 from PIL import Image
 
-from l2p_generate.errors import GenerateError
-from l2p_generate.painting import Painter, cut_prompts_said, paint_together
-from l2p_generate.recipe import Recipe
+from l2p_serve.errors import ServeError
+from l2p_serve.painter import Paints
+from l2p_serve.painting import cut_prompts_said
+from l2p_serve.recipe import Recipe
 
 
-class QueueFull(GenerateError):
+class QueueFull(ServeError):
     """As many requests wait as may."""
 
 
@@ -71,12 +72,13 @@ class BatchQueue:
     only are painted along with it.
 
     Args:
+        painter: of this package, or your own.
         waiting: requests that may wait; more are refused.
         batch: images at once, at most.
         gather: s to wait for companions before a batch that has room.
     """
 
-    def __init__(self, painter: Painter, *, waiting: int, batch: int, gather: float = 0.01) -> None:
+    def __init__(self, painter: Paints, *, waiting: int, batch: int, gather: float = 0.01) -> None:
         self.painter, self.waiting, self.batch, self.gather = painter, waiting, batch, gather
         self.counts = Counts()
         self._units: deque[Unit] = deque()
@@ -118,7 +120,7 @@ class BatchQueue:
         with self._state:
             self._stopping = True
             for job, _ in self._units:
-                job.fail(GenerateError("the server is ending; ask again when it is back"))
+                job.fail(ServeError("the server is ending; ask again when it is back"))
             self._units.clear()
             self._state.notify()
         self._thread.join(patience)
@@ -163,11 +165,11 @@ class BatchQueue:
             check()
             recipes = [job.recipes[place] for job, place in units]
             with cut_prompts_said(lambda text: say(f"warning: {text}")):
-                images = paint_together(self.painter, recipes, check)
+                images = self.painter.paint(recipes, check)
         except Abandoned:
             self.counts.abandoned += len(units)
             for job, _ in units:
-                job.fail(GenerateError("the server is ending; ask again when it is back"))
+                job.fail(ServeError("the server is ending; ask again when it is back"))
         except Exception as error:
             self._failed(units, error)
         else:
@@ -182,7 +184,7 @@ class BatchQueue:
         """A batch failed: each image alone, so that one request spoils no other; smaller batches where the
         memory was not enough."""
         if len(units) == 1:
-            if not isinstance(error, ArchError | GenerateError):
+            if not isinstance(error, ArchError | ServeError):
                 say(f"painting failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             units[0][0].fail(error)
             return

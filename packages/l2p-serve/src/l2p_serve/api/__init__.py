@@ -1,0 +1,1 @@
+"""OpenAI's image endpoints over a painter; needs the extra l2p-serve[api]."""
