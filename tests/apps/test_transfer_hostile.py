@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from l2p_run.errors import UserError
+from l2p_run.places import write_json
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.contents import contents
@@ -121,7 +122,7 @@ def test_a_refused_folder_keeps_nothing_of_ours(config_file: Path, untrained_sou
     assert os.listdir("papers") == ["thesis.tex"]
 
 
-def _identities(config_file: Path, *overrides: str) -> dict[str, tuple[str, str]]:
+def _identities(config_file: Path, *overrides: str) -> dict[str, tuple[str, ...]]:
     return {stage.name: known for stage, known in identities(load_config(config_file, overrides))}
 
 
@@ -158,6 +159,29 @@ def test_weights_that_changed_in_their_middle_make_the_images_anew(
     after = _identities(config_file, "source.model=model")
     assert before["filter"] == after["filter"] and before["images"][0] != after["images"][0]
     assert contents("images", load_config(config_file, ["source.model=nowhere"])) == {"source": None}
+
+
+def test_a_stage_of_an_earlier_version_is_done_only_while_what_it_reads_is_older(config_file: Path) -> None:
+    """It noted settings alone, so the time is what tells."""
+    Path("read.txt").write_text("one")
+    sets = ["prompts.grammar=read.txt", "evaluate.metadata=read.txt"]
+    first = _identities(config_file, *sets)
+    marker = {
+        "state": "done",
+        "note": "n",
+        "seconds": 1.0,
+        "peak_bytes": 1,
+        "ended": "2026-01-01T00:00:00+00:00",
+    }
+    root = load_config(config_file).run.output
+    for name in ("prompts", "filter", "images", "evaluation"):
+        write_json(root / "stages" / f"{name}.json", {**marker, "identity": first[name][1]})
+    os.utime("read.txt", (1_700_000_000, 1_700_000_000))  # before
+    assert {name: len(known) for name, known in _identities(config_file, *sets).items()} == dict.fromkeys(
+        first, 2
+    )
+    os.utime("read.txt", (1_790_000_000, 1_790_000_000))  # since
+    assert {name for name, known in _identities(config_file, *sets).items() if len(known) == 1} == set(first)
 
 
 def test_the_identity_of_a_run_of_the_first_version_is_known(config_file: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,35 @@ def test_a_corpus_of_an_earlier_version_goes_on_under_its_own_names(
     assert pl.read_parquet(corpus / "part-00001.parquet")["source_model"].unique().to_list() == [earlier]
     assert {path.name for path in corpus.iterdir()} == {path.name for path in undisturbed.iterdir()}
     assert verify(corpus)["rows"] == 10
+
+
+@pytest.mark.parametrize("noted_whole", [False, True])
+def test_a_source_changed_in_its_middle_under_a_corpus_of_an_earlier_version_is_refused(
+    undisturbed: Path, untrained_source: Path, tmp_path: Path, noted_whole: bool
+) -> None:
+    """The earlier fingerprint does not see it: the time does, or the whole fingerprint noted since."""
+    corpus, source = tmp_path / "corpus", tmp_path / untrained_source.name
+    shutil.copytree(undisturbed, corpus)
+    shutil.copytree(untrained_source, source)
+    settings = json.loads((corpus / ".ledger" / "settings.json").read_text())
+    settings["source_model"] = f"{source.name}@{earlier_fingerprint(source)}"
+    (corpus / ".ledger" / "settings.json").write_text(json.dumps(settings))
+    weights = max(source.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    if noted_whole:
+        synthesize(prompt_records(PROMPTS), config(source, corpus))
+        synthesize(prompt_records(PROMPTS), config(source, corpus))
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"merged")
+    then = 0 if noted_whole else time.time() + 60
+    os.utime(weights, (then, then))
+    assert settings["source_model"].endswith(earlier_fingerprint(source))
+    said = "has changed since the corpus" if noted_whole else f"{weights.name} was written after this corpus"
+    with pytest.raises(DataError, match=said):
+        synthesize(prompt_records(PROMPTS), config(source, corpus))
+    if not noted_whole:  # the remedy that the error names
+        os.utime(weights, (0, 0))
+        assert synthesize(prompt_records(PROMPTS), config(source, corpus)).rows == 10
 
 
 def test_a_finished_shard_that_was_cut_is_reported_not_overwritten(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from l2p_run import hashes, places
 from l2p_run.errors import UserError, raised_as
+from l2p_run.storage.atomic import refuse_device
 from l2p_run.storage.store import Store
 
 
@@ -222,3 +224,22 @@ def test_a_package_raises_its_own_error(tmp_path: Path) -> None:
         read_json(tmp_path / "none")
     with pytest.raises(KeyError), raised_as(OwnError):
         raise KeyError
+
+
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
+    """As root, `-o /dev/null` took the machine's /dev/null away."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "pipe", tmp_path / "link")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    for name in ("pipe", "link", "socket"):
+        with pytest.raises(UserError, match="is a device or a pipe, and would be replaced; give the name"):
+            places.write_text(tmp_path / name, "text")
+    for name in ("null", "full", "stdout"):
+        with pytest.raises(UserError, match=f"/dev/{name} is a device or a pipe"):
+            refuse_device(Path("/dev") / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "socket"]
+    places.write_text(tmp_path / "file", "one")
+    places.write_text(tmp_path / "file", "two")
+    assert (tmp_path / "file").read_text() == "two"
+    listening.close()

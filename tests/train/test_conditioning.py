@@ -1,5 +1,6 @@
 """The cache of text embeddings."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_the_folder_changes_with_the_encoder_and_the_length(tiny_model: Path, tm
     config = tmp_path / "tokenizer" / "tokenizer_config.json"
     config.write_text(config.read_text() + " ")
     assert encoder_hash(tmp_path, PARTS, 512) != first
+
+
+def test_every_byte_of_an_encoder_counts_however_large_it_is(tmp_path: Path):
+    """What is neither at the ends of a file nor in any sample of it, and with its time set back."""
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(90 << 20)  # a file of holes takes no space
+    first = encoder_hash(tmp_path, ["text_encoder"], 512)
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek((3 << 20) + 17)
+        file.write(b"x")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert encoder_hash(tmp_path, ["text_encoder"], 512) != first
 
 
 def test_entries_are_found_by_prompt_in_any_file(tmp_path: Path):

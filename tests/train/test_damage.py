@@ -2,14 +2,24 @@
 
 import json
 import logging
-from dataclasses import asdict
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from l2p_run.folder import lock_holder
 from l2p_train import TrainConfig, TrainError
+from l2p_train.errors import Interrupted
 from l2p_train.report.metrics import last_loss, read_metrics
 from l2p_train.run.checkpoint import list_checkpoints
-from l2p_train.run.run_directory import TrainResult, latest_checkpoint, read_result
+from l2p_train.run.export import _earlier_base_hash, base_hash, check_base
+from l2p_train.run.run_directory import TrainResult, latest_checkpoint, only_run, read_result
+from safetensors.torch import save_file
 
 DAMAGE = [
     "",
@@ -63,6 +73,94 @@ def test_a_damaged_result_is_made_again(config: TrainConfig, damage: str) -> Non
     assert read_result(config) is not None
     (config.output / "result.json").write_text(damage)
     assert read_result(config) is None
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A transformer of 4 MB whose middle no header and no first MiB holds."""
+    folder = tmp_path / "model" / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(1 << 20)}, folder / "diffusion_pytorch_model.safetensors")
+    return tmp_path / "model"
+
+
+def change_the_middle(model: Path, when: float) -> None:
+    path = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(3 << 20)
+        file.write(b"changed")
+    os.utime(path, (when, when))
+
+
+def test_every_byte_of_the_first_model_counts(config: TrainConfig, model: Path) -> None:
+    base = base_hash(model)
+    check_base(base, base, model, 0.0, config.output)
+    change_the_middle(model, 0.0)
+    assert base_hash(model) != base
+    with pytest.raises(TrainError, match="trained from another model"):
+        check_base(base, base_hash(model), model, 1e12, config.output)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_model_that_it_began_with(
+    config: TrainConfig, model: Path
+) -> None:
+    """Its note is of the first MiB: it counts while no file is younger than the note."""
+    noted = _earlier_base_hash(model)
+    for path in config.output.rglob("state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": noted}))
+    change_the_middle(model, 0.0)
+    last = latest_checkpoint(replace(config, model=model), base_hash(model))
+    assert last is not None and last.step == 4
+    change_the_middle(model, time.time() + 60)
+    with pytest.raises(TrainError, match=r"written after the newest checkpoint .* touch -d"):
+        latest_checkpoint(replace(config, model=model), base_hash(model))
+    with (model / "transformer" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(TrainError, match="trained from another model"):
+        latest_checkpoint(replace(config, model=model), base_hash(model))
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from l2p_run.folder import lock\n"
+    "with lock(Path(sys.argv[1]), busy=''): print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+def holding(path: Path, seconds: float, launcher: int) -> "subprocess.Popen[str]":
+    """A process with a run's lock, started by `launcher` for all that it knows."""
+    environment = os.environ | {"L2P_TRAIN_PARENT": str(launcher)}
+    command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    return child
+
+
+def test_a_process_whose_launcher_was_killed_is_waited_for(tmp_path: Path) -> None:
+    with holding(tmp_path / ".lock", 1.5, launcher=2**22 + 1) as child:  # no process has this number
+        with only_run(tmp_path, 0):
+            assert child.poll() is not None
+        child.wait()
+
+
+def test_a_living_run_keeps_its_folder_and_is_named(tmp_path: Path) -> None:
+    with holding(tmp_path / ".lock", 60, launcher=os.getpid()) as child:
+        wanted = rf"another run is training in .* \(process {child.pid}\); wait for it or stop it"
+        with pytest.raises(TrainError, match=wanted), only_run(tmp_path, 0):
+            pass
+        assert child.poll() is None, "nobody took its lock"
+        child.kill()
+        child.wait()
+        with only_run(tmp_path, 0):  # a lock of a dead process blocks nobody
+            assert lock_holder(tmp_path / ".lock") == os.getpid()
+    assert lock_holder(tmp_path / ".lock") is None
+
+
+def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
+    with holding(tmp_path / ".lock", 60, launcher=2**22 + 1) as child:
+        with pytest.raises(Interrupted), only_run(tmp_path, 0, stop=[signal.SIGTERM]):
+            pass
+        child.kill()
 
 
 def test_metrics_that_were_torn_or_overwritten_are_read_as_far_as_they_go(tmp_path: Path) -> None:

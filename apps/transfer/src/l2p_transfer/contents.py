@@ -28,6 +28,22 @@ def contents(stage: str, config: Config) -> dict[str, Any]:
     )
 
 
+def newest(stage: str, config: Config) -> float:
+    """When the youngest file that a stage reads was written, in s since 1970; 0 where it reads none.
+
+    Raises:
+        UserError: something is there and cannot be looked at.
+    """
+    times = [0.0]
+    for _, path, _ in _READ[stage](config) if stage in _READ else []:
+        if path is not None and path.is_dir():
+            names = [name for name in hashes.files_of(path) if name.suffix in _OF_A_MODEL]
+            times += [(path / name).stat().st_mtime for name in names]
+        elif path is not None and path.is_file():
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
 def _file(path: Path) -> str | None:
     return hashes.of_file(path) if path.is_file() else None
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from l2p_run.stages import Stage, read_marker, run_stages
 from l2p_train.config import changeable
 
 from l2p_transfer.config import Config, default_tables
-from l2p_transfer.contents import contents
+from l2p_transfer.contents import contents, newest
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.provenance import collect_provenance
@@ -102,14 +103,16 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
         return RunSummary(root=paths.root, stages=markers, executed=executed)
 
 
-def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, str]]]:
+def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, ...]]]:
     """Each stage with its identities: a hash of all settings that its output depends on and of the content of
-    all that it reads, earlier stages included; and the one of settings alone that earlier versions noted.
+    all that it reads, earlier stages included; and the one of settings alone that earlier versions noted,
+    unless a file that the stage, or one before it, reads was written since.
     """
     tables = config.identity_tables()
     for table, key in IRRELEVANT:
         tables[table].pop(key, None)
-    content, settings = hashlib.sha256(), hashlib.sha256()
+    content, settings, settled = hashlib.sha256(), hashlib.sha256(), True
+    root = RunPaths(config.run.output).root
     for stage in STAGES:
         for table in stage.tables:
             row = json.dumps([table, tables[table]], sort_keys=True).encode()
@@ -117,7 +120,21 @@ def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, str]]]:
             settings.update(row)
         if read := contents(stage.name, config):
             content.update(json.dumps([stage.name, read], sort_keys=True).encode())
-        yield stage, (content.hexdigest()[:16], settings.hexdigest()[:16])
+        earlier = settings.hexdigest()[:16]
+        settled = settled and not _read_since(stage.name, earlier, root, config)
+        yield stage, (content.hexdigest()[:16], *([earlier] if settled else []))
+
+
+def _read_since(stage: str, earlier: str, root: Path, config: Config) -> bool:
+    """Whether a stage that an earlier version noted as done reads a file that is younger than its note."""
+    marker = read_marker(root, stage)
+    if marker.get("identity") != earlier or marker.get("state") != "done":
+        return False
+    try:
+        ended = datetime.fromisoformat(marker["ended"]).timestamp()
+    except (KeyError, ValueError):
+        return False
+    return newest(stage, config) > ended + 1  # the note has whole seconds
 
 
 def _intact(stage: str, paths: RunPaths) -> bool:

@@ -1,6 +1,7 @@
 """What makes a folder safe to use again: one process at a time, and the settings that filled it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,23 @@ def try_lock(path: Path, *, wait: bool = False, remedy: str = "choose a writable
         yield True
     finally:
         held.release()
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process of this machine that holds a lock file; None where nobody does, or another machine's.
+
+    Linux alone tells; elsewhere, and on file systems that number their files anew, it is None as well.
+    """
+    try:
+        state = path.stat()
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}"
+    for fields in map(str.split, lines):  # "1: FLOCK ADVISORY WRITE 1234 fe:00:56789 0 EOF"
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == f"{device}:{state.st_ino}":
+            return int(fields[4]) if fields[4].isdecimal() and int(fields[4]) else None
+    return None
 
 
 def claim(

@@ -50,11 +50,11 @@ def _run(options: argparse.Namespace) -> int:
 
         out(estimate(config, options.processes).text())
         return 0
+    _stop_with_parent()  # before the imports, which take long enough to be killed in
     from l2p_train.trainer import train
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("l2p_train").setLevel(logging.INFO)
-    _stop_with_parent()
     train(config, on_event=_print_event)
     return 0
 

@@ -83,7 +83,7 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
     with (
         stop_signals() as stop,
         distributed() as (rank, processes),
-        only_run(config.output, rank),
+        only_run(config.output, rank, stop),
         attention_for_device(),
         explain_out_of_memory(),
         explain_full_disk(config.output),

@@ -27,6 +27,8 @@ def appearing_file(out: Path, sources: Sequence[Path], overwrite: bool) -> Itera
     out = Path(os.path.abspath(out))
     if out.is_dir():
         raise ArchError(f"{out} is a directory; give the name of a file")
+    if out.exists() and not out.is_file():
+        raise ArchError(f"{out} is a device or a pipe, and would be replaced; give the name of a file")
     if out.resolve() in _what_is_read(sources):
         raise ArchError(f"{out} is part of what is read; choose another name for the result")
     _refuse_existing(out, overwrite)

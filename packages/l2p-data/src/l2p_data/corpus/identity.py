@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from l2p_run import hashes
@@ -59,25 +60,34 @@ def model_fingerprint(model: Path) -> str:
 
 
 def earlier_fingerprint(model: Path) -> str:
-    """What `model_fingerprint` was before it read the middle of weight files: corpora that were begun then
-    go on while this still matches."""
+    """What `model_fingerprint` was before it read the middle of weight files."""
     state = hashlib.sha256()
-    for path in sorted(model.rglob("*")):
-        relative = path.relative_to(model)
-        if (
-            not path.is_file()
-            or any(part.startswith(".") for part in relative.parts)
-            or not _counts(relative)
-        ):
-            continue
+    for path in _counted(model):
         size = path.stat().st_size
-        state.update(f"{relative.as_posix()}\0{size}\0".encode())
+        state.update(f"{path.relative_to(model).as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
             state.update(file.read(_CHUNK_BYTES))
             if size > 2 * _CHUNK_BYTES:
                 file.seek(-_CHUNK_BYTES, 2)
             state.update(file.read())
     return state.hexdigest()[:16]
+
+
+def unread_since(model: Path, since: float) -> Path | None:
+    """The first file that was written after a time (s since 1970) and that `earlier_fingerprint` does not
+    read whole."""
+    states = ((path, path.stat()) for path in _counted(model))
+    return next(
+        (path for path, one in states if one.st_mtime > since and one.st_size > 2 * _CHUNK_BYTES), None
+    )
+
+
+def _counted(model: Path) -> Iterator[Path]:
+    for path in sorted(model.rglob("*")):
+        relative = path.relative_to(model)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and _counts(relative):
+            yield path
 
 
 def _counts(path: Path) -> bool:

@@ -5,7 +5,8 @@ moves there when a corpus goes on.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from l2p_data.corpus.files import (
     write_bytes,
     write_json,
 )
+from l2p_data.corpus.identity import earlier_fingerprint, unread_since
 from l2p_data.corpus.manifest import Failure, Shard, read_entry
 from l2p_data.errors import DataError
 
@@ -90,12 +92,16 @@ def _entry(path: Path) -> dict[str, Any] | None:
     return dict(entry)
 
 
-def claim(corpus: Path, settings: Mapping[str, Any], earlier_source: Callable[[], str]) -> dict[str, Any]:
+_CHECKED = "source_checked"
+"""Key of the noted settings: the fingerprint of all bytes of a source that an earlier version named by its
+earlier one."""
+
+
+def claim(corpus: Path, settings: Mapping[str, Any], model: Path) -> dict[str, Any]:
     """Note the settings in the corpus directory, or check that they are the ones it was begun with.
 
     Args:
-        earlier_source: gives `source_model` as earlier versions named the same model; asked only if the
-            corpus was begun with another name than it has now.
+        model: the directory that `source_model` names.
 
     Returns:
         The settings that count: those that are noted.
@@ -103,6 +109,7 @@ def claim(corpus: Path, settings: Mapping[str, Any], earlier_source: Callable[[]
     Raises:
         DataError: they differ, or the directory holds something else.
     """
+    begun = _begun(corpus)
     _move_earlier_ledger(corpus)
     path = corpus / LEDGER / "settings.json"
     now: dict[str, Any] = json.loads(json.dumps(settings))
@@ -112,8 +119,11 @@ def claim(corpus: Path, settings: Mapping[str, Any], earlier_source: Callable[[]
             raise DataError(
                 f"{path} is no table of settings; restore it from a copy, or choose another directory"
             )
+        checked = before.pop(_CHECKED, None)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if "source_model" in changed and before.get("source_model") == earlier_source():
+        if changed == ["source_model"] and _is_same_source(before, now, checked, model, begun):
+            if checked is None:  # from now on every byte of it counts
+                write_json(path, {**before, _CHECKED: now["source_model"]})
             now["source_model"] = before["source_model"]
             changed.remove("source_model")
         if changed:
@@ -123,6 +133,40 @@ def claim(corpus: Path, settings: Mapping[str, Any], earlier_source: Callable[[]
     else:
         write_json(path, settings)
     return now
+
+
+def _is_same_source(
+    before: Mapping[str, Any], now: Mapping[str, Any], checked: Any, model: Path, begun: float
+) -> bool:
+    """Whether a corpus of an earlier version, which named its source by parts of its files, has this source.
+
+    Raises:
+        DataError: those parts are the same, but a file was written since, and nobody knows what it was.
+    """
+    if checked is not None:
+        return bool(checked == now["source_model"])
+    name = str(now["source_model"]).partition("@")[0]
+    noted = str(before.get("source_model", ""))
+    if noted.partition("@")[0] != name or noted != f"{name}@{earlier_fingerprint(model)}":
+        return False
+    if newer := unread_since(model, begun):
+        raise DataError(
+            f"{newer} was written after this corpus was begun, by an earlier version that did not read all "
+            "of it; if the source is the same as then, say so by touch -d '1 January 2020' "
+            f"{newer}, else choose another directory"
+        )
+    return True
+
+
+def _begun(corpus: Path) -> float:
+    """When the settings of a corpus were noted, in s since 1970; infinity where that is not known."""
+    times = []
+    for name in (EARLIER_LEDGER, LEDGER):
+        try:
+            times.append(float((corpus / name / "settings.json").stat().st_mtime))
+        except Exception:  # not there, or a store that keeps no times
+            continue
+    return min(times, default=math.inf)
 
 
 def _other_settings(

@@ -20,7 +20,7 @@ from l2p_run.settings import Range, check_ranges, setting
 from l2p_run.sizes import Size
 
 from l2p_data.corpus.files import location, make_directory, raised_as, read_json
-from l2p_data.corpus.identity import digest, earlier_fingerprint, image_seed, model_fingerprint
+from l2p_data.corpus.identity import digest, image_seed, model_fingerprint
 from l2p_data.corpus.manifest import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.filters.filtering import kept
@@ -134,11 +134,7 @@ def synthesize(
     model = resolve_model(config.model)
     shards = plan_shards(kept(prompts), config)
     make_directory(corpus)
-    settings = claim(
-        corpus,
-        _settings(config, model, shards),
-        lambda: f"{Path(config.model).name}@{earlier_fingerprint(model)}",
-    )
+    settings = claim(corpus, _settings(config, model, shards), model)
     try:
         entries = _all_made(config, model, corpus, settings["source_model"], shards, on_progress)
     except BaseException:

@@ -6,6 +6,7 @@ upload, which object stores show only when it is complete.
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with _upload(path) as temporary:
             yield temporary
         return
+    refuse_device(path)
     # A name of its own: two processes may write the same file, and the later one wins whole.
     temporary = check_path(path).with_name(f".{path.name[:200]}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
     try:
@@ -42,6 +44,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def refuse_device(path: Path) -> None:
+    """Raise where a file of ours would take the place of a device, a pipe or a socket: whoever writes to
+    /dev/null as root would else take it from the whole machine.
+
+    Raises:
+        UserError: something is there, and it is neither a file nor a folder.
+    """
+    try:
+        kind = os.stat(check_path(path)).st_mode
+    except OSError:  # nothing there, or nothing that can be looked at: writing says why
+        return
+    in_devices = path.absolute().parent.resolve().is_relative_to("/dev") and path.is_symlink()
+    if in_devices or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise UserError(f"{path} is a device or a pipe, and would be replaced; give the name of a file")
 
 
 def _failed(error: OSError, path: Path, temporary: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from l2p_run import hashes
 from l2p_run.errors import raised_as
 from l2p_run.places import atomic_path
 from torch import Tensor
@@ -34,26 +35,22 @@ def prompt_key(prompt: str) -> str:
 
 
 def encoder_hash(model_dir: Path, components: Sequence[str], max_sequence_length: int) -> str:
-    """Return a hash of all that decides an embedding.
+    """Return a hash of all that decides an embedding: every byte of the encoder's files, and the length.
 
-    Small files count whole; of a weight file above 64 MiB its size, its safetensors header and 16 blocks
-    spread over it count, so that a 4B encoder takes a moment and not a minute.
+    Large files are read once and remembered by path, size and times of change (`l2p_run.hashes`).
     """
-    digest = hashlib.sha256(f"max_sequence_length={max_sequence_length}".encode())
-    files = [path for name in components for path in sorted((model_dir / name).rglob("*")) if path.is_file()]
-    if not files:
-        raise TrainError(f"{model_dir} has no text encoder ({', '.join(components)}); give a converted one")
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(model_dir).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            if size <= 2**26:
-                digest.update(file.read())
-                continue
-            for block in range(17):
-                file.seek(block * (size - 2**20) // 16)
-                digest.update(file.read(2**20))
-    return digest.hexdigest()[:16]
+    with raised_as(TrainError):
+        files = [
+            path.relative_to(model_dir)
+            for name in components
+            for path in sorted((model_dir / name).rglob("*"))
+            if path.is_file()
+        ]
+        if not files:
+            raise TrainError(
+                f"{model_dir} has no text encoder ({', '.join(components)}); give a converted one"
+            )
+        return hashes.of_settings([max_sequence_length, hashes.of_files(model_dir, files)], 16)
 
 
 class ConditioningCache:

@@ -8,10 +8,15 @@ import os
 import shutil
 from pathlib import Path
 
+from l2p_run import hashes
+from l2p_run.errors import raised_as
+
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
 from l2p_train.zero.tensors import save_tensors
+
+_DIGITS = 20  # of a base's hash; earlier versions had 16
 
 
 def weight_files(transformer: Path) -> list[Path]:
@@ -23,11 +28,42 @@ def weight_files(transformer: Path) -> list[Path]:
 
 
 def base_hash(model_dir: Path) -> str:
-    """Return a hash of the transformer a run starts from: config, and names, sizes and headers of shards."""
-    config = model_dir / "transformer" / "config.json"
-    if not config.is_file():
+    """Return a hash of the transformer a run starts from: its config, and every byte of its weights.
+
+    Large files are read once and remembered by path, size and times of change (`l2p_run.hashes`).
+    """
+    transformer = model_dir / "transformer"
+    if not (transformer / "config.json").is_file():
         raise TrainError(f"{model_dir} is no L2P model directory: no transformer/config.json")
-    digest = hashlib.sha256(config.read_bytes())
+    names = [Path(path.name) for path in weight_files(transformer)]
+    return raised_as(TrainError)(hashes.of_files)(transformer, [Path("config.json"), *names])[:_DIGITS]
+
+
+def check_base(noted: str, base: str, model_dir: Path, since: float, output: Path) -> None:
+    """Raise `TrainError` unless a run that noted one base was trained from this model.
+
+    Earlier versions noted a hash of 16 digits, of the first MiB of each file. Where that matches, the files
+    must also be older than the note: what was changed since may have been changed where it was not read.
+
+    Args:
+        noted: in the checkpoint.
+        base: what `base_hash` says of `model_dir` now.
+        since: when the checkpoint was written, in s since 1970.
+    """
+    if noted == base:
+        return
+    if len(noted) == _DIGITS or noted != _earlier_base_hash(model_dir):
+        raise TrainError(f"{output} was trained from another model than {model_dir}; use another output")
+    if newer := [path for path in weight_files(model_dir / "transformer") if path.stat().st_mtime > since]:
+        raise TrainError(
+            f"{newer[0]} was written after the newest checkpoint of {output}, which an earlier version made: "
+            "it does not tell whether these are the weights that the run began with; if they are, say so by "
+            f"touch -d '1 January 2020' {newer[0]}, else use another output"
+        )
+
+
+def _earlier_base_hash(model_dir: Path) -> str:
+    digest = hashlib.sha256((model_dir / "transformer" / "config.json").read_bytes())
     for path in weight_files(model_dir / "transformer"):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

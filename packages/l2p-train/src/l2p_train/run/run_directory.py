@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from l2p_run.errors import disk_is_full, raised_as
-from l2p_run.folder import lock
+from l2p_run.folder import lock, lock_holder
 from l2p_run.places import read_json_if_whole, write_json
 
 from l2p_train.config import TrainConfig, differences
-from l2p_train.errors import TrainError
+from l2p_train.errors import Interrupted, TrainError
 from l2p_train.run.checkpoint import Checkpoint, list_checkpoints
+from l2p_train.run.export import check_base
+
+logger = logging.getLogger(__name__)
+_PATIENCE = 600.0  # s for a step and a checkpoint of a run whose launcher is gone
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,8 @@ def latest_checkpoint(config: TrainConfig, base: str) -> Checkpoint | None:
         return None
     last = found[-1]
     _check_same(config, last.state)
-    if last.state.get("base") != base:
-        raise TrainError(
-            f"{config.output} was trained from another model than {config.model}; use another output"
-        )
+    written = (last.path / "state.json").stat().st_mtime
+    check_base(str(last.state.get("base")), base, config.model, written, config.output)
     if last.step > config.steps:
         raise TrainError(
             f"{config.output} has {last.step} steps already, over steps = {config.steps}; use another output"
@@ -93,15 +98,50 @@ def _check_same(config: TrainConfig, state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def only_run(output: Path, rank: int) -> Iterator[None]:
-    """Hold the directory's lock in process 0; it goes with the process, however that ends."""
-    with raised_as(TrainError):
-        if rank:
-            yield
-            return
-        busy = f"another run is training in {output}; wait for it or stop it"
-        with lock(output / ".lock", busy=busy, remedy="choose another output directory"):
-            yield
+def only_run(output: Path, rank: int, stop: Sequence[int] = (0,)) -> Iterator[None]:
+    """Hold the directory's lock in process 0; it goes with the process, however that ends.
+
+    A process whose launcher was killed is about to end, after a checkpoint: that one is waited for.
+
+    Args:
+        stop: filled by `stop_signals`.
+
+    Raises:
+        TrainError: another run holds it, on this machine or on another that shares the folder.
+        Interrupted: a signal came while waiting.
+    """
+    if rank:
+        yield
+        return
+    path = output / ".lock"
+    _wait_for_orphan(path, stop)
+    holder = lock_holder(path)
+    who = f"another run is training in {output}" + (f" (process {holder})" if holder else "")
+    busy, remedy = f"{who}; wait for it or stop it", "choose another output directory"
+    with raised_as(TrainError), lock(path, busy=busy, remedy=remedy):
+        yield
+
+
+def _wait_for_orphan(path: Path, stop: Sequence[int]) -> None:
+    end, said = time.monotonic() + _PATIENCE, False
+    while (holder := lock_holder(path)) and _is_orphan(holder) and time.monotonic() < end:
+        if not said:
+            logger.info("waiting for process %d, whose launcher was killed, to write its checkpoint", holder)
+            said = True
+        if stop[0]:
+            raise Interrupted(stop[0], 0)
+        time.sleep(0.2)
+
+
+def _is_orphan(process: int) -> bool:
+    """Whether a training process of this machine has lost the launcher that started it."""
+    place = Path("/proc") / str(process)
+    try:
+        launcher = re.search(rb"(?:^|\0)L2P_TRAIN_PARENT=(\d+)", (place / "environ").read_bytes())
+        parent = (place / "stat").read_bytes().rpartition(b")")[2].split()[1]
+    except (OSError, IndexError):  # it has ended, or is somebody else's
+        return False
+    return launcher is not None and launcher[1] != parent
 
 
 @contextmanager
