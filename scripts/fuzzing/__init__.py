@@ -1,0 +1,1 @@
+"""What `scripts/fuzz.py` tries: cases, the values in them, and one module per area."""

@@ -1,0 +1,105 @@
+"""What a case's command line does, in the child: the real commands, in this process."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "l2p-transfer": "l2p_transfer.cli",
+    "l2p-train": "l2p_train.__main__",
+    "l2p-ablate": "l2p_ablate.cli",
+    "l2p-generate": "l2p_generate.cli",
+    "l2p-evaluate": "l2p_evaluate.cli",
+    "l2p-data": "l2p_data.cli",
+    "l2p-arch": "l2p_arch.cli",
+}
+BEGINNINGS = {"l2p-transfer": "l2p_transfer.runner", "l2p-ablate": "l2p_ablate.runner"}
+"""Where the hours begin: `execute` of these modules. What comes before must accept what a dry run accepts."""
+
+
+class Begun(BaseException):
+    """A run has accepted what it was given."""
+
+
+def import_all() -> None:
+    """Import what commands import when they are at it, so that each case begins at once. Computes nothing."""
+    for module in (
+        *COMMANDS.values(),
+        *("l2p_transfer.plan", "l2p_ablate.runner", "l2p_generate.painting", "l2p_generate.serve.api"),
+        *(
+            "l2p_data.commands",
+            "l2p_eval.scores",
+            "l2p_mini.detector",
+            "l2p_train.trainer",
+            "l2p_train.memory",
+        ),
+        *(
+            "l2p_arch.surgery.convert",
+            "l2p_arch.files.public_layout",
+            "diffusers",
+            "transformers",
+            "fastapi.testclient",
+        ),
+    ):
+        import_module(module)
+
+
+def work(command: Sequence[str], folder: Path) -> int:
+    """Do what a command line says; returns its exit code."""
+    program, *arguments = command
+    if program == "request":
+        return _request()
+    begin = program.startswith("begin:")
+    program = program.removeprefix("begin:")
+    main: Callable[[list[str]], int] = import_module(COMMANDS[program]).main
+    os.environ["L2P_CACHE"] = str(folder / "cache")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if begin and program in BEGINNINGS:
+        import_module(BEGINNINGS[program]).execute = _begun  # type: ignore[attr-defined]
+        try:
+            return main(arguments)
+        except Begun:
+            return 0
+    return main(arguments)
+
+
+def _begun(*_: Any, **__: Any) -> None:
+    raise Begun
+
+
+def _request() -> int:
+    """Send the case's request to the API over a real model; 1 for an answer that is a server's fault."""
+    from fastapi.testclient import TestClient
+    from l2p_generate.serve import cli
+    from l2p_generate.serve.scratch import scratch_folder
+
+    options = cli.parse(["--api", "--model", "m", "--device", "cpu", "--max-steps", "4", "--max-side", "64"])
+    head = json.loads(Path("request.json").read_text())
+    with scratch_folder() as scratch, cli._api(options, scratch, []) as app:
+        client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+        try:
+            answer = client.request(
+                head["method"], head["path"], headers=head["headers"], content=Path("body").read_bytes()
+            )
+        except (UnicodeError, ValueError) as error:  # the client itself refuses such an address
+            print(f"error: not sent: {error}"[:200], file=sys.stderr)
+            return 2
+    return _answered(answer)
+
+
+def _answered(answer: Any) -> int:
+    if answer.status_code >= 500:
+        print(f"error: HTTP {answer.status_code}: {answer.text[:500]}", file=sys.stderr)
+        return 1
+    if answer.status_code < 400:
+        return 0
+    if answer.headers.get("content-type", "").startswith("application/json") and answer.text:
+        message = answer.json()["error"]["message"]
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    print(f"error: HTTP {answer.status_code} without words", file=sys.stderr)
+    return 2
