@@ -39,7 +39,7 @@ AREAS = {
     **{"pictures": "pictures", "requests": "requests"},
 }
 """Area -> the module of `fuzzing` that has its strategy, a function of the area's name."""
-_ROUND = 25  # cases of an area before it is the next one's turn
+_ROUND = 12  # cases of an area before it is the next one's turn
 _SHRINKING = 60.0  # s to make a failure small
 
 
@@ -127,12 +127,18 @@ def _replay(files: list[Path], seeds: Path) -> int:
 def _fuzz(options: argparse.Namespace, seeds: Path) -> int:
     end = time.monotonic() + 60 * options.minutes
     tallies = {name: Tally() for name in options.area or AREAS}
+    began = time.monotonic()
     number = options.seed
     while time.monotonic() < end:
         for name, tally in tallies.items():
             _round(name, tally, seeds, number, end, options.failures)
-            if sys.stderr.isatty() or time.monotonic() >= end:
-                print(f"{name}: {tally.cases} cases, {len(tally.failures)} failures", file=sys.stderr)
+            minutes = (time.monotonic() - began) / 60
+            print(
+                f"{minutes:5.1f} min  {name}: {tally.cases} cases, {tally.accepted} accepted,"
+                f" {len(tally.failures)} failures, slowest {tally.slowest:.1f} s, {tally.largest >> 20} MiB",
+                file=sys.stderr,
+                flush=True,
+            )
         number += 1
     failures = sum(len(tally.failures) for tally in tallies.values())
     print(json.dumps(_rows(tallies), indent=1) if options.json else _table(tallies))

@@ -173,8 +173,9 @@ def judge(end: Ended) -> str:
         return f"more than {MOST_BYTES >> 30} GiB of memory: {last}"
     if not lines:
         return f"exit code {end.code} without a word"
-    if end.code == REFUSED and any(not line.startswith("error: ") for line in lines):
-        return f"{len(lines)} lines where one error was wanted: {lines[0][:200]}"
+    # What comes before an error is progress; a dry run says all that it found, each in a line.
+    if end.code == REFUSED and not lines[-1].startswith("error: "):
+        return f"{len(lines)} lines, the last of which is no error: {last}"
     if any(len(line) > LONGEST_LINE for line in lines):
         return f"an error of {max(map(len, lines))} characters: {lines[0][:100]}"
     return ""

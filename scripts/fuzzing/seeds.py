@@ -69,7 +69,7 @@ def _corpus(folder: Path) -> None:
 
 def _recipe(folder: Path) -> None:
     from l2p_generate.cli import main
-    from l2p_generate.recipe import read_recipe
+    from l2p_serve.recipe import read_recipe
 
     out = folder / "painted.png"
     size = ["--height", "16", "--width", "16", "--device", "cpu"]

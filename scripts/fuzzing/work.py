@@ -29,7 +29,7 @@ def import_all() -> None:
     """Import what commands import when they are at it, so that each case begins at once. Computes nothing."""
     for module in (
         *COMMANDS.values(),
-        *("l2p_transfer.plan", "l2p_ablate.runner", "l2p_generate.painting", "l2p_generate.serve.api"),
+        *("l2p_transfer.plan", "l2p_ablate.runner", "l2p_serve.painting", "l2p_serve.api.application"),
         *(
             "l2p_data.commands",
             "l2p_eval.scores",
@@ -74,12 +74,14 @@ def _begun(*_: Any, **__: Any) -> None:
 def _request() -> int:
     """Send the case's request to the API over a real model; 1 for an answer that is a server's fault."""
     from fastapi.testclient import TestClient
-    from l2p_generate.serve import cli
-    from l2p_generate.serve.scratch import scratch_folder
+    from l2p_generate import serve
+    from l2p_serve.door.scratch import scratch_folder
 
-    options = cli.parse(["--api", "--model", "m", "--device", "cpu", "--max-steps", "4", "--max-side", "64"])
+    options = serve.parse(
+        ["--api", "--model", "m", "--device", "cpu", "--max-steps", "4", "--max-side", "64"]
+    )
     head = json.loads(Path("request.json").read_text())
-    with scratch_folder() as scratch, cli._api(options, scratch, []) as app:
+    with scratch_folder() as scratch, serve._api(options, scratch, []) as app:
         client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         try:
             answer = client.request(

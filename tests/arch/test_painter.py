@@ -1,6 +1,7 @@
 """The one door to a model: what it finds, what it refuses in one line, and what it paints."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -63,6 +64,27 @@ def test_every_kind_of_model_is_found(
     for _ in range(2):
         found = find_model(file, untrained_source, on_import=imports.append)
     assert (found.name, found.directory, len(imports)) == ("published.safetensors", imports[0], 1)
+
+
+def test_a_single_file_that_was_exchanged_is_imported_again(
+    sound: Path, untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of the same size and time, as `cp -p` and `touch -r` leave it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "published.safetensors"
+    export_public(sound, file)
+    first = find_model(file, untrained_source).directory
+    before, times = file.read_bytes(), file.stat()
+    weights = sorted((first / "transformer").glob("*.safetensors"))
+    tensors = [path.read_bytes() for path in weights]
+    file.write_bytes(before[:-4] + b"\0\0\0\0")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == len(before) and file.read_bytes() != before
+    imports: list[Path] = []
+    for _ in range(2):
+        assert find_model(file, untrained_source, on_import=imports.append).directory == first
+    assert imports == [first]
+    assert [path.read_bytes() for path in weights] != tensors
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def by_name(command: Sequence[str], folder: Path) -> int:
     [
         ("bug", "", "a traceback"),
         ("memory", "", "a traceback:.*MemoryError"),
-        ("wordy", "", "2 lines where one error was wanted"),
+        ("wordy", "", "2 lines, the last of which is no error"),
         ("silent", "", "without a word"),
         ("odd", "", "exit code 7"),
         ("nan", "", "a number in the result is NaN"),

@@ -100,6 +100,7 @@ def _as_json(pictures: Any, paths: list[Path]) -> str:
 def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
     """Says on stderr whether the image came out the same, and where not, what may be why."""
     from l2p_run.progress import say
+    from l2p_serve.fingerprint import EARLIER_DIGITS
     from l2p_serve.recipe import provenance
 
     from l2p_generate.files import difference
@@ -109,7 +110,10 @@ def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
         say(f"identical to {original}")
         return
     changed = provenance(recipe, device=device.partition(":")[0])
-    why = ", ".join(f"{name} {there} then, {here} now" for name, (there, here) in changed.items())
+    reasons = [f"{name} {there} then, {here} now" for name, (there, here) in changed.items()]
+    if len(recipe.weights) <= EARLIER_DIGITS:
+        reasons.append("its version noted a part of the weights only: they may be others")
+    why = ", ".join(reasons)
     say(
         f"differs from {original} in {pixels} pixels, by {most} of 255 at most"
         f" ({why or 'the same software; another kind of processor?'})"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from l2p_run import hashes
 
+EARLIER_DIGITS = 16
+"""Of earlier versions, which did not read the middle of a file: an equal one does not prove equal weights."""
 _HASHED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
@@ -24,7 +26,9 @@ def is_made_by(recorded: str, model: Path) -> bool:
 
     Pictures of earlier versions recorded 16 characters, of the first and last MiB of the transformer's files.
     """
-    return recorded == (weights_hash(model) if len(recorded) > 16 else _earlier_fingerprint(model))
+    return recorded == (
+        weights_hash(model) if len(recorded) > EARLIER_DIGITS else _earlier_fingerprint(model)
+    )
 
 
 def _earlier_fingerprint(model: Path, part: int = 1 << 20) -> str:
@@ -36,4 +40,4 @@ def _earlier_fingerprint(model: Path, part: int = 1 << 20) -> str:
             state.update(file.read(part))
             file.seek(max(part, size - part))
             state.update(file.read())
-    return state.hexdigest()[:16]
+    return state.hexdigest()[:EARLIER_DIGITS]

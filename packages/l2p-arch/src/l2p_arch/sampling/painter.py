@@ -7,6 +7,7 @@ torch and diffusers are imported when a model is loaded, not before.
 
 import hashlib
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,12 +130,24 @@ def _import_file(file: Path, components: Path | None, on_import: Callable[[Path]
     state = file.stat()  # hashing 12 GB before every image would cost more than it tells
     identity = f"{state.st_size} {state.st_mtime_ns} {file.resolve()} {components.resolve()}"
     out = base / "l2p" / "imported" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if not (out / "model_index.json").is_file():
+    # Size and time of writing can be equal by intention (cp -p, touch -r); these the system alone sets.
+    note, seen = out.with_name(f"{out.name}.json"), [state.st_ctime_ns, state.st_dev, state.st_ino]
+    changed = note.is_file() and _noted(note) != seen
+    if changed or not (out / "model_index.json").is_file():
         if on_import:
             on_import(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        import_public(file, components, out)
+        import_public(file, components, out, overwrite=changed)
+    if changed or not note.is_file():
+        note.write_text(json.dumps(seen), encoding="utf-8")
     return out
+
+
+def _noted(note: Path) -> Any:
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
