@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from l2p_transfer import costs_page
+from l2p_plan import Costs, ModelPlan
+from l2p_plan.columns import ROWS, column
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
-from l2p_transfer.costs import Costs
-from l2p_transfer.plan import ModelPlan
+from l2p_transfer.planning.described import describe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -61,11 +61,10 @@ def test_a_real_model_is_planned_at_its_published_size(
     assert costs["disk_gb"]["source"] > 2 * billions
     assert not any(tmp_path.iterdir())
     shown = {line.split("|")[1].strip(): line for line in _costs_page() if line.startswith("| ")}
-    column = costs_page.column(
-        load_config(CONFIGS / f"{name}.toml"), ModelPlan(**{**model, "costs": Costs(**costs)})
-    )
+    transfer = describe(load_config(CONFIGS / f"{name}.toml"))
+    cells = column(transfer, ModelPlan(**{**model, "costs": Costs(**costs)}))
     if name.endswith("-1k"):
-        for row, cell in zip(costs_page.ROWS, column, strict=True):
+        for row, cell in zip(ROWS, cells, strict=True):
             assert f"| {cell} |" in shown[row], f"docs/costs.md, {row}: print the table again"
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from l2p_transfer import rehearsal
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
-from l2p_transfer.rehearsal_inputs import METADATA, PROMPTS
-from l2p_transfer.rehearsal_table import Row, Table
+from l2p_transfer.planning import rehearsal
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -92,25 +90,3 @@ def test_shipped_configs_are_rehearsed_with_their_own_settings_on_few_items(name
     places = (small.run.output, small.source.model, small.train.output, small.train.corpus)
     assert all(Path(place).is_relative_to(folder) for place in places)
     assert small.run.storage is None and config.run.output != folder
-
-
-def test_its_own_prompts_pass_the_filter_and_its_own_rows_are_geneval_rows(tmp_path: Path) -> None:
-    import polars as pl
-    from l2p_data.filters.filtering import FilterRules, filter_prompts
-    from l2p_data.prompts.generation import read_prompts
-    from l2p_eval.geneval import read_metadata
-
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    judged = filter_prompts(read_prompts(tmp_path / "prompts.txt"), FilterRules())
-    assert judged.filter(pl.col("status") == "keep").height == len(PROMPTS)
-    (tmp_path / "metadata.jsonl").write_text("\n".join(METADATA) + "\n")
-    assert len({row.tag for row in read_metadata(tmp_path / "metadata.jsonl")}) == 6
-
-
-def test_a_plan_that_is_off_by_more_than_a_tenth_is_marked() -> None:
-    row = Row(stage="disk", what="source", unit="GB", planned=1.0, measured=1.2, whole=30.0)
-    near = Row(stage="disk", what="corpus", unit="GB", planned=1.0, measured=1.05)
-    table = Table(rows=(row, near), problems=("images: 90 GB on a GPU of 80; x",), resumed_alike=False)
-    lines = table.text().splitlines()
-    assert lines[1].endswith("*") and not lines[2].endswith("*")
-    assert "would not fit: images" in lines[-1] and any("OTHER WEIGHTS" in line for line in lines)

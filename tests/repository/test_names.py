@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = {  # the pages' short names, as the map's first lines explain them
     **{
         name: f"packages/l2p-{name}/src/l2p_{name}"
-        for name in ("arch", "data", "train", "eval", "mini", "run", "serve")
+        for name in ("arch", "data", "train", "eval", "plan", "mini", "run", "serve")
     },
     **{name: f"apps/{name}/src/l2p_{name}" for name in ("transfer", "generate", "evaluate", "ablate")},
 }

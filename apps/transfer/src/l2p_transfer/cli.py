@@ -26,12 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     from l2p_transfer.config import load_config
-    from l2p_transfer.costs import Machine
-    from l2p_transfer.plan import check_inputs, make_plan
+    from l2p_transfer.planning.inputs import check_inputs
 
     config = load_config(options.config, options.set)
     _quiet_libraries()
     if options.dry_run:
+        from l2p_plan.costs import Machine
+
+        from l2p_transfer.planning.plan import make_plan
+
         plan = make_plan(config, Machine(gpu=options.gpu, utilisation=options.utilisation))
         out(json.dumps(plan.to_row(), indent=1) if options.json else plan.text())
         for problem in plan.problems:
@@ -64,7 +67,7 @@ def _rehearse(config: "Config", options: argparse.Namespace, command: Sequence[s
     """--rehearse; exit code 3 if the whole run would not fit here, or resuming was not exact."""
     from l2p_run.progress import choose_display
 
-    from l2p_transfer.rehearsal import Options, rehearse
+    from l2p_transfer.planning.rehearsal import Options, rehearse
 
     display = choose_display()
     chosen = Options(depth=options.rehearse_depth, size=options.rehearse_size, keep=options.rehearse_keep)

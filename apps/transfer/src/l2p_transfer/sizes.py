@@ -56,11 +56,6 @@ def source_size(config: "Config") -> Size:
     return min(painted_sizes(config), key=lambda size: abs(math.log(_shape(size) / _shape(wanted))))
 
 
-def largest(sizes: Sequence[Size]) -> Size:
-    """The one of most pixels: memory and time are counted for it."""
-    return max(sizes, key=lambda size: size.pixels)
-
-
 def in_words(sizes: Sequence[Size]) -> str:
     """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
     return ", ".join(map(str, sizes)) + " px"

@@ -10,26 +10,31 @@ All of it lies in one folder beside the run's own, which is removed at the end:
 Run the same command again and it goes on where it stopped.
 """
 
+import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from l2p_run.places import read_json_if_whole, shorten, write_json
+from l2p_plan.rehearsal.inputs import first_of_each_tag, prompts, write_judges, write_source
+from l2p_plan.rehearsal.measuring import Recorder, size_of, step_seconds
+from l2p_plan.rehearsal.table import Measured, Table, make_table, planned_disk
+from l2p_run import hashes
+from l2p_run.places import shorten, write_json, write_text
 from l2p_run.progress import Display
+from l2p_run.stages import read_marker
+from l2p_run.usage import DeviceMeter
 
 from l2p_transfer.config import Config, resolve_processes
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths
-from l2p_transfer.plan import check_inputs
-from l2p_transfer.rehearsal_inputs import prepare
+from l2p_transfer.planning.described import describe
+from l2p_transfer.planning.inputs import check_inputs
+from l2p_transfer.planning.plan import make_plan
 from l2p_transfer.runner import execute
 from l2p_transfer.stages import STAGES
-
-if TYPE_CHECKING:
-    from l2p_transfer.rehearsal_table import Table
 
 SUFFIX = "-rehearsal"
 STEPS, HALF = 4, 2  # of training; the run is resumed from the checkpoint at HALF
@@ -52,7 +57,7 @@ def folder_of(config: Config) -> Path:
     return config.run.output.with_name(config.run.output.name + SUFFIX)
 
 
-def rehearse(config: Config, options: Options, display: Display, command: Sequence[str]) -> "Table":
+def rehearse(config: Config, options: Options, display: Display, command: Sequence[str]) -> Table:
     """Run every stage on random weights, and lay what was measured beside the plan.
 
     The table is also kept as RUN-rehearsal.json, beside the folder that is removed.
@@ -60,21 +65,17 @@ def rehearse(config: Config, options: Options, display: Display, command: Sequen
     Raises:
         TransferError: the disk is too small, or the folder holds the rehearsal of another config.
     """
-    from l2p_run.usage import DeviceMeter
-
-    from l2p_transfer.rehearsal_table import make_table
-
     folder = folder_of(config)
     small = small_config(config, options)
     with DeviceMeter() as meter:
         recorder = Recorder(display, folder / "rehearsal.json", meter)
         _claim(recorder, config, options)
         _check_disk(config, small, options)
-        prepare(config, small, options.depth, recorder)
+        _prepare(config, small, options.depth, recorder)
         check_inputs(small)
         execute(small, recorder, command=command)
         _resume(small, recorder)
-    table = make_table(config, small, recorder.notes, _disk(folder))
+    table = _table(config, small, recorder.notes, _disk(folder))
     write_json(folder.with_name(f"{folder.name}.json"), table.to_row())
     if not options.keep:
         shutil.rmtree(folder)
@@ -145,53 +146,45 @@ def small_config(config: Config, options: Options) -> Config:
     )
 
 
-class Recorder:
-    """A display that also notes what each stage took; its notes are kept in a file."""
-
-    def __init__(self, display: Display, path: Path, meter: Any) -> None:
-        self.display, self.path, self.meter = display, path, meter
-        self.notes: dict[str, Any] = read_json_if_whole(path) or {}
-        self._title, self._marks = "", list[tuple[float, float, float, str]]()
-
-    def start(self, number: int, total: int, title: str) -> None:
-        self.meter.take()
-        self._title, self._marks = title, []
-        self.display.start(number, total, title)
-
-    def progress(self, done: float, total: float, note: str = "") -> None:
-        self._marks.append((time.perf_counter(), done, total, note))
-        self.display.progress(done, total, note)
-
-    def finish(self, note: str, seconds: float) -> None:
-        self.note(self._title, seconds=seconds, device_bytes=self.meter.take(), rate=_rate(self._marks))
-        self.display.finish(note, seconds)
-
-    def skip(self, number: int, total: int, title: str, note: str) -> None:
-        self.display.skip(number, total, title, note)
-
-    def close(self) -> None:
-        self.display.close()
-
-    def note(self, what: str, **values: Any) -> None:
-        """Keep what was measured of a stage."""
-        self.notes[what] = self.notes.get(what, {}) | values
-        write_json(self.path, self.notes)
+def _prepare(config: Config, small: Config, depth: int | None, recorder: Recorder) -> None:
+    """Write the source, the judges, the prompts and GenEval's rows."""
+    started, judged = time.perf_counter(), small.evaluate
+    known = config.source.model if config.source.model.is_dir() else None
+    if not known and not config.source.family:
+        raise TransferError(
+            f"source.model {shorten(config.source.model)} does not exist, and source.family does not say what"
+            ' it would be; give one of them, for example family = "z-image"'
+        )
+    recorder.display.start(0, len(STAGES), "A source of random weights")
+    written = write_source(
+        small.source.model,
+        like=known,
+        family=config.source.family,
+        depth=depth,
+        on_progress=lambda done, total: recorder.display.progress(done / 1e9, total / 1e9, "GB"),
+    )
+    recorder.display.finish(f"{written / 1e9:,.2f} GB", time.perf_counter() - started)
+    if "source" not in recorder.notes:
+        recorder.note("source", seconds=time.perf_counter() - started, bytes=written)
+    if judged.detector == "coco":
+        assert judged.detector_model is not None and judged.color_model is not None
+        write_judges(judged.detector_model, judged.color_model)
+    assert small.prompts.file is not None
+    write_text(small.prompts.file, "\n".join(_prompts(config, small.prompts.count)) + "\n")
+    write_text(judged.metadata, "\n".join(first_of_each_tag(config.evaluate.metadata)) + "\n")
 
 
-def _rate(marks: Sequence[tuple[float, float, float, str]]) -> float | None:
-    """Items a second of the second half, when all is loaded; None where that cannot be told."""
-    if not marks or not marks[-1][2]:
-        return None
-    end, done, total, _ = marks[-1]
-    half = [(moment, count) for moment, count, _, _ in marks if count >= total / 2]
-    seconds, items = end - half[0][0], done - half[0][1]
-    return items / seconds if half and items > 0 and seconds > 0 else None
+def _prompts(config: Config, count: int) -> list[str]:
+    """The config's own first prompts if they are there, else ours, in variants."""
+    if config.prompts.engine == "file" and config.prompts.file and config.prompts.file.is_file():
+        from l2p_transfer.language import prompts_of_file
+
+        return [" ".join(text.split()) for text in prompts_of_file(config.prompts.file)["prompt"].head(count)]
+    return prompts(count)
 
 
 def _claim(recorder: Recorder, config: Config, options: Options) -> None:
     """Note whose rehearsal the folder is, or raise if it is another's."""
-    import json
-
     tables = config.to_tables()
     own = json.loads(
         json.dumps({"config": tables, "depth": options.depth, "size": options.size}, default=str)
@@ -209,11 +202,10 @@ def _claim(recorder: Recorder, config: Config, options: Options) -> None:
 
 def _check_disk(config: Config, small: Config, options: Options) -> None:
     """Raise unless there is room for what the rehearsal will write."""
-    from l2p_transfer.rehearsal_table import planned_disk
-
     folder = folder_of(config)
     there = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-    needed = planned_disk(config, small, options) * ROOM - there
+    judges = small.evaluate.detector == "coco"
+    needed = planned_disk(describe(config).source, depth=options.depth, judges=judges) * ROOM - there
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TransferError(
@@ -232,36 +224,54 @@ def _resume(small: Config, recorder: Recorder) -> None:
     output, started = Path(train.output), time.perf_counter()
     weights = output / "model" / "transformer"
     if "weights" not in recorder.notes:
-        recorder.note("weights", sha256=_hashes(weights))
+        recorder.note("weights", sha256=_sha256(weights))
     shutil.rmtree(output / "checkpoints" / f"step-{STEPS:06d}", ignore_errors=True)
     (output / "result.json").unlink(missing_ok=True)
     recorder.display.start(len(STAGES) + 1, len(STAGES) + 1, "Resuming the training")
     launch(train, processes=resolve_processes(small))
-    same = _hashes(weights) == recorder.notes["weights"]["sha256"]
+    same = _sha256(weights) == recorder.notes["weights"]["sha256"]
     seconds = time.perf_counter() - started
     recorder.note("resume", seconds=seconds, same=same)
     recorder.display.finish("the same weights" if same else "OTHER weights", seconds)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    import hashlib
-
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def _sha256(folder: Path) -> dict[str, str]:
+    return {path.name: hashes.of_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _disk(folder: Path) -> Mapping[str, int]:
     """Bytes of what the plan counts, each file once."""
     run = RunPaths(folder / "run")
     steps = [path for path in (run.train / "checkpoints").glob("step-*") if path.is_dir()]
-    size = lambda path: sum(one.lstat().st_size for one in path.rglob("*") if one.is_file())  # noqa: E731
     return {
-        "source": size(folder / "source"),
-        "corpus": size(run.corpus),
-        "initial and final model": size(run.initial) + size(run.train / "model"),
-        "a checkpoint": max((size(path) for path in steps), default=0),
-        "text embeddings": size(run.train / "conditioning"),
+        "source": size_of(folder / "source"),
+        "corpus": size_of(run.corpus),
+        "initial and final model": size_of(run.initial) + size_of(run.train / "model"),
+        "a checkpoint": max((size_of(path) for path in steps), default=0),
+        "text embeddings": size_of(run.train / "conditioning"),
     }
+
+
+def _table(config: Config, small: Config, notes: Mapping[str, Any], disk: Mapping[str, int]) -> Table:
+    """What was measured beside the plans of the rehearsal and of the whole run."""
+    from l2p_eval.geneval import read_metadata
+
+    little, whole = make_plan(small).model, make_plan(config).model
+    assert little is not None and whole is not None
+    measured = Measured(
+        stages=list(_stages(small, notes)),
+        disk=disk,
+        evaluation_prompts=len(read_metadata(small.evaluate.metadata)),
+        resumed_alike=notes["resume"]["same"],
+    )
+    return make_table(little, whole, measured, train=config.train, output=config.run.output)
+
+
+def _stages(small: Config, notes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """Name, marker and notes of each stage that ran."""
+    for stage in STAGES:
+        noted = dict(notes.get(stage.title, {}))
+        if stage.name == "training":
+            noted["step_seconds"] = step_seconds(Path(small.train.output) / "metrics.jsonl")
+        if marker := read_marker(small.run.output, stage.name):
+            yield stage.name, marker, noted

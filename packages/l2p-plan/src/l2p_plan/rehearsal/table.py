@@ -1,24 +1,18 @@
-"""What a rehearsal measured beside what `--dry-run` planned, and what follows for the whole run."""
+"""What a rehearsal measured beside what was planned for it, and what follows for the whole run."""
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2p_arch.files.part_sizes import TRANSFORMER, of_directory
 from l2p_run.places import shorten
-from l2p_run.stages import read_marker
+from l2p_train.config import TrainConfig
 
-from l2p_transfer.config import Config
-from l2p_transfer.costs import GENEVAL_PROMPTS, Machine
-from l2p_transfer.paths import RunPaths
-from l2p_transfer.plan import ModelPlan, make_plan
-
-if TYPE_CHECKING:
-    from l2p_transfer.rehearsal import Options
+from l2p_plan.costs import GENEVAL_PROMPTS
+from l2p_plan.model import ModelPlan
+from l2p_plan.transfer import Source
 
 HOST = "memory of a process, host"
 NOT_COMPARED = (HOST,)  # planned for a GPU; a process on a CPU also holds 1 GB of libraries
@@ -87,58 +81,78 @@ class Table:
         return "\n".join([*lines, *(f"  would not fit: {problem}" for problem in self.problems)])
 
 
-def planned_disk(config: Config, small: Config, options: "Options") -> float:
-    """Bytes that the rehearsal will write at most: counted, before anything is."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a rehearsal left.
+
+    Attributes:
+        stages: (name, marker, notes) of each stage in order; notes may have "device_bytes", "rate" (images a
+            second) and "step_seconds".
+        disk: bytes of what the plan counts.
+        evaluation_prompts: how many were evaluated.
+        resumed_alike: whether a resumed training gave the same weights.
+    """
+
+    stages: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
+    disk: Mapping[str, int]
+    evaluation_prompts: int
+    resumed_alike: bool
+
+
+def planned_disk(source: Source, *, depth: int | None, judges: bool) -> float:
+    """Bytes that a rehearsal will write at most: counted, before anything is.
+
+    Args:
+        depth: blocks of each kind, at most.
+        judges: whether it writes GenEval's two models, too.
+    """
     from l2p_arch.surgery.published_pipelines import recipe
     from l2p_arch.surgery.random_source import build_on_meta
 
-    if config.source.model.is_dir():
-        source = of_directory(config.source.model)
-        transformer = source.parts[TRANSFORMER].stored_bytes
-        parameters, whole = source.parts[TRANSFORMER].parameters, source.disk_bytes
+    if source.directory.is_dir():
+        found = of_directory(source.directory)
+        transformer = found.parts[TRANSFORMER].stored_bytes
+        parameters, whole = found.parts[TRANSFORMER].parameters, found.disk_bytes
     else:
         counts = {
-            name: (sum(one.numel() for one in build_on_meta(part, options.depth).parameters()), part.dtype)
-            for name, part in recipe(config.source.family).components.items()
+            name: (sum(one.numel() for one in build_on_meta(part, depth).parameters()), part.dtype)
+            for name, part in recipe(source.family).components.items()
         }
         sizes = {name: count * dtype.itemsize for name, (count, dtype) in counts.items()}
         parameters, transformer, whole = counts[TRANSFORMER][0], sizes[TRANSFORMER], sum(sizes.values())
-    judges = JUDGES_BYTES if small.evaluate.detector == "coco" else 0
     # The source, the initial and the final model (which shares the source's other parts), the judges, and two
     # checkpoints of float32 masters and moments, if everything trained.
-    return whole + transformer + whole + judges + 2 * 12 * parameters
+    return whole + transformer + whole + (JUDGES_BYTES if judges else 0) + 2 * 12 * parameters
 
 
-def make_table(config: Config, small: Config, notes: Mapping[str, Any], disk: Mapping[str, int]) -> Table:
+def make_table(
+    little: ModelPlan, whole: ModelPlan, measured: Measured, *, train: TrainConfig, output: Path
+) -> Table:
     """Lay what was measured beside the plans of the rehearsal and of the whole run.
 
     Args:
-        small: the config that was rehearsed.
-        notes: `rehearsal.Recorder`'s.
-        disk: bytes of what the plan counts.
+        train: the whole run's.
+        output: folder of the whole run, whose disk it will fill.
     """
-    from l2p_eval.geneval import read_metadata
-
-    little, whole = make_plan(small, Machine()).model, make_plan(config, Machine()).model
-    assert little is not None and whole is not None
     flop = dict(little.costs.flop)
     if "evaluation" in flop:
-        flop["evaluation"] *= len(read_metadata(small.evaluate.metadata)) / GENEVAL_PROMPTS
-    rows = [*_disk_rows(little, whole, config, disk)]
-    for name, marker in _markers(small.run.output).items():
-        noted = notes.get(marker["title"], {})
-        if name == "training":
-            noted = noted | {"step_seconds": _step_seconds(Path(small.train.output))}
+        flop["evaluation"] *= measured.evaluation_prompts / GENEVAL_PROMPTS
+    rows = [*_disk_rows(little, whole, train, measured.disk)]
+    for name, marker, noted in measured.stages:
         rows += _stage_rows(name, marker, noted, little, whole, flop)
     return Table(
-        rows=tuple(rows), problems=tuple(_problems(config, rows)), resumed_alike=notes["resume"]["same"]
+        rows=tuple(rows),
+        problems=tuple(_problems(train, output, rows)),
+        resumed_alike=measured.resumed_alike,
     )
 
 
-def _disk_rows(little: ModelPlan, whole: ModelPlan, config: Config, disk: Mapping[str, int]) -> Iterator[Row]:
+def _disk_rows(
+    little: ModelPlan, whole: ModelPlan, train: TrainConfig, disk: Mapping[str, int]
+) -> Iterator[Row]:
     planned, full = dict(little.costs.disk_gb), dict(whole.costs.disk_gb)
-    kept = config.train.keep_checkpoints + 1 + bool(config.train.validation_images)
-    planned["a checkpoint"] = planned.pop("checkpoints") / (3 + bool(config.train.validation_images))
+    kept = train.keep_checkpoints + 1 + bool(train.validation_images)
+    planned["a checkpoint"] = planned.pop("checkpoints") / (3 + bool(train.validation_images))
     full["a checkpoint"] = full.pop("checkpoints") / kept
     for name, size in disk.items():
         ratio = size / 1e9 / planned[name] if planned.get(name) else 1.0
@@ -196,37 +210,18 @@ def _seconds(name: str, marker: Mapping[str, Any], noted: Mapping[str, Any]) -> 
     return float(marker["seconds"])
 
 
-def _step_seconds(train: Path) -> float | None:
-    """Seconds of a training step after the first, which compiles and allocates: the median."""
-    path = train / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [json.loads(line) for line in lines]
-    steps = [record for record in records if record.get("event") == "step"]
-    later = [record["seconds_per_step"] for record in steps[1:] if "seconds_per_step" in record]
-    return median(later) if later else None
-
-
-def _markers(root: Path) -> dict[str, Any]:
-    """What the stages of a run left, with their titles."""
-    from l2p_transfer.stages import STAGES
-
-    paths = RunPaths(root)
-    found = {stage.name: (read_marker(paths.root, stage.name), stage.title) for stage in STAGES}
-    return {name: marker | {"title": title} for name, (marker, title) in found.items() if marker}
-
-
-def _problems(config: Config, rows: list[Row]) -> Iterator[str]:
+def _problems(train: TrainConfig, output: Path, rows: list[Row]) -> Iterator[str]:
     """What the whole run would lack on this machine, each with the keys that help."""
     import torch
 
     disk = sum(row.whole or 0.0 for row in rows if row.stage == "disk")
-    kept = config.train.keep_checkpoints + bool(config.train.validation_images)
+    kept = train.keep_checkpoints + bool(train.validation_images)
     disk += kept * sum(row.whole or 0.0 for row in rows if row.what == "a checkpoint")
-    free = shutil.disk_usage(_existing(config.run.output)).free / 1e9
+    free = shutil.disk_usage(_existing(output)).free / 1e9
     if disk > free:
         yield (
             f"the whole run's {disk:,.0f} GB on a disk with {free:,.0f} GB free"
-            f" ({shorten(config.run.output)}); {REMEDIES['disk']}"
+            f" ({shorten(output)}); {REMEDIES['disk']}"
         )
     if not torch.cuda.is_available():
         return

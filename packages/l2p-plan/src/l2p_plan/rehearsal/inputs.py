@@ -2,17 +2,8 @@
 
 import json
 import shutil
-import time
-from typing import TYPE_CHECKING
-
-from l2p_run.places import shorten, write_text
-
-from l2p_transfer.config import Config
-from l2p_transfer.errors import TransferError
-from l2p_transfer.stages import STAGES
-
-if TYPE_CHECKING:
-    from l2p_transfer.rehearsal import Recorder
+from collections.abc import Callable
+from pathlib import Path
 
 PROMPTS = (
     "A weathered fishing boat rests on a pebble beach at low tide, its blue paint peeling in long strips,"
@@ -39,54 +30,38 @@ METADATA = (
 )
 
 
-def prepare(config: Config, small: Config, depth: int | None, recorder: "Recorder") -> None:
-    """Write the source, the judges, the prompts and GenEval's rows."""
+def write_source(
+    folder: Path,
+    *,
+    like: Path | None,
+    family: str,
+    depth: int | None,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Write a source of random weights; returns its bytes.
+
+    Args:
+        like: a source directory whose classes and shapes it takes; None: those of `family` as published.
+        depth: blocks of each kind, at most; None: all.
+        on_progress: called with (bytes written, bytes in all).
+
+    Raises:
+        ArchError: no such family, or a directory that is no source.
+    """
+    from l2p_arch.surgery.convert import open_source
     from l2p_arch.surgery.random_source import write_random_source
 
-    folder, started = small.source.model.parent, time.perf_counter()
-    known = config.source.model.is_dir()
-    title = "A source of random weights"
-    recorder.display.start(0, len(STAGES), title)
-    family = _family(config)
-    written = write_random_source(
-        folder / "source",
-        family,
-        like=config.source.model if known else None,
-        depth=depth,
-        on_progress=lambda done, total: recorder.display.progress(done / 1e9, total / 1e9, "GB"),
-    )
-    recorder.display.finish(f"{written / 1e9:,.2f} GB", time.perf_counter() - started)
-    if "source" not in recorder.notes:
-        recorder.note("source", seconds=time.perf_counter() - started, bytes=written)
-    if small.evaluate.detector == "coco":
-        _write_judges(small)
-    write_text(folder / "prompts.txt", "\n".join(_prompts(config, small.prompts.count)) + "\n")
-    write_text(small.evaluate.metadata, "\n".join(_metadata(config)) + "\n")
+    family = open_source(like).family.name if like else family
+    return write_random_source(folder, family, like=like, depth=depth, on_progress=on_progress)
 
 
-def _family(config: Config) -> str:
-    if config.source.model.is_dir():
-        from l2p_arch.surgery.convert import open_source
-
-        return open_source(config.source.model).family.name
-    if not config.source.family:
-        raise TransferError(
-            f"source.model {shorten(config.source.model)} does not exist, and source.family does not say what"
-            ' it would be; give one of them, for example family = "z-image"'
-        )
-    return config.source.family
-
-
-def _write_judges(small: Config) -> None:
+def write_judges(detector: Path, clip: Path) -> None:
+    """Write GenEval's two models with random weights, each whole or not at all; one that is there stays."""
     from l2p_eval.geneval.random_judges import write_random_clip, write_random_detector
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    for path, write in (
-        (small.evaluate.detector_model, write_random_detector),
-        (small.evaluate.color_model, write_random_clip),
-    ):
-        assert path is not None
+    for path, write in ((detector, write_random_detector), (clip, write_random_clip)):
         if not path.is_dir():
             partial = path.with_name(f".{path.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -94,12 +69,8 @@ def _write_judges(small: Config) -> None:
             partial.rename(path)
 
 
-def _prompts(config: Config, count: int) -> list[str]:
-    """The config's own first prompts if they are there, else ours, in variants."""
-    if config.prompts.engine == "file" and config.prompts.file and config.prompts.file.is_file():
-        from l2p_transfer.language import prompts_of_file
-
-        return [" ".join(text.split()) for text in prompts_of_file(config.prompts.file)["prompt"].head(count)]
+def prompts(count: int) -> list[str]:
+    """`count` different prompts of the length that corpora have."""
     hours = ("at dawn", "at noon", "in the evening", "at night")
     return [
         PROMPTS[number % len(PROMPTS)].replace(".", f", take {number}, {hours[number % 4]}.")
@@ -107,12 +78,12 @@ def _prompts(config: Config, count: int) -> list[str]:
     ]
 
 
-def _metadata(config: Config) -> list[str]:
-    """The first row of each kind of the config's own file, or six of ours."""
-    if not config.evaluate.metadata.is_file():
+def first_of_each_tag(metadata: Path) -> list[str]:
+    """The first row of each kind of a file in GenEval's format, or six of ours where it is not there."""
+    if not metadata.is_file():
         return list(METADATA)
     first: dict[str, str] = {}
-    for line in config.evaluate.metadata.read_text(encoding="utf-8").splitlines():
+    for line in metadata.read_text(encoding="utf-8").splitlines():
         if line.strip():
             first.setdefault(json.loads(line)["tag"], line)
     return list(first.values())

@@ -1,0 +1,119 @@
+"""`--dry-run`: what a config would do, counted on meta tensors. Nothing is written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from l2p_plan.costs import Machine
+from l2p_plan.model import ModelPlan, plan_model
+from l2p_run.places import shorten
+from l2p_run.stages import is_done
+
+from l2p_transfer.config import Config
+from l2p_transfer.paths import RunPaths
+from l2p_transfer.planning.described import describe
+from l2p_transfer.planning.inputs import problems
+from l2p_transfer.runner import identities
+from l2p_transfer.sizes import evaluated_size, in_words, painted_sizes, source_size, trained_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage: what it will do and where its output goes."""
+
+    title: str
+    work: str
+    output: str
+    done: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What --dry-run prints."""
+
+    run: str
+    source: str
+    model: ModelPlan | None
+    stages: Sequence[StagePlan]
+    problems: Sequence[str]
+
+    def to_row(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"run directory   {self.run}", f"source model    {self.source}"]
+        if self.model:
+            lines += self.model.text()
+        lines += ["", "stages"]
+        width = max(len(stage.title) for stage in self.stages)
+        work = max(len(stage.work) for stage in self.stages)
+        for stage in self.stages:
+            state = "done" if stage.done else "to do"
+            lines.append(f"  {stage.title:{width}}  {stage.work:{work}}  {state:5}  {stage.output}")
+        lines += ["", "Nothing was written."]
+        return "\n".join(lines)
+
+
+def make_plan(config: Config, machine: Machine | None = None) -> Plan:
+    """Counts what can be counted; what is missing is listed in `problems`, not raised.
+
+    Args:
+        machine: the GPU that hours are computed for; by default an H100 at 40 % of its peak.
+    """
+    missing = [str(error) for error in problems(config)]
+    known = config.source.model.is_dir() or config.source.family
+    return Plan(
+        run=str(shorten(config.run.output)),
+        source=str(shorten(config.source.model)),
+        model=plan_model(describe(config), machine) if known else None,
+        stages=list(_plan_stages(config)),
+        problems=missing,
+    )
+
+
+def _plan_stages(config: Config) -> Iterator[StagePlan]:
+    paths, prompts, train = RunPaths(config.run.output), config.prompts, config.train
+    painted, trained = painted_sizes(config), trained_sizes(config)
+    resized = "" if trained == painted else f", resized to {in_words(trained)}"
+    source, l2p = in_words([source_size(config)]), in_words([evaluated_size(config)])
+    work = {
+        "prompts": (f"{prompts.count:,} prompts, engine {prompts.engine}", paths.prompts),
+        "filter": ("keep or drop, with a reason", paths.filtered),
+        "images": (
+            f"{_images(prompts.count * config.images.seeds_per_prompt)} of {in_words(painted)}",
+            train.corpus,
+        ),
+        "surgery": (_surgery_in_words(config), paths.initial),
+        "training": (f"{train.steps:,} steps of {_images(train.batch_size)}{resized}", paths.train),
+        "evaluation": (
+            f"{_images(config.evaluate.images_per_prompt)} a prompt, {l2p}"
+            + ("" if source == l2p else f"; of the source {source}"),
+            paths.evaluation,
+        ),
+        "report": ("report.html, report.md", paths.report),
+    }
+    for stage, known in identities(config):
+        yield StagePlan(
+            title=stage.title,
+            work=work[stage.name][0],
+            output=str(where if isinstance(where := work[stage.name][1], str) else shorten(where)),
+            done=is_done(paths.root, stage.name, known),
+        )
+
+
+def _surgery_in_words(config: Config) -> str:
+    from l2p_arch.surgery.aligned import DECODERS, resolve_decoder, resolve_start
+
+    surgery = config.surgery
+    if surgery.recipe == "paper":
+        return f"patch {surgery.patch_size}, {surgery.initialisation}"
+    decoder = resolve_decoder(surgery.decoder)
+    runs = "VAE and transformer" if DECODERS[decoder].runs_source else "VAE"
+    start = resolve_start(surgery.initialisation)
+    return f"patch {surgery.patch_size}, aligned, decoder {decoder}, {start}; runs the source's {runs}"
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"

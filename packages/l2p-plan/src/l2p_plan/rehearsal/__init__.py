@@ -1,0 +1,1 @@
+"""A rehearsal on random weights: what it runs on, and what it measured beside the plan."""
