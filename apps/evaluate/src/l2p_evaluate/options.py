@@ -5,19 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from l2p_eval import scores
+from l2p_eval import judged
 from l2p_eval.errors import EvalError
 from l2p_eval.evaluation import Evaluation, Scored
+from l2p_eval.geneval.eyes import Eyes, coco_eyes
+from l2p_eval.judged import INCEPTION, Judged
 from l2p_eval.painting import Model, Painting, model_settings
-from l2p_eval.prompt_sets import PromptSet, find_images, read_prompt_set
 from l2p_run.command import number, seed_argument
 from l2p_run.devices import choose_device, resolve_dtype
-from l2p_run.hashes import of_file
 from l2p_run.places import check_path, is_folder
 
-INCEPTION = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
 SIDE = number(int, ge=1, le=1 << 16)
 COUNT = number(int, ge=1, le=10_000)
 PACKAGES = (
@@ -58,13 +57,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def evaluation_of(options: argparse.Namespace) -> Evaluation:
     """Everything that an evaluation needs; what cannot work is refused before anything is painted."""
     entries = _entries(options)
-    judged = COMMANDS[options.metric].load(options)
+    loaded = COMMANDS[options.metric].load(options)
     return Evaluation(
         metric=options.metric,
         entries=entries,
-        score=lambda pictures, progress: judged.score(pictures, progress=progress),
-        prompts=judged.prompts,
-        named=judged.named,
+        score=lambda pictures, progress: loaded.score(pictures, progress=progress),
+        prompts=loaded.prompts,
+        named=loaded.named,
         painting=Painting(
             images_per_prompt=options.images_per_prompt or 1,
             seed=options.seed,
@@ -137,15 +136,6 @@ def _model(path: Path, options: argparse.Namespace) -> Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A score function with its judges, and the prompts that the command brings."""
-
-    score: Callable[..., scores.Score]
-    prompts: Any = ()
-    named: PromptSet | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Command:
     """A metric's own options, and what becomes of them."""
 
@@ -160,19 +150,8 @@ def _prompt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="of --prompts; default: the first known one")
 
 
-def _with_prompts(options: argparse.Namespace, score: Callable[..., scores.Score]) -> Judged:
-    if not options.prompts:
-        return Judged(score=score)
-    named = read_prompt_set(options.prompts, options.text_column)
-    described = f"{options.prompts.name} sha256 {of_file(options.prompts)}"
-    return Judged(score=partial(score, prompts=described), prompts=named.texts, named=named)
-
-
-def _need(value: Any, option: str, what: str) -> Any:
-    """The value of an option that this metric cannot do without."""
-    if value is None:
-        raise EvalError(f"{option} is missing; give {what}")
-    return value
+def _prompts(options: argparse.Namespace) -> judged.Prompts:
+    return judged.Prompts(file=options.prompts, column=options.text_column)
 
 
 def _geneval_options(parser: argparse.ArgumentParser) -> None:
@@ -184,39 +163,27 @@ def _geneval_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _geneval(options: argparse.Namespace) -> Judged:
-    from l2p_eval.geneval import check_prompts, read_metadata
-
-    if options.model:
-        _need(options.metadata, "--metadata", "GenEval's evaluation_metadata.jsonl, or one in its format")
-    rows = read_metadata(options.metadata) if options.metadata else None
-    detector, colors = _detector(options)
-    check_prompts(rows or [], detector, colors)
-    score = partial(
-        scores.geneval,
-        detector=detector,
-        colors=colors,
-        prompts=rows,
-        metadata=f"{options.metadata.name} sha256 {of_file(options.metadata)}" if rows else "the folder's",
+    if options.model and options.metadata is None:
+        raise EvalError(
+            "--metadata is missing; give GenEval's evaluation_metadata.jsonl, or one in its format"
+        )
+    return judged.geneval(
+        _eyes(options), metadata=options.metadata, images_per_prompt=options.images_per_prompt
     )
 
-    def judge(pictures: Any, progress: scores.Progress) -> scores.Score:
-        wanted = options.images_per_prompt or (1 if pictures.settings is not None else None)
-        return score(pictures, images_per_prompt=wanted, progress=progress)
 
-    return Judged(score=judge, prompts=[row.prompt for row in rows or []])
-
-
-def _detector(options: argparse.Namespace) -> tuple[Any, Any]:
+def _eyes(options: argparse.Namespace) -> Eyes:
     if options.detector == "scenes":
         from l2p_mini.detector import ExactDetector
 
-        return ExactDetector(), None
-    from l2p_eval.geneval.detectors import ClipColors, Mask2FormerDetector
-
-    wanted = "a transformers directory; --detector scenes needs none, for the miniature"
-    model = _need(options.detector_model, "--detector-model", wanted)
-    colors = _need(options.color_model, "--color-model", wanted)
-    return Mask2FormerDetector(model, device=choose_device()), ClipColors(colors, device=choose_device())
+        return Eyes(description="the exact detector of rendered scenes", detector=ExactDetector())
+    for key in ("detector_model", "color_model"):
+        if getattr(options, key) is None:
+            raise EvalError(
+                f"--{key.replace('_', '-')} is missing; give a transformers directory; --detector scenes"
+                " needs none, for the miniature"
+            )
+    return coco_eyes(options.detector_model, options.color_model, device=choose_device())
 
 
 def _dpg_options(parser: argparse.ArgumentParser) -> None:
@@ -230,32 +197,17 @@ def _dpg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _dpg(options: argparse.Namespace) -> Judged:
-    from l2p_eval.dpg.benchmark import read_dpg
-    from l2p_eval.dpg.judges import ServerJudge, VqaJudge
-
-    rows = read_dpg(options.csv)
-    if bool(options.judge_model) == bool(options.judge_server):
-        raise EvalError("give one judge: --judge-model DIR, or --judge-server URL with --judge-name")
-    if options.judge_server:
-        name = _need(options.judge_name, "--judge-name", "the model that the server shall use")
-        judge: Any = ServerJudge(base_url=options.judge_server, model=name)
-    else:
-        judge = VqaJudge(options.judge_model, device=choose_device())
-    score = partial(
-        scores.dpg,
-        judge=judge,
-        prompts=rows,
+    return judged.dpg(
+        options.csv,
+        model=options.judge_model,
+        server=options.judge_server,
+        name=options.judge_name,
         mode=options.mode,
-        csv=f"{options.csv.name} sha256 {of_file(options.csv)}",
         grid=options.grid,
         images_per_prompt=options.images_per_prompt or 1,
+        answers=options.output,
+        device=choose_device(),
     )
-
-    def ask(pictures: Any, progress: scores.Progress) -> scores.Score:
-        answers = options.output / f"answers-{pictures.name}.jsonl"
-        return score(pictures, answers=answers, progress=progress)
-
-    return Judged(score=ask, prompts=[row.text for row in rows])
 
 
 def _fid_options(parser: argparse.ArgumentParser) -> None:
@@ -269,31 +221,14 @@ def _fid_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _fid(options: argparse.Namespace) -> Judged:
-    from l2p_eval.metrics.features import load_extractor
-    from l2p_eval.metrics.inception import inception
-
-    patches = _patches(options.patches, options.patch_seed)
-    reference = find_images(options.reference)
-    if bool(options.weights) == bool(options.features):
-        raise EvalError(f"give --weights FILE ({INCEPTION}) or --features efficientnet-lite0")
-    extractor = inception(options.weights) if options.weights else load_extractor(options.features)
-    name = options.reference.resolve().name
-    score = partial(scores.frechet, reference=reference, reference_name=name, patches=patches)
-    return _with_prompts(options, partial(score, extractor=extractor.to(choose_device())))
-
-
-def _patches(text: str | None, seed: int) -> Any:
-    from l2p_eval.metrics.frechet import Patches
-
-    if text is None:
-        return None
-    try:
-        size, count = (SIDE(part) for part in text.split("x"))
-    except (ValueError, argparse.ArgumentTypeError):
-        raise EvalError(
-            f"--patches {text!r} is not SIZExCOUNT with whole numbers from 1 to 65,536, such as 299x20"
-        ) from None
-    return Patches(size=size, count=count, seed=seed)
+    return judged.frechet(
+        options.reference,
+        weights=options.weights,
+        features=options.features,
+        patches=judged.patches_of(options.patches, options.patch_seed),
+        prompts=_prompts(options),
+        device=choose_device(),
+    )
 
 
 def _inception_options(parser: argparse.ArgumentParser) -> None:
@@ -303,11 +238,9 @@ def _inception_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _inception(options: argparse.Namespace) -> Judged:
-    from l2p_eval.metrics.inception import inception
-
-    classifier = inception(options.weights, output="logits_unbiased").to(choose_device())
-    score = partial(scores.inception_score, classifier=classifier, splits=options.splits)
-    return _with_prompts(options, score)
+    return judged.inception_score(
+        options.weights, splits=options.splits, prompts=_prompts(options), device=choose_device()
+    )
 
 
 def _clip_options(parser: argparse.ArgumentParser) -> None:
@@ -319,11 +252,13 @@ def _clip_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _clip(kind: Literal["clip", "long-clip", "fg-clip"], options: argparse.Namespace) -> Judged:
-    from l2p_eval.metrics.alignment import TextImageModel
-
-    trust = options.trust_remote_code
-    model = TextImageModel(options.clip_model, kind, device=choose_device(), trust_remote_code=trust)
-    return _with_prompts(options, partial(scores.alignment, model=model))
+    return judged.alignment(
+        options.clip_model,
+        kind,
+        trust_remote_code=options.trust_remote_code,
+        prompts=_prompts(options),
+        device=choose_device(),
+    )
 
 
 def _diversity_options(parser: argparse.ArgumentParser) -> None:
@@ -336,19 +271,16 @@ def _diversity_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _diversity(options: argparse.Namespace) -> Judged:
-    from l2p_eval.metrics.features import load_extractor
-    from l2p_eval.metrics.lpips import Lpips
-
     if options.model and (options.images_per_prompt or 1) < 2:
         raise EvalError("diversity compares seeds; give --images-per-prompt 2 or more")
-    if bool(options.weights) == bool(options.features):
-        raise EvalError("give --weights FILE for LPIPS, or --features efficientnet-lite0")
-    extractor: Any = (
-        Lpips(options.weights, options.backbone, size=options.size, device=choose_device())
-        if options.weights
-        else load_extractor(options.features).to(choose_device())
+    return judged.diversity(
+        weights=options.weights,
+        backbone=options.backbone,
+        size=options.size,
+        features=options.features,
+        prompts=_prompts(options),
+        device=choose_device(),
     )
-    return _with_prompts(options, partial(scores.diversity, extractor=extractor))
 
 
 def _grid_options(parser: argparse.ArgumentParser) -> None:
@@ -358,7 +290,7 @@ def _grid_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _grid(options: argparse.Namespace) -> Judged:
-    return _with_prompts(options, partial(scores.patch_grid, patch_size=options.patch_size))
+    return judged.patch_grid(options.patch_size, prompts=_prompts(options))
 
 
 COMMANDS: dict[str, Command] = {
