@@ -17,9 +17,11 @@ import yaml
 from l2p_mini.paths import GRAMMAR
 from l2p_run.cluster import workers_that_fit
 from l2p_run.errors import UserError
-from l2p_transfer.cluster import failure, painting
+from l2p_train.errors import TrainError
+from l2p_train.run.cluster import failure
 from l2p_transfer.config import Config, load_config
 from l2p_transfer.errors import TransferError
+from l2p_transfer.evaluation import painting
 from l2p_transfer.runner import identities
 from PIL import Image
 
@@ -102,7 +104,7 @@ def test_what_ray_says_at_its_end_is_the_message(tmp_path: Path) -> None:
     """tests/train/test_cluster_launchers.py has a loss that is not a number."""
     head = "Training failed due to worker errors:\n[Rank 0]\nTraceback (most recent call last):\n"
     lost = failure(RuntimeError(f"{head}ray.exceptions.ActorDiedError: the node died\n"), tmp_path / "ray")
-    assert isinstance(lost, TransferError)
+    assert isinstance(lost, TrainError)
     assert "the node died; its logs are in" in str(lost)
 
 

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from l2p_arch.files.part_sizes import of_directory
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
-from l2p_transfer.generation import Painter
+from l2p_transfer.evaluation import l2p_model, source_model
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.runner import differences, identities
 from l2p_transfer.stages import Run, filter_prompts, make_images, write_prompts
@@ -33,29 +33,29 @@ def offloaded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.mark.parametrize("kind", ["source", "l2p"])
 def test_models_that_are_on_the_device_by_turns_paint_the_same(
-    kind: str, untrained_source: Path, untrained_run: Path, offloaded: list[object]
+    kind: str,
+    tmp_path: Path,
+    write_tiny_run: Callable[..., None],
+    untrained_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offloaded: list[object],
 ) -> None:
-    model = untrained_source if kind == "source" else untrained_run / "model"
-    options = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}
+    write_tiny_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
     whole, by_turns = (
-        Painter(
-            kind=kind,  # type: ignore[arg-type]
-            model=str(model),
-            fingerprint="of the weights",
-            width=64,
-            height=64,
-            dtype="float32",
-            options=options,
-            cpu_offload=offload,
+        source_model(config) if kind == "source" else l2p_model(config, RunPaths(untrained_run))
+        for config in (
+            load_config(Path("tiny.toml"), [f"evaluate.cpu_offload={offload}", "evaluate.dtype=float32"])
+            for offload in ("false", "true")
         )
-        for offload in (False, True)
     )
-    (one,) = whole("cpu")(["a red circle"], [3])
+    (one,) = whole.model.load("cpu")(["a red circle"], [3])
     assert offloaded == []
-    (other,) = by_turns("cpu")(["a red circle"], [3])
+    (other,) = by_turns.model.load("cpu")(["a red circle"], [3])
     assert offloaded[:1] == ["cpu"]
     assert one.tobytes() == other.tobytes()
-    assert whole.settings == by_turns.settings  # images that are there are not painted again
+    # Images that are there are not painted again.
+    assert whole.model.settings == by_turns.model.settings
 
 
 def test_a_corpus_is_painted_by_turns_and_the_setting_is_free(

@@ -126,3 +126,9 @@ def test_bad_features_are_refused() -> None:
         frechet_distance(good, good[:, :3])
     with pytest.raises(EvalError, match="unknown feature extractor"):
         load_extractor("inception")
+
+
+def test_the_network_of_the_frechet_distance_goes_to_the_device() -> None:
+    """ "meta" is in the GPU's place."""
+    network = load_extractor("efficientnet-lite0").to("meta").network
+    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"meta"}

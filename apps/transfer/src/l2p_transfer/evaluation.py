@@ -1,20 +1,23 @@
 """The evaluation stage: paint, judge, compare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.sampling.painter import Painter
 from l2p_eval.geneval import read_metadata
-from l2p_eval.metrics.features import FeatureExtractor, load_extractor
-from l2p_eval.painting import Job, Pictures, generate_images, plan_jobs
+from l2p_eval.metrics.features import load_extractor
+from l2p_eval.painting import Job, Model, Pictures, default_workers, generate_images, plan_jobs
 from l2p_eval.scores import Score, frechet, geneval, retention
+from l2p_run.cluster import ray_session, workers_that_fit
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.hashes import of_file
+from l2p_run.sizes import Size
 
-from l2p_transfer.cluster import painting
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import load_detector
-from l2p_transfer.generation import Painter
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, source_size
 
@@ -26,7 +29,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     section = config.evaluate
     prompts = read_metadata(section.metadata)
     eyes = load_detector(section)
-    extractor = features_on(choose_device(), section.features)
+    extractor = load_extractor(section.features).to(choose_device())
     jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
     results: dict[str, Any] = {
         "detector": eyes.description,
@@ -39,8 +42,8 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     }
     pictures: dict[str, Pictures] = {}
     scored: dict[str, Score] = {}
-    for name, painter in painters(config, paths).items():
-        pictures[name] = _paint(painter, jobs, paths.evaluation / name, config, progress)
+    for name, painted in (("source", source_model(config)), ("l2p", l2p_model(config, paths))):
+        pictures[name] = _paint(painted, jobs, paths.evaluation / name, config, progress)
         scored[name] = geneval(
             pictures[name],
             eyes.detector,
@@ -50,8 +53,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
             progress=progress,
         ).whole()
         results[name] = {
-            "sampling": dict(painter.options)
-            | {"dtype": painter.dtype, "width": painter.width, "height": painter.height},
+            "sampling": dict(painted.sampling),
             **scored[name].details,
         }
     reference = pictures["source"].paths
@@ -64,64 +66,98 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     return results
 
 
-def features_on(device: str, name: str) -> FeatureExtractor:
-    """The network of the Frechet distance, on a device."""
-    extractor = load_extractor(name)
-    extractor.network.to(device)
-    return extractor
+@dataclass(frozen=True, kw_only=True)
+class Painted:
+    """A model of the evaluation: what paints, and how it samples, for results.json."""
+
+    title: str  # for progress
+    model: Model
+    sampling: Mapping[str, Any]
 
 
-def painters(config: Config, paths: RunPaths) -> dict[str, Painter]:
-    """The two models and how each samples."""
+def source_model(config: Config) -> Painted:
+    """The source, sampled as for the corpus."""
+    return _painted(
+        "source",
+        config.source.model,
+        source_size(config),
+        config.source.dtype,
+        config,
+        config.source.sampling,
+    )
+
+
+def l2p_model(config: Config, paths: RunPaths) -> Painted:
+    """The trained model, sampled as [evaluate] says."""
+    section = config.evaluate
+    options = {
+        "num_inference_steps": section.num_inference_steps,
+        "guidance_scale": section.guidance_scale,
+        "noise_shift": section.noise_shift,
+        "max_sequence_length": config.source.max_sequence_length,
+    }
+    model = paths.model.resolve()
+    return _painted("l2p", model, evaluated_size(config), section.dtype, config, options)
+
+
+def _painted(
+    kind: str, directory: Path, size: Size, dtype: str, config: Config, options: Mapping[str, Any]
+) -> Painted:
     from l2p_data.corpus.identity import model_fingerprint
 
-    section = config.evaluate
-    source_width, source_height = source_size(config)
-    width, height = evaluated_size(config)
-    model = paths.model.resolve()
-    return {
-        "source": Painter(
-            kind="source",
-            model=str(config.source.model),
-            fingerprint=model_fingerprint(config.source.model),
-            dtype=resolve_dtype(config.source.dtype),
-            width=source_width,
-            height=source_height,
-            options=config.source.sampling,
-            cpu_offload=section.cpu_offload,
-        ),
-        "l2p": Painter(
-            kind="l2p",
-            model=str(model),
-            fingerprint=model_fingerprint(model),
-            dtype=resolve_dtype(section.dtype),
-            width=width,
-            height=height,
-            options={
-                "num_inference_steps": section.num_inference_steps,
-                "guidance_scale": section.guidance_scale,
-                "noise_shift": section.noise_shift,
-                "max_sequence_length": config.source.max_sequence_length,
-            },
-            cpu_offload=section.cpu_offload,
-        ),
+    side = {"width": size.width, "height": size.height}
+    dtype = resolve_dtype(dtype)
+    painter = Painter(
+        directory=directory,
+        dtype=dtype,
+        options={**options, **side},
+        cpu_offload=config.evaluate.cpu_offload,
+    )
+    # What defines its images beside prompts and seeds; a directory may be moved, and memory saved.
+    settings = {
+        "kind": kind,
+        "fingerprint": model_fingerprint(directory),
+        "dtype": dtype,
+        "options": dict(options),
+        **side,
     }
+    return Painted(
+        title="L2P" if kind == "l2p" else "source",
+        model=Model(load=painter, settings=settings),
+        sampling={**options, "dtype": dtype, **side},
+    )
 
 
-def _paint(
-    painter: Painter, jobs: Sequence[Job], folder: Path, config: Config, progress: Progress
-) -> Pictures:
+def _paint(painted: Painted, jobs: list[Job], folder: Path, config: Config, progress: Progress) -> Pictures:
     with painting(config) as place:
-        painted = generate_images(
-            painter,
+        files = generate_images(
+            painted.model.load,
             jobs,
             folder,
-            settings=painter.settings,
+            settings=painted.model.settings,
             batch_size=config.evaluate.batch_size,
             replace=True,  # a run evaluates what it trained last
-            on_image=lambda done, total: progress(done, total, f"{painter.title} paints"),
+            on_image=lambda done, total: progress(done, total, f"{painted.title} paints"),
             **place,
         )
-    prompts = [job.prompt for job in jobs]
-    settings = painter.settings
-    return Pictures(name=painter.title, folder=folder, paths=painted, prompts=prompts, settings=settings)
+    return Pictures(
+        name=painted.title,
+        folder=folder,
+        paths=files,
+        prompts=[job.prompt for job in jobs],
+        settings=painted.model.settings,
+    )
+
+
+@contextmanager
+def painting(config: Config) -> Iterator[dict[str, Any]]:
+    """Where the evaluation paints, as arguments of `generate_images`: here, or on the cluster's nodes."""
+    workers, cluster = config.evaluate.workers, config.cluster
+    # Its images come back through a folder that all nodes share; `storage` is for those that share none.
+    if not cluster.address or workers == 0 or (config.run.storage and workers is None):
+        yield {"workers": default_workers() if workers is None else workers}
+        return
+    wanted = cluster.evaluation_resources
+    with ray_session(cluster.address, setting="cluster.address") as ray:
+        most = workers_that_fit(ray.cluster_resources(), wanted, setting="cluster.evaluation_resources")
+        yield {"executor": "ray", "workers": workers or most, "resources": wanted}

@@ -48,6 +48,11 @@ def usable_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def processes_for(batch_size: int, most: int) -> int:
+    """The most processes, up to `most`, that share a batch evenly."""
+    return max(count for count in range(1, most + 1) if batch_size % count == 0)
+
+
 def check_processes(processes: int, gpus: int) -> None:
     """Raise `TrainError` for more processes than `gpus`; a CPU takes any number."""
     if 0 < gpus < processes:
