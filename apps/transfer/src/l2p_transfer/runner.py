@@ -2,20 +2,18 @@
 apart.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from l2p_run import config_file
-from l2p_run.config_file import read_toml, write_toml
+from l2p_run import config_file, hashes, provenance, stages
+from l2p_run.claimed_config import ClaimedConfig
 from l2p_run.errors import UserError
 from l2p_run.folder import lock
 from l2p_run.places import is_file, read_json_if_whole, write_json
-from l2p_run.progress import Display, say
+from l2p_run.progress import Display
 from l2p_run.stages import Stage, read_marker, run_stages
 from l2p_train.config import changeable
 
@@ -23,7 +21,6 @@ from l2p_transfer.config import Config, default_tables
 from l2p_transfer.contents import contents, newest
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths
-from l2p_transfer.provenance import collect_provenance
 from l2p_transfer.stages import STAGES, Run
 from l2p_transfer.storage import RunStorage
 
@@ -46,6 +43,22 @@ IRRELEVANT = (
     ("train", "corpus_cache"),
     ("train", "corpus_cache_gb"),
 )
+
+PACKAGES = (
+    "l2p-run",
+    "l2p-arch",
+    "l2p-data",
+    "l2p-train",
+    "l2p-eval",
+    "l2p-transfer",
+    "torch",
+    "diffusers",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "torchmetrics",
+)
+"""Whose versions stand in provenance.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +98,13 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
         storage.fetch([stage.name for stage in STAGES])
         try:
             _claim(config, paths, update)
-        except TransferError:
+        except UserError:
             if existed and not paths.config.is_file():  # a folder of somebody else's: leave nothing in it
                 paths.lock.unlink(missing_ok=True)
             raise
-        write_json(paths.provenance, collect_provenance(config, command))
+        made_with = provenance.collect(command, PACKAGES, Path(__file__).parent)
+        made_with["config_sha256"] = hashes.of_settings(config.to_tables())
+        write_json(paths.provenance, made_with)
         executed = run_stages(
             list(identities(config)),
             paths.root,
@@ -104,25 +119,17 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
 
 
 def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, ...]]]:
-    """Each stage with its identities: a hash of all settings that its output depends on and of the content of
-    all that it reads, earlier stages included; and the one of settings alone that earlier versions noted,
-    unless a file that the stage, or one before it, reads was written since.
+    """Each stage with the hash of all that its output depends on, and the one of settings alone that earlier
+    versions noted, unless a file that the stage, or one before it, reads was written since.
     """
     tables = config.identity_tables()
     for table, key in IRRELEVANT:
         tables[table].pop(key, None)
-    content, settings, settled = hashlib.sha256(), hashlib.sha256(), True
-    root = RunPaths(config.run.output).root
-    for stage in STAGES:
-        for table in stage.tables:
-            row = json.dumps([table, tables[table]], sort_keys=True).encode()
-            content.update(row)
-            settings.update(row)
-        if read := contents(stage.name, config):
-            content.update(json.dumps([stage.name, read], sort_keys=True).encode())
-        earlier = settings.hexdigest()[:16]
+    settled, root = True, config.run.output
+    known = stages.identities(STAGES, tables, lambda stage: contents(stage, config))
+    for stage, (content, earlier) in known:
         settled = settled and not _read_since(stage.name, earlier, root, config)
-        yield stage, (content.hexdigest()[:16], *([earlier] if settled else []))
+        yield stage, (content, *([earlier] if settled else []))
 
 
 def _read_since(stage: str, earlier: str, root: Path, config: Config) -> bool:
@@ -147,57 +154,37 @@ def _intact(stage: str, paths: RunPaths) -> bool:
 # ------------------------------------------------------------------------------------- the run directory
 
 
-def _claim(config: Config, paths: RunPaths, update: bool) -> None:
-    """Writes config.toml, or checks that the directory is this config's."""
-    if is_file(paths.config):
-        _refuse_changes(_known(paths), config, paths, update)
-    elif foreign := sorted(path.name for path in paths.root.iterdir() if path.name != paths.lock.name):
-        raise TransferError(
-            f"{paths.root} is not empty ({foreign[0]}) and holds no run; choose another run.output"
-        )
-    write_toml(paths.config, config.to_tables())
-
-
-def _known(paths: RunPaths) -> dict[str, Any] | None:
-    """The config that made the run directory; None where the file is damaged.
-
-    It is written again then, from the config that is given: each stage's identity, the corpus and the
-    training know by themselves what they were made with.
-    """
-    try:
-        return read_toml(paths.config)
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        say(f"{paths.config} is damaged and is written again: {error}")
-        return None
-
-
 def check_unchanged(config: Config, update: bool) -> None:
     """Raises what `execute` would raise for a run directory that another config made; writes nothing."""
     paths = RunPaths(config.run.output)
     if is_file(paths.config):
-        _refuse_changes(_known(paths), config, paths, update)
+        _claim_of(config, paths).check(update=update)
+        _refuse_fewer_steps(config, paths)
 
 
-def _refuse_changes(old: Mapping[str, Any] | None, config: Config, paths: RunPaths, update: bool) -> None:
-    new = config.to_tables()
-    changes = [] if old is None else list(differences(old, new))
-    fixed = [text for table, key, text in changes if not _may_change(table, key, config, paths)]
-    if fixed:
+def _claim(config: Config, paths: RunPaths, update: bool) -> None:
+    """Writes config.toml, or checks that the directory is this config's."""
+    claim = _claim_of(config, paths)
+    claim.check(update=update, ignored=(paths.lock.name,))
+    _refuse_fewer_steps(config, paths)
+    claim.write()
+
+
+def _claim_of(config: Config, paths: RunPaths) -> ClaimedConfig:
+    return ClaimedConfig(
+        path=paths.config,
+        tables=config.to_tables(),
+        defaults=default_tables(),
+        may_change=lambda table, key: _may_change(table, key, config, paths),
+        irrelevant=IRRELEVANT,
+    )
+
+
+def _refuse_fewer_steps(config: Config, paths: RunPaths) -> None:
+    if is_file(paths.config) and config.train.steps < (done := _steps_done(paths)):
         raise TransferError(
-            f"{paths.root} was made with another config: {'; '.join(fixed)}."
-            " Restore it, or choose another run.output"
-        )
-    if changes and not update:
-        shown = "; ".join(text for _, _, text in changes)
-        raise TransferError(
-            f"{paths.root} was made with another config: {shown}. Restore it, choose another run.output,"
-            " or add --update to redo what depends on it"
-        )
-    if (steps := new["train"].get("steps", 0)) < (done := _steps_done(paths)):
-        raise TransferError(
-            f"train.steps is {steps}, and {paths.root} has {done} steps already; choose another run.output"
+            f"train.steps is {config.train.steps}, and {paths.root} has {done} steps already; choose another"
+            " run.output"
         )
 
 

@@ -5,10 +5,12 @@ says that it is done, and with which identity: a hash of all that its output dep
 damaged counts as none, and the stage is made again.
 """
 
+import hashlib
+import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -71,6 +73,29 @@ def is_done(folder: Path, name: str, identities: Iterable[str]) -> bool:
     """Whether a stage is done with one of these identities."""
     marker = read_marker(folder, name)
     return marker.get("state") == "done" and marker.get("identity") in set(identities)
+
+
+def identities(
+    stages: Iterable[Stage[Use]],
+    tables: Mapping[str, Any],
+    read: Callable[[str], Mapping[str, Any]] = lambda stage: {},
+) -> Iterator[tuple[Stage[Use], tuple[str, str]]]:
+    """Each stage with its identities: a hash of all settings that its output depends on and of the content of
+    all that it reads, earlier stages included; and the one of settings alone.
+
+    Args:
+        tables: of the settings, as JSON values, without what does not matter.
+        read: takes a stage's name and says what it reads beside settings and earlier stages, by content.
+    """
+    content, settings = hashlib.sha256(), hashlib.sha256()
+    for stage in stages:
+        for table in stage.tables:
+            row = json.dumps([table, tables[table]], sort_keys=True).encode()
+            content.update(row)
+            settings.update(row)
+        if found := read(stage.name):
+            content.update(json.dumps([stage.name, found], sort_keys=True).encode())
+        yield stage, (content.hexdigest()[:16], settings.hexdigest()[:16])
 
 
 def run_stages(
