@@ -7,8 +7,7 @@ import pytest
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config, resolve_processes
 from l2p_transfer.errors import TransferError
-from l2p_transfer.evaluation import features_on
-from l2p_transfer.plan import check_processes
+from l2p_transfer.planning.inputs import check_processes
 from l2p_transfer.runner import differences, identities
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -247,12 +246,6 @@ def test_more_processes_than_this_machines_gpus_are_refused_before_anything_is_p
     there = ["train.processes=8", "train.batch_size=8", "cluster.address=auto"]
     check_processes(load_config(config_file, there), 4)
     check_processes(load_config(config_file, ["train.processes=auto"]), 1)
-
-
-def test_the_network_of_the_frechet_distance_goes_to_the_device() -> None:
-    """ "meta" is in the GPU's place."""
-    network = features_on("meta", "efficientnet-lite0").network
-    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"meta"}
 
 
 def test_an_unwritable_or_foreign_run_directory_is_refused(

@@ -15,13 +15,14 @@ import psutil
 import pytest
 import tomli_w
 from l2p_data import PromptRequest
+from l2p_data.prompt_settings import open_generator
 from l2p_data.prompts.taxonomy import load_taxonomy
 from l2p_run.places import write_json, write_text
 from l2p_train.run.storage import Store
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
-from l2p_transfer.language import open_generator
 from l2p_transfer.paths import RunPaths
+from l2p_transfer.stages import Run, place_of
 from l2p_transfer.storage import RunStorage
 
 
@@ -135,7 +136,8 @@ def test_another_machine_finds_what_a_language_model_answered_to_the_one_that_di
     requests = [PromptRequest(category=load_taxonomy().categories[0], seed=seed) for seed in range(100)]
 
     def prompts(machine: str) -> list[str]:
-        with open_generator(config, RunPaths(Path(machine)), lambda *_: None) as generator:
+        place = place_of(Run(config=config, paths=RunPaths(Path(machine))))
+        with open_generator(config.prompts, place, seed=0, progress=lambda *_: None) as generator:
             return cast(list[str], generator.generate(requests))
 
     with pytest.raises(MemoryError):

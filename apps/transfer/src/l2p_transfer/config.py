@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2p_data.filters.filtering import FilterRules
+from l2p_data.prompt_settings import PromptSettings
 from l2p_run.config_file import override, read_toml
 from l2p_run.errors import raised_as
 from l2p_run.settings import (
@@ -69,26 +70,6 @@ class SourceSection:
             **length,
             **self.pipeline_kwargs,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptsSection:
-    """Where prompts come from (sec. 3.2; the paper: 10k)."""
-
-    engine: Literal["grammar", "file", "openai", "vllm"] = "grammar"
-    grammar: Path | None = None  # for engine = "grammar": a grammar file
-    file: Path | None = None  # for engine = "file": .jsonl, .txt, .csv or .parquet; dropped ones are left out
-    server: str | None = None  # for engine = "openai": base URL; the key comes from OPENAI_API_KEY
-    model: str | None = None  # for engine = "openai": the server's model
-    llm: Path | None = None  # for engine = "vllm": a transformers directory of a language model
-    tensor_parallel: int = setting(1, ge=1)  # for engine = "vllm": GPUs per replica
-    replicas: int | None = setting(None, ge=1)  # for engine = "vllm"; None: as many as the GPUs hold
-    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for engine = "vllm": what vllm.LLM takes
-    taxonomy: Path | None = None  # for an LLM: your own categories, merged onto the shipped tree
-    kind: Literal["simple", "detailed", "mixed"] = "mixed"  # for an LLM: Fig. 10
-    subjects_per_message: int = setting(1, ge=1)  # for an LLM
-    audit: bool = False  # the LLM also judges what passed the rules (Fig. 11)
-    count: int = setting(10_000, ge=1)  # prompts to write; with a file, the most to take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +159,7 @@ class Config:
 
     run: RunSection
     source: SourceSection
-    prompts: PromptsSection
+    prompts: PromptSettings
     filter: FilterRules
     images: ImagesSection
     surgery: SurgerySection
@@ -206,7 +187,7 @@ class Config:
 TABLES = {
     "run": RunSection,
     "source": SourceSection,
-    "prompts": PromptsSection,
+    "prompts": PromptSettings,
     "filter": FilterRules,
     "images": ImagesSection,
     "surgery": SurgerySection,
@@ -296,9 +277,9 @@ def resolve_processes(config: Config) -> int:
     if config.processes:
         return config.processes
     import torch
+    from l2p_train.run.launcher import processes_for
 
-    most = torch.cuda.device_count() or min(usable_cores(), 8)
-    return max(count for count in range(1, most + 1) if config.train.batch_size % count == 0)
+    return processes_for(config.train.batch_size, torch.cuda.device_count() or min(usable_cores(), 8))
 
 
 def _check_output(tables: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> None:

@@ -5,14 +5,14 @@ A stage writes below the run directory only, and is safe to run again: it goes o
 `runner.py` decides which stages still have to run.
 """
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from l2p_data.errors import DataError
+from l2p_data.prompt_settings import Place
 from l2p_run.places import shorten, write_json
 from l2p_run.progress import Progress
 from l2p_run.stages import Outcome, Stage
@@ -39,22 +39,11 @@ class Run:
 
 def write_prompts(run: Run, progress: Progress) -> Outcome:
     """Category tree or file -> prompt records (sec. 3.2)."""
-    from l2p_data.prompts.generation import generate_prompts
+    from l2p_data.prompt_settings import make_prompts
     from l2p_data.prompts.generation import write_prompts as write
-    from l2p_data.prompts.taxonomy import load_taxonomy
 
-    from l2p_transfer.language import LLM_ENGINES, open_generator, prompts_of_file
-
-    section, seed = run.config.prompts, run.config.run.seed
-    if section.engine == "file":
-        assert section.file is not None
-        prompts = prompts_of_file(section.file).head(section.count)
-    else:
-        leaves = load_taxonomy(section.taxonomy).categories if section.engine in LLM_ENGINES else None
-        with open_generator(run.config, run.paths, progress) as generator:
-            prompts = generate_prompts(
-                generator, section.count, categories=leaves, seed=seed, kind=section.kind
-            )
+    config = run.config
+    prompts = make_prompts(config.prompts, place_of(run), seed=config.run.seed, progress=progress)
     write(prompts, run.paths.prompts)
     categories = prompts["category"].n_unique()
     return Outcome(
@@ -70,13 +59,15 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
     from l2p_data.prompts.generation import read_prompts
     from l2p_data.prompts.generation import write_prompts as write
 
-    judged = judge(read_prompts(run.paths.prompts), run.config.filter)
-    if run.config.prompts.audit:
+    config = run.config
+    judged = judge(read_prompts(run.paths.prompts), config.filter)
+    if config.prompts.audit:
         from l2p_data.filters.audit import audit_prompts
+        from l2p_data.prompt_settings import open_generator
 
-        from l2p_transfer.language import open_generator
-
-        with open_generator(run.config, run.paths, progress) as auditor:
+        with open_generator(
+            config.prompts, place_of(run), seed=config.run.seed, progress=progress
+        ) as auditor:
             judged = audit_prompts(judged, auditor)
     write(judged, run.paths.filtered)  # first: the drops say what was wrong
     try:
@@ -161,13 +152,7 @@ def operate(run: Run, progress: Progress) -> Outcome:
         calibration_prompts=prompts,
         overwrite=True,
     )
-    counts = {
-        kind: {
-            "tensors": len(getattr(report, kind)),
-            "parameters": sum(math.prod(record.shape) for record in getattr(report, kind)),
-        }
-        for kind in ("inherited", "new", "dropped")
-    }
+    counts = report.counts()
     notes = [f"{value['tensors']} tensors {kind}" for kind, value in counts.items()]
     if section.recipe == "aligned":
         kept = report.measures["pixels_from_latents"]
@@ -197,9 +182,23 @@ def train(run: Run, progress: Progress) -> Outcome:
             progress(0, steps, f"text {event['done']}/{event['of']}")
 
     if run.config.cluster.address:
-        from l2p_transfer.cluster import train_on_cluster
+        from l2p_train.run.cluster import train_on_cluster
 
-        result = train_on_cluster(run.config, report)
+        cluster = run.config.cluster
+        result = train_on_cluster(
+            run.config.train,
+            cluster.address,
+            processes=run.config.processes,
+            cpus_per_process=cluster.cpus_per_process,
+            max_failures=cluster.max_failures,
+            resources=cluster.training_resources,
+            on_event=report,
+            called={
+                "address": "cluster.address",
+                "processes": "train.processes",
+                "resources": "cluster.training_resources",
+            },
+        )
     else:
         result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
@@ -257,24 +256,30 @@ STAGES: tuple[Stage[Run], ...] = (
 # ---------------------------------------------------------------------------------------------- parts
 
 
+def place_of(run: Run) -> Place:
+    """Where an LLM runs, and where another machine would look for its answers."""
+    storage, cluster = run.config.run.storage, run.config.cluster
+    return Place(
+        journal=f"{storage}/prompts/journal" if storage else run.paths.prompts.parent / "journal",
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        ray_address=cluster.address or None,
+        replica_resources=cluster.llm_resources,
+    )
+
+
 def _calibration_images(run: Run) -> tuple[Any, list[str]]:
-    """Some corpus images as (N, 3, H, W) in [-1, 1], for what measures the source, and their prompts.
+    """Some corpus images as (N, 3, H, W) in [-1, 1], for what measures the source, and their prompts."""
+    from l2p_train.data.corpus import first_images
 
-    All of one size, the one of the first image: as the trainer will show them.
-    """
-    import torch
-    from l2p_train.data.corpus import bucket_size, open_corpus
+    surgery = run.config.surgery
 
-    train, surgery = run.config.train, run.config.surgery
-    corpus = open_corpus(replace(train, image_cache_mb=0))
-    sizes = [bucket_size(row.size, train.resolution, surgery.patch_size) for row in corpus.rows]
-    pixels = math.prod(sizes[0])
-    count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))
-    if surgery.recipe == "aligned":  # its decoder reads nine tokens, and wants as many examples
-        count = max(ALIGNED_IMAGES, ALIGNED_TOKENS * surgery.patch_size**2 // pixels)
-    chosen = [index for index, size in enumerate(sizes) if size == sizes[0]][:count]
-    images = torch.stack([corpus.image(index, sizes[0]) for index in chosen]).float() / 127.5 - 1
-    return images, [corpus.rows[index].prompt for index in chosen]
+    def wanted(pixels: int) -> int:
+        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))
+        if surgery.recipe == "aligned":  # its decoder reads nine tokens, and wants as many examples
+            count = max(ALIGNED_IMAGES, ALIGNED_TOKENS * surgery.patch_size**2 // pixels)
+        return count
+
+    return first_images(run.config.train, multiple=surgery.patch_size, wanted=wanted)
 
 
 def _write_sampling_defaults(run: Run) -> None:

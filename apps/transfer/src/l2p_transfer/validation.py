@@ -1,15 +1,12 @@
 """What a table of the config cannot know alone."""
 
-import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
-from l2p_arch.surgery.aligned import resolve_decoder, resolve_start
-from l2p_arch.surgery.head_widths import check_head_channels
-from l2p_arch.surgery.starts import check_initialisation
+from l2p_arch.sampling.call_options import check_call
+from l2p_arch.surgery.settings_check import check_surgery_settings
 from l2p_data.errors import DataError
 from l2p_run.places import is_address
 from l2p_train.errors import TrainError
@@ -20,12 +17,8 @@ from l2p_transfer.sizes import painted_sizes
 if TYPE_CHECKING:
     from l2p_transfer.config import ClusterSection, Config
 
-NEEDED = {"grammar": ("grammar",), "file": ("file",), "openai": ("server", "model"), "vllm": ("llm",)}
-"""Keys of [prompts] that an engine cannot do without."""
 OF_AN_ABLATION = ("ablation", "extends", "arm", "claim", "data")
 """Keys of the configs of l2p-ablate that a transfer does not have."""
-OF_THE_PAINTER = ("prompt", "width", "height", "generator", "output_type")
-"""Arguments of a pipeline that say which image."""
 OWN_SETTINGS = {
     "CPU": "cluster.cpus_per_process for the training",
     "GPU": "prompts.tensor_parallel for an LLM; the other workers take one each",
@@ -57,7 +50,10 @@ def check_config(config: "Config") -> None:
         TransferError: what was given, what was wanted, what to write.
     """
     _check_sizes(config)
-    _check_prompts(config)
+    try:
+        config.prompts.check()
+    except DataError as error:
+        raise TransferError(str(error)) from None
     _check_start(config)
     _check_resources(config.cluster)
     check_held_out(config, config.prompts.count)
@@ -87,28 +83,15 @@ def check_held_out(config: "Config", prompts: int) -> None:
 
 def check_sampling(config: "Config") -> None:
     """Raises for an argument that the source's pipeline does not take, where the source is there."""
-    import inspect
-
-    import diffusers
-
-    try:
-        index = json.loads((config.source.model / "model_index.json").read_text(encoding="utf-8"))
-        pipeline = getattr(diffusers, index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # the source's own check says what is wrong
-    parameters = inspect.signature(pipeline.__call__).parameters
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return
     extra = config.source.pipeline_kwargs
-    for name in config.source.sampling:
-        where = f"source.pipeline_kwargs.{name}" if name in extra else f"source.{name}"
-        if name in OF_THE_PAINTER:
-            raise TransferError(f"{where} is set for each image by the run; leave it out")
-        if name not in parameters:
-            known = [one for one in parameters if one not in ("self", *OF_THE_PAINTER)]
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise TransferError(f"{where} is no argument of the source's {pipeline.__name__}; {remedy}")
+    check_call(
+        config.source.model,
+        {
+            name: f"source.pipeline_kwargs.{name}" if name in extra else f"source.{name}"
+            for name in config.source.sampling
+        },
+        what="the source's",
+    )
 
 
 def _check_sizes(config: "Config") -> None:
@@ -152,45 +135,20 @@ def _check_side(name: str, length: int, patch: int) -> None:
     raise TransferError(f"{name} {length} is not a multiple of surgery.patch_size {patch}; use {usable}")
 
 
-def _check_prompts(config: "Config") -> None:
-    prompts = config.prompts
-    for name in NEEDED[prompts.engine]:
-        if getattr(prompts, name) is None:
-            raise TransferError(f'prompts.engine = "{prompts.engine}" needs prompts.{name}')
-    if prompts.audit and prompts.engine not in ("openai", "vllm"):
-        raise TransferError(f'prompts.audit needs an LLM; prompts.engine is "{prompts.engine}"')
-
-
 def _check_start(config: "Config") -> None:
     """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
     surgery = config.surgery
     try:
-        check_head_channels(surgery.patch_size, surgery.head_channels)
-    except ArchError as error:
-        raise TransferError(f"surgery.head_channels: {error}") from None
-    try:
-        if surgery.recipe == "aligned":
-            resolve_start(surgery.initialisation)
-        else:
-            check_initialisation(surgery.initialisation, cast(Any, "the corpus"), surgery.head_channels)
-    except ArchError as error:
-        raise TransferError(f"surgery.initialisation: {error}") from None
-    if surgery.recipe == "paper":
-        if surgery.decoder != "auto":
-            raise TransferError(
-                f'surgery.decoder is {surgery.decoder!r}, which belongs to surgery.recipe = "aligned"; '
-                "leave it out"
-            )
-        return
-    if not surgery.head_channels:
-        raise TransferError(
-            'surgery.recipe = "aligned" needs a Detailer Head, and surgery.head_channels is empty; give '
-            'some, or use recipe = "paper"'
+        check_surgery_settings(
+            recipe=surgery.recipe,
+            patch_size=surgery.patch_size,
+            head_channels=surgery.head_channels,
+            initialisation=surgery.initialisation,
+            decoder=surgery.decoder,
+            table="surgery.",
         )
-    try:
-        resolve_decoder(surgery.decoder)
     except ArchError as error:
-        raise TransferError(f"surgery.decoder: {error}") from None
+        raise TransferError(str(error)) from None
 
 
 def _check_resources(cluster: "ClusterSection") -> None:

@@ -56,20 +56,7 @@ def _check_source(config: Config) -> None:
 
 
 def _check_prompts(config: Config) -> None:
-    from l2p_data.prompts.grammar import load_grammar
-    from l2p_data.prompts.taxonomy import load_taxonomy
-    from l2p_data.synthesis.models import local_directory
-
-    from l2p_transfer.language import prompts_of_file
-
-    if config.prompts.engine == "grammar" and config.prompts.grammar:
-        load_grammar(config.prompts.grammar)
-    elif config.prompts.engine == "file" and config.prompts.file:
-        prompts_of_file(config.prompts.file)
-    elif config.prompts.engine == "vllm" and config.prompts.llm:
-        local_directory(config.prompts.llm, "config.json", "a transformers language model")
-    if config.prompts.taxonomy:
-        load_taxonomy(config.prompts.taxonomy)
+    config.prompts.check_files()
 
 
 def _check_detector(config: Config) -> None:

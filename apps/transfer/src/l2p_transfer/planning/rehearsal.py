@@ -177,7 +177,7 @@ def _prepare(config: Config, small: Config, depth: int | None, recorder: Recorde
 def _prompts(config: Config, count: int) -> list[str]:
     """The config's own first prompts if they are there, else ours, in variants."""
     if config.prompts.engine == "file" and config.prompts.file and config.prompts.file.is_file():
-        from l2p_transfer.language import prompts_of_file
+        from l2p_data.prompt_settings import prompts_of_file
 
         return [" ".join(text.split()) for text in prompts_of_file(config.prompts.file)["prompt"].head(count)]
     return prompts(count)

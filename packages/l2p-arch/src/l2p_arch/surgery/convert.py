@@ -67,13 +67,22 @@ class SurgeryReport:
     """What the initialisation measured on the source, for example how much of the latents its fit
     explains."""
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{"inherited", "new", "dropped"}, each with its number of "tensors" and of "parameters"."""
+        return {
+            kind: {
+                "tensors": len(getattr(self, kind)),
+                "parameters": sum(prod(record.shape) for record in getattr(self, kind)),
+            }
+            for kind in ("inherited", "new", "dropped")
+        }
+
     def summary(self) -> str:
         """One line for a terminal."""
-        parts = []
-        for label in ("inherited", "new", "dropped"):
-            records: tuple[TensorRecord, ...] = getattr(self, label)
-            count = sum(prod(record.shape) for record in records)
-            parts.append(f"{label} {len(records)} tensors ({count / 1e6:.2f} M parameters)")
+        parts = [
+            f"{kind} {count['tensors']} tensors ({count['parameters'] / 1e6:.2f} M parameters)"
+            for kind, count in self.counts().items()
+        ]
         return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
 
 

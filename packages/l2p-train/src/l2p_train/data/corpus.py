@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,26 @@ def open_corpus(config: TrainConfig) -> Corpus:
     """Open the corpus of a run."""
     cache = config.corpus_cache or config.output / "corpus-cache"
     return Corpus(config.corpus, config.image_cache_mb, cache=cache, cache_gb=config.corpus_cache_gb)
+
+
+def first_images(
+    config: TrainConfig, *, multiple: int, wanted: Callable[[int], int]
+) -> tuple[Tensor, list[str]]:
+    """Return the corpus' first images as (N, 3, H, W) in [-1, 1], and their prompts.
+
+    All are of one size, that of the first image, and as the trainer will show them.
+
+    Args:
+        config: of the run; names the corpus and how it is resized.
+        multiple: the patch, px.
+        wanted: takes the pixels of an image and says how many images at most.
+    """
+    corpus = open_corpus(replace(config, image_cache_mb=0))
+    sizes = [bucket_size(row.size, config.resolution, multiple) for row in corpus.rows]
+    count = wanted(sizes[0].pixels)
+    chosen = [index for index, size in enumerate(sizes) if size == sizes[0]][:count]
+    images = torch.stack([corpus.image(index, sizes[0]) for index in chosen]).float() / 127.5 - 1
+    return images, [corpus.rows[index].prompt for index in chosen]
 
 
 def _decode(encoded: bytes, size: Size, row: Row) -> np.ndarray:
