@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from l2p_arch.sampling.painter import Painter, load_pipeline
+from l2p_arch.sampling.painter import Painter
 from l2p_eval import scores
 from l2p_eval.geneval import GenEvalPrompt
 from l2p_eval.layout import open_image
@@ -27,7 +27,6 @@ from l2p_ablate.errors import NotFiniteError
 
 CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
 ALIGNED_IMAGES = 1024  # for the aligned recipe, whose decoder reads nine tokens
-SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the held-out loss
 Progress = Callable[[str], None]
 
 
@@ -115,22 +114,23 @@ def check_arms(config: Config) -> None:
     """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
-    from l2p_arch.surgery.aligned import recipe_config, resolve_start
+    from l2p_arch.surgery.aligned import recipe_config
     from l2p_arch.surgery.convert import open_source
-    from l2p_arch.surgery.head_widths import check_head_channels
-    from l2p_arch.surgery.starts import check_initialisation
+    from l2p_arch.surgery.settings_check import check_surgery_settings
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     for arm in config.arm:
         surgery = config.surgery_of(arm)
         check_size(config.size, config.size, surgery.patch_size)
-        check_head_channels(surgery.patch_size, surgery.head_channels)
-        images = torch.empty(1, 3, config.size, config.size, device="meta")
-        if surgery.recipe == "aligned":
-            resolve_start(surgery.initialisation)
-        else:
-            check_initialisation(surgery.initialisation, images, surgery.head_channels)
+        check_surgery_settings(
+            recipe=surgery.recipe,
+            patch_size=surgery.patch_size,
+            head_channels=surgery.head_channels,
+            initialisation=surgery.initialisation,
+            decoder=surgery.decoder,
+            table=f"arm {arm.name}: surgery.",
+        )
         with torch.device("meta"):
             L2PTransformer(
                 source.family.name,
@@ -176,8 +176,9 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The three metrics of an arm's model, and its GenEval score per tag."""
     from l2p_mini.detector import ExactDetector
+    from l2p_train.report.held_out import held_out_loss
 
-    directory = folder / "train" / "model"
+    directory, prompts = folder / "train" / "model", [prompt.prompt for prompt in held.prompts]
     model = model_of(
         directory,
         height=config.size,
@@ -190,7 +191,7 @@ def evaluate(
     pictures = paint(
         arm.name,
         model,
-        [prompt.prompt for prompt in held.prompts],
+        prompts,
         images,
         painting(config, workers),
         lambda done, total, what: progress(f"paints {done}/{total}"),
@@ -200,7 +201,14 @@ def evaluate(
     metrics = {
         "geneval": seen.headline,
         "frechet": distance.headline,
-        "loss": held_out_loss(directory, held, config.source.max_sequence_length),
+        "loss": held_out_loss(
+            directory,
+            to_pixels([open_image(path) for path in held.reference]),
+            prompts,
+            max_sequence_length=config.source.max_sequence_length,
+            device=choose_device(),
+            dtype=resolve_dtype("auto"),
+        ),
     }
     return metrics, dict(seen.details["scores"]["tags"])
 
@@ -209,28 +217,6 @@ def painting(config: Config, workers: int | None) -> Painting:
     """How held-out pictures are painted: one of each prompt, the same seeds for every model."""
     evaluation = config.evaluate
     return Painting(seed=evaluation.seed, batch_size=evaluation.batch_size, workers=workers)
-
-
-@torch.inference_mode()
-def held_out_loss(model: Path, held: Held, max_sequence_length: int, *, batch_size: int = 32) -> float:
-    """Eq. 5 on the held-out pictures, over `SIGMAS`; the same noise for every model."""
-    from l2p_arch.sampling.initial_state import draw_noise, generators_of
-    from l2p_train.objective import l2p_loss
-
-    device = choose_device()
-    pipeline = load_pipeline(model, device=device, dtype=resolve_dtype("auto"))
-    prompts = [prompt.prompt for prompt in held.prompts]
-    conditioning = pipeline.encode(prompts, max_sequence_length=max_sequence_length)
-    x_0 = to_pixels([open_image(path) for path in held.reference])
-    noise = draw_noise(generators_of(len(x_0), range(len(x_0))), *x_0.shape[-2:])
-    total = 0.0
-    for start in range(0, len(x_0), batch_size):
-        part = slice(start, start + batch_size)
-        for value in SIGMAS:
-            pixels, sigma = x_0[part].to(device), torch.full((len(x_0[part]),), value, device=device)
-            losses = l2p_loss(pipeline.transformer, pixels, noise[part].to(device), sigma, conditioning[part])
-            total += float(losses.sum())
-    return total / (len(x_0) * len(SIGMAS))
 
 
 def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -251,9 +237,10 @@ def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def _processes(config: Config, workers: int | None) -> int:
+    from l2p_train.run.launcher import processes_for
+
     wanted = config.train.get("processes", "auto")
     if wanted != "auto":
         return int(wanted)
     most = min(default_workers() if workers is None else max(workers, 1), 8)
-    batch = int(config.train.get("batch_size", 8))
-    return max(count for count in range(1, most + 1) if batch % count == 0)
+    return processes_for(int(config.train.get("batch_size", 8)), most)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from l2p_eval.report.arms import Claim
-from l2p_run.config_file import read_toml
+from l2p_run.config_file import merged, read_extended
 from l2p_run.errors import UserError, raised_as
 from l2p_run.settings import LARGEST_SEED, cut, read_table, seed_setting, setting, to_table
 from l2p_train.config import TrainConfig, config_from_mapping
@@ -188,7 +188,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         AblateError: no such file, no TOML, an unknown key, a wrong type, a number out of range, an arm or
             corpus that is not there.
     """
-    tables = _read(path.absolute(), set())
+    tables = read_extended(path.absolute(), "the shipped ones are in configs/ablations/")
     own = tables.get("ablation", {})
     if not isinstance(own, Mapping) or "title" not in own:
         raise AblateError(
@@ -196,26 +196,6 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
             "extend, and configs of transfers are for l2p-transfer"
         )
     try:
-        return read_table(Config, _merged(tables, overrides or {}), "", path.absolute().parent)
+        return read_table(Config, merged(tables, overrides or {}), "", path.absolute().parent)
     except UserError as error:
         raise AblateError(f"{path}: {error}") from error
-
-
-def _read(path: Path, seen: set[Path]) -> dict[str, Any]:
-    if path in seen:
-        raise AblateError(f"{path} extends itself")
-    tables = read_toml(path, "the shipped ones are in configs/ablations/")
-    if (base := tables.pop("extends", None)) is None:
-        return tables
-    if not isinstance(base, str):
-        raise AblateError(f"{path}: extends is {cut(base)}; it must be the name of a file")
-    return _merged(_read((path.parent / base).resolve(), seen | {path}), tables)
-
-
-def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `change`, table by table."""
-    merged = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged

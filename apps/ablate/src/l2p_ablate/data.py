@@ -1,18 +1,15 @@
 """The corpora that arms train on, and the held-out pictures that they are held against. Each is made once."""
 
-import colorsys
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from l2p_eval.geneval import GenEvalPrompt, check_prompts, read_metadata
 from l2p_eval.layout import image_path, write_image
 from l2p_eval.painting import paint
+from l2p_mini.pictures import render_prompt, restyled
 from l2p_run.devices import resolve_dtype
 from l2p_run.settings import to_table
-from PIL import Image, ImageFilter
 
 from l2p_ablate.arms import Progress, model_of, painting
 from l2p_ablate.config import Config, DataTable
@@ -78,26 +75,6 @@ def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> No
                 }
 
     write_corpus(folder, rows(), settings=settings, rows_per_shard=100)
-
-
-def render_prompt(prompt: str, number: int, size: int) -> Image.Image:
-    """One scene in which `prompt` is true; a function of (prompt, number) alone."""
-    from l2p_mini.grammar import draw_scene, parse
-    from l2p_mini.world import render
-
-    return render(draw_scene(parse(prompt), random.Random(f"{prompt}:{number}")), size)
-
-
-def restyled(image: Image.Image, *, hue_degrees: float, blur: float) -> Image.Image:
-    """Another house style: every hue turned, every edge softened (`blur` in px of a 64 px image)."""
-    if hue_degrees:
-        palette, indices = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
-        turned = np.empty_like(palette)
-        for row, color in enumerate(palette / 255):
-            h, s, v = colorsys.rgb_to_hsv(*color)
-            turned[row] = np.rint(255 * np.array(colorsys.hsv_to_rgb((h + hue_degrees / 360) % 1, s, v)))
-        image = Image.fromarray(turned[indices.reshape(-1)].reshape(image.height, image.width, 3))
-    return image.filter(ImageFilter.GaussianBlur(blur * image.width / 64)) if blur else image
 
 
 # ------------------------------------------------------------------------------------------- held-out

@@ -31,6 +31,35 @@ def read_toml(path: Path, missing: str = "") -> dict[str, Any]:
     return parse_toml(text, path)
 
 
+def read_extended(path: Path, missing: str = "") -> dict[str, Any]:
+    """As `read_toml`, of a file whose `extends` names a file that it completes or overrides, key by key.
+
+    Raises:
+        UserError: as `read_toml`; `extends` is no name, or leads back to a file that extends this one.
+    """
+    return _extended(path, missing, set())
+
+
+def _extended(path: Path, missing: str, seen: set[Path]) -> dict[str, Any]:
+    if path in seen:
+        raise UserError(f"{path} extends itself")
+    tables = read_toml(path, missing)
+    if (base := tables.pop("extends", None)) is None:
+        return tables
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends is {cut(base)}; it must be the name of a file")
+    return merged(_extended((path.parent / base).resolve(), missing, seen | {path}), tables)
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `change`, table by table."""
+    found = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
 def parse_toml(text: str, where: object) -> dict[str, Any]:
     """The tables of TOML text; raises `UserError` where it is none, naming `where`."""
     try:

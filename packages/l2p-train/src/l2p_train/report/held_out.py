@@ -1,0 +1,52 @@
+"""Eq. 5 of a finished model on pictures that it was not trained on, the same noise for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from l2p_arch.sampling.initial_state import draw_noise, generators_of
+from l2p_arch.sampling.painter import load_pipeline
+from torch import Tensor
+
+from l2p_train.objective import l2p_loss
+
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: Path,
+    x_0: Tensor,
+    prompts: Sequence[str],
+    *,
+    max_sequence_length: int,
+    device: str,
+    dtype: str,
+    sigmas: Sequence[float] = SIGMAS,
+    batch_size: int = 32,
+) -> float:
+    """Return the mean loss over pictures and `sigmas`.
+
+    Args:
+        model: an L2P model directory.
+        x_0: the pictures, (N, 3, H, W) in [-1, 1].
+        prompts: one of each picture.
+        max_sequence_length: tokens of a prompt.
+        device: "cpu", "cuda", "cuda:1".
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+        sigmas: points of the axis from image (0) to noise (1).
+        batch_size: pictures at a time.
+    """
+    pipeline = load_pipeline(model, device=device, dtype=dtype)
+    conditioning = pipeline.encode(list(prompts), max_sequence_length=max_sequence_length)
+    noise = draw_noise(generators_of(len(x_0), range(len(x_0))), *x_0.shape[-2:])
+    total = 0.0
+    for start in range(0, len(x_0), batch_size):
+        part = slice(start, start + batch_size)
+        for value in sigmas:
+            pixels, sigma = x_0[part].to(device), torch.full((len(x_0[part]),), value, device=device)
+            losses = l2p_loss(pipeline.transformer, pixels, noise[part].to(device), sigma, conditioning[part])
+            total += float(losses.sum())
+    return total / (len(x_0) * len(sigmas))
