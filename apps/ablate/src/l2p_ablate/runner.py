@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from l2p_eval.report.arm_charts import save_chart, save_pictures
-from l2p_eval.report.arms import Results, summarise, table
+from l2p_eval.report.arm_charts import write_arms
+from l2p_eval.report.arms import Results, summarise
 from l2p_run import places
 from l2p_run.provenance import collect
 from l2p_run.settings import to_table
+from l2p_run.shared_work import work_through
 
 from l2p_ablate.arms import Held, check_arms, read_result, run_arm
 from l2p_ablate.config import ArmTable, Config
@@ -71,31 +72,34 @@ def execute(
     targets = _make_data(
         config, stored, workers, lambda text: say(f"{text} ({spent() / 60:.1f} min)"), progress
     )
-    pending = [(arm, seed) for seed in config.ablation.seeds for arm in config.arm]
-    for arm, seed in pending:
+    jobs = [(arm, seed) for seed in config.ablation.seeds for arm in config.arm]
+    for arm, seed in jobs:
         if result := read_result(stored.run(arm, seed)):
             say(f"{arm.name}, seed {seed}: {_line(result)} (done before)")
-    longest, busy = 0.0, 0
-    while pending := [pair for pair in pending if read_result(stored.run(*pair)) is None]:
-        if spent() + longest > 60 * config.ablation.budget_minutes:
-            minutes = config.ablation.budget_minutes
-            say(f"the budget of {minutes:g} min is spent: {len(pending)} runs are missing")
-            break
-        arm, seed = pending[busy % len(pending)]
-        began = time.monotonic()
-        tell = partial(_prefixed, progress, f"{arm.name}, seed {seed} ({len(pending)} to do)")
-        folder = stored.run(arm, seed)
-        with held(folder, wait=busy >= len(pending)) as mine:  # another command may be at it
-            if not mine:
-                busy += 1
-                continue
-            busy = 0
-            result = run_arm(
-                config, arm, seed, stored.corpus(config.data_of(arm)), folder, targets, workers, tell
-            )
-        longest = max(longest, time.monotonic() - began)
-        say(f"{arm.name}, seed {seed}: {_line(result)}")
+
+    def work(job: tuple[ArmTable, int], left: int) -> None:
+        arm, seed = job
+        tell = partial(_prefixed, progress, f"{arm.name}, seed {seed} ({left} to do)")
+        corpus = stored.corpus(config.data_of(arm))
+        run_arm(config, arm, seed, corpus, stored.run(arm, seed), targets, workers, tell)
+
+    def after(job: tuple[ArmTable, int]) -> None:
+        arm, seed = job
+        if result := read_result(stored.run(arm, seed)):
+            say(f"{arm.name}, seed {seed}: {_line(result)}")
         _write(config, root, stored, targets, provenance, spent())
+
+    minutes = config.ablation.budget_minutes
+    missing = work_through(
+        jobs,
+        is_done=lambda job: read_result(stored.run(*job)) is not None,
+        hold=lambda job, wait: held(stored.run(*job), wait=wait),  # another command may be at it
+        work=work,
+        seconds_left=lambda: 60 * minutes - spent(),
+        after=after,
+    )
+    if missing:
+        say(f"the budget of {minutes:g} min is spent: {missing} runs are missing")
     return _write(config, root, stored, targets, provenance, spent())
 
 
@@ -143,16 +147,15 @@ def _write(
         "provenance": provenance,
         "config": tables,
     }
+    painted = {config.labels[arm.name]: _painted(stored, arm, ablation.seeds[0]) for arm in config.arm}
     with held(root, wait=True):
-        if results:
-            save_chart(summary, root / "chart.png")
-        painted = {config.labels[arm.name]: _painted(stored, arm, ablation.seeds[0]) for arm in config.arm}
-        if shown := {label: folder for label, folder in painted.items() if folder}:
-            reference = (config.evaluate.reference, targets.reference)
-            save_pictures(reference, shown, targets.prompts, root / "pictures.png")
-        title = f"# {summary['title']} ({summary['paper']})"
-        places.write_text(root / "results.md", f"{title}\n\n{table(summary)}\n")
-        places.write_json(root / "results.json", summary, ensure_ascii=True, allow_nan=False)
+        write_arms(
+            summary,
+            root,
+            reference=(config.evaluate.reference, targets.reference),
+            painted={label: folder for label, folder in painted.items() if folder},
+            prompts=targets.prompts,
+        )
     return summary
 
 

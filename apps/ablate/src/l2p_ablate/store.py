@@ -5,17 +5,14 @@ Several commands may work in one store at a time, on one machine or over a share
 each takes what no other is busy with.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from l2p_eval.painting import model_sha256
-from l2p_run import hashes
+from l2p_run import hashes, shared_work
 from l2p_run.devices import resolve_dtype
-from l2p_run.folder import try_lock
 from l2p_run.settings import to_table
 
 from l2p_ablate.config import ArmTable, Config
@@ -80,16 +77,8 @@ class Store:
         return table | painter | content | {"size": self.config.size}
 
 
-@contextmanager
-def held(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Keeps other commands out of `folder`; yields whether it could be had (always, with `wait`).
-
-    Raises:
-        UserError: nothing can be written there.
-    """
-    lock = folder.with_name(f".{folder.name}.lock")
-    with try_lock(lock, wait=wait, remedy="choose another --output") as mine:
-        yield mine
+held = partial(shared_work.held, remedy="choose another --output")
+"""Keeps other commands out of a folder; yields whether it could be had (always, with `wait`)."""
 
 
 @cache

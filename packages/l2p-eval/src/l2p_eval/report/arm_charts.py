@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_run.places import atomic_path
+from l2p_run.places import atomic_path, write_json, write_text
 
 from l2p_eval.layout import image_path
-from l2p_eval.report.arms import METRICS
+from l2p_eval.report.arms import METRICS, table
 from l2p_eval.report.charts import running_mean
 from l2p_eval.report.pictures import grid_sheet
 
@@ -17,6 +17,32 @@ _TITLES = {
     "loss": "eq. 5, held-out pictures",
 }
 _ACCENT, _POINT = "#6d5efc", "#17181c"
+
+
+def write_arms(
+    summary: Mapping[str, Any],
+    folder: Path,
+    *,
+    reference: tuple[str, Sequence[Path]],
+    painted: Mapping[str, Path],
+    prompts: Sequence[Any],
+) -> None:
+    """Writes results.json, results.md, chart.png and pictures.png of all runs that are there.
+
+    Args:
+        summary: of `l2p_eval.report.arms.summarise`, with "title" and "paper".
+        folder: gets the files.
+        reference: what it is called, and one picture of each prompt.
+        painted: what an arm is called -> GenEval folder of its first seed, where that is done.
+        prompts: GenEval's.
+    """
+    if summary["runs"]:
+        save_chart(summary, folder / "chart.png")
+    if painted:
+        save_pictures(reference, painted, prompts, folder / "pictures.png")
+    title = f"# {summary['title']} ({summary['paper']})"
+    write_text(folder / "results.md", f"{title}\n\n{table(summary)}\n")
+    write_json(folder / "results.json", summary, ensure_ascii=True, allow_nan=False)
 
 
 def save_chart(summary: Mapping[str, Any], path: Path) -> None:
