@@ -10,9 +10,9 @@ import pytest
 from l2p_eval.efficiency.comparison import Row, table
 from l2p_eval.geneval import parse_row
 from l2p_eval.layout import write_image, write_prompts
+from l2p_eval.metric_options import COMMANDS
 from l2p_eval.scores import METRICS
 from l2p_evaluate.cli import main
-from l2p_evaluate.options import COMMANDS
 from l2p_mini.grammar import draw_scene, geneval_row, parse
 from l2p_mini.world import render
 from PIL import Image

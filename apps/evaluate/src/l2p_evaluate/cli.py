@@ -70,9 +70,10 @@ def _evaluate(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """The parser; only the chosen metric gets its options, because others' help would be long."""
+    from l2p_eval.metric_options import COMMANDS
     from l2p_eval.scores import METRICS
 
-    from l2p_evaluate.options import COMMANDS, add_common
+    from l2p_evaluate.options import add_common
 
     parser = Parser(
         prog="l2p-evaluate",

@@ -7,18 +7,18 @@ which no weights and no memory are needed.
 import argparse
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from l2p_arch.full_size import CAPTION_TOKENS, FAMILIES, HEADS, forwards_on_meta
 from l2p_eval.errors import EvalError
+from l2p_eval.metric_options import SIDE
 from l2p_run import places
 from l2p_run.command import number, out
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.progress import say
 
-from l2p_evaluate.options import DTYPES, PACKAGES, SIDE
+from l2p_evaluate.options import DTYPES, PACKAGES
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, command: Sequence[str]) -> int:
     """Writes efficiency.json, .md and .png; prints the table."""
     from l2p_eval.efficiency import count
-    from l2p_eval.efficiency.comparison import PAPER, counted, save_chart, table
+    from l2p_eval.efficiency.comparison import counted, table, write_comparison
     from l2p_run.provenance import collect
 
     if bool(options.model) != bool(options.source):
@@ -61,19 +61,14 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
                 for model, parts in forwards_on_meta(options.count, size).items()
             }
             rows += counted(size, counts, options.steps)
-    results = {
-        "measured": bool(options.model),
-        "steps": options.steps,
-        "definition": _definition(options),
-        "rows": [vars(row) for row in rows],
-        "paper": {"note": "the paper's own, at 4K, not measured here", "less than the source": PAPER},
-        "provenance": collect(command, PACKAGES),
-    }
-    text = table(rows, options.steps)
-    places.write_json(options.output / "efficiency.json", results)
-    places.write_text(options.output / "efficiency.md", text + "\n")
-    save_chart(rows, options.output / "efficiency.png")
-    out(json.dumps(results, indent=1) if options.json else text)
+    results = write_comparison(
+        rows,
+        options.output,
+        steps=options.steps,
+        definition=_definition(options),
+        provenance=collect(command, PACKAGES),
+    )
+    out(json.dumps(results, indent=1) if options.json else table(rows, options.steps))
     return 0
 
 
@@ -81,20 +76,15 @@ def _definition(options: argparse.Namespace) -> dict[str, Any]:
     """What defines the numbers beside their rows' own details."""
     from l2p_eval.efficiency.comparison import PROMPT
 
-    common = {
-        "metric version": f"l2p-eval {version('l2p-eval')}",
-        "batch": 1,
-        "images": "square, of `size` px",
-    }
     if options.model:
-        return common | {
+        return {
             "device": choose_device(),
             "prompt": PROMPT,
             "guidance_scale": 0.0,
             "repeats": options.repeats,
             "step": f"difference of {options.steps} steps and 1, medians, over {options.steps - 1}",
         }
-    return common | {
+    return {
         "device": "meta",
         "family": options.count,
         "dtype": "bfloat16",

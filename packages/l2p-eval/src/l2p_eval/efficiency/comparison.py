@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from l2p_run.places import atomic_path
+from l2p_run.places import atomic_path, write_json, write_text
 
 from l2p_eval.efficiency.forward import Count, Timing, measure
 from l2p_eval.errors import EvalError
@@ -170,3 +171,32 @@ def save_chart(rows: Sequence[Row], path: Path) -> None:
     figure.axes[0].legend(frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, facecolor="white")
+
+
+def write_comparison(
+    rows: Sequence[Row], folder: Path, *, steps: int, definition: Mapping[str, Any], provenance: Any
+) -> dict[str, Any]:
+    """Writes efficiency.json, .md and .png; returns the content of the first.
+
+    Args:
+        steps: of sampling, of a whole image.
+        definition: what defines the numbers beside the rows' own details.
+    """
+    results = {
+        "measured": any(row.unit == "s" for row in rows),
+        "steps": steps,
+        "definition": definition_of(definition),
+        "rows": [vars(row) for row in rows],
+        "paper": {"note": "the paper's own, at 4K, not measured here", "less than the source": PAPER},
+        "provenance": provenance,
+    }
+    write_json(folder / "efficiency.json", results)
+    write_text(folder / "efficiency.md", table(rows, steps) + "\n")
+    save_chart(rows, folder / "efficiency.png")
+    return results
+
+
+def definition_of(more: Mapping[str, Any]) -> dict[str, Any]:
+    """What defines every comparison, and `more`."""
+    version_ = f"l2p-eval {version('l2p-eval')}"
+    return {"metric version": version_, "batch": 1, "images": "square, of `size` px", **more}
