@@ -78,9 +78,9 @@ def prompts(count: int) -> list[str]:
     ]
 
 
-def first_of_each_tag(metadata: Path) -> list[str]:
+def first_of_each_tag(metadata: Path | None) -> list[str]:
     """The first row of each kind of a file in GenEval's format, or six of ours where it is not there."""
-    if not metadata.is_file():
+    if metadata is None or not metadata.is_file():
         return list(METADATA)
     first: dict[str, str] = {}
     for line in metadata.read_text(encoding="utf-8").splitlines():
