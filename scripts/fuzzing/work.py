@@ -29,7 +29,12 @@ def import_all() -> None:
     """Import what commands import when they are at it, so that each case begins at once. Computes nothing."""
     for module in (
         *COMMANDS.values(),
-        *("l2p_transfer.plan", "l2p_ablate.runner", "l2p_serve.painting", "l2p_serve.api.application"),
+        *(
+            "l2p_transfer.planning.plan",
+            "l2p_ablate.runner",
+            "l2p_serve.painting",
+            "l2p_serve.api.application",
+        ),
         *(
             "l2p_data.commands",
             "l2p_eval.scores",

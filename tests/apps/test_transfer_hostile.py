@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from l2p_run.errors import UserError
 from l2p_run.places import write_json
+from l2p_train.run.run_directory import steps_done
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.contents import contents
 from l2p_transfer.paths import RunPaths
-from l2p_transfer.runner import _claim, _intact, _steps_done, check_unchanged, identities
+from l2p_transfer.runner import _claim, _intact, check_unchanged, identities
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_odd_names_among_the_checkpoints_and_damaged_results_are_no_matter(confi
     paths = RunPaths(load_config(config_file).run.output)
     for name in ("step-abc", "step-000012", "step-"):
         (paths.train / "checkpoints" / name).mkdir(parents=True)
-    assert _steps_done(paths) == 12
+    assert steps_done(paths.train) == 12
     paths.evaluation.mkdir()
     assert not _intact("evaluation", paths) and not _intact("report", paths)
     for content, whole in (("{", False), ("[]", False), ("5", False), (json.dumps({"l2p": {}}), True)):

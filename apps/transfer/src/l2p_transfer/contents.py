@@ -8,9 +8,6 @@ from l2p_run import hashes
 
 from l2p_transfer.config import Config
 
-_OF_A_MODEL = {".json", ".safetensors", ".txt", ".model", ".jinja"}
-"""Suffixes of what decides how a model computes."""
-
 
 def contents(stage: str, config: Config) -> dict[str, Any]:
     """The sha256 of everything that a stage reads beside its settings and what earlier stages left; None for
@@ -21,11 +18,8 @@ def contents(stage: str, config: Config) -> dict[str, Any]:
     Raises:
         UserError: something is there and cannot be read.
     """
-    return (
-        {name: of(path) for name, path, of in _READ[stage](config) if path is not None}
-        if stage in _READ
-        else {}
-    )
+    read = _READ[stage](config) if stage in _READ else {}
+    return {name: _content(path, name) for name, path in read.items() if path is not None}
 
 
 def newest(stage: str, config: Config) -> float:
@@ -35,52 +29,39 @@ def newest(stage: str, config: Config) -> float:
         UserError: something is there and cannot be looked at.
     """
     times = [0.0]
-    for _, path, _ in _READ[stage](config) if stage in _READ else []:
+    for path in (_READ[stage](config) if stage in _READ else {}).values():
         if path is not None and path.is_dir():
-            names = [name for name in hashes.files_of(path) if name.suffix in _OF_A_MODEL]
+            names = [name for name in hashes.files_of(path) if name.suffix in hashes.OF_A_MODEL]
             times += [(path / name).stat().st_mtime for name in names]
         elif path is not None and path.is_file():
             times.append(path.stat().st_mtime)
     return max(times)
 
 
-def _file(path: Path) -> str | None:
+def _content(path: Path, name: str) -> str | None:
+    if name in _MODELS:
+        return hashes.of_model(path) if path.is_dir() else None
     return hashes.of_file(path) if path.is_file() else None
 
 
-def _model(path: Path) -> str | None:
-    return hashes.of_folder(path, lambda name: name.suffix in _OF_A_MODEL) if path.is_dir() else None
-
-
-Read = tuple[str, Path | None, Callable[[Path], str | None]]
-
-
-def _prompts(config: Config) -> list[Read]:
+def _prompts(config: Config) -> Mapping[str, Path | None]:
     section = config.prompts
-    by_engine: Mapping[str, list[Read]] = {
-        "grammar": [("grammar", section.grammar, _file)],
-        "file": [("file", section.file, _file)],
-        "openai": [("taxonomy", section.taxonomy, _file)],
-        "vllm": [("taxonomy", section.taxonomy, _file), ("llm", section.llm, _model)],
+    by_engine = {
+        "grammar": {"grammar": section.grammar},
+        "file": {"file": section.file},
+        "openai": {"taxonomy": section.taxonomy},
+        "vllm": {"taxonomy": section.taxonomy, "llm": section.llm},
     }
     return by_engine[section.engine]
 
 
-def _source(config: Config) -> list[Read]:
-    return [("source", config.source.model, _model)]
+def _judges(config: Config) -> Mapping[str, Path | None]:
+    return {name: getattr(config.evaluate, name) for name in ("metadata", "detector_model", "color_model")}
 
 
-def _judges(config: Config) -> list[Read]:
-    section = config.evaluate
-    return [
-        ("metadata", section.metadata, _file),
-        ("detector_model", section.detector_model, _model),
-        ("color_model", section.color_model, _model),
-    ]
-
-
-_READ: Mapping[str, Callable[[Config], list[Read]]] = {
+_MODELS = ("llm", "source", "detector_model", "color_model")
+_READ: Mapping[str, Callable[[Config], Mapping[str, Path | None]]] = {
     "prompts": _prompts,
-    "images": _source,
+    "images": lambda config: {"source": config.source.model},
     "evaluation": _judges,
 }

@@ -16,6 +16,7 @@ from l2p_run.places import is_file, read_json_if_whole, write_json
 from l2p_run.progress import Display
 from l2p_run.stages import Stage, read_marker, run_stages
 from l2p_train.config import changeable
+from l2p_train.run.run_directory import steps_done
 
 from l2p_transfer.config import Config, default_tables
 from l2p_transfer.contents import contents, newest
@@ -110,7 +111,7 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
             paths.root,
             Run(config=config, paths=paths),
             display,
-            goes_on=lambda name: name == "training" and _steps_done(paths) > 0,
+            goes_on=lambda name: name == "training" and steps_done(paths.train) > 0,
             intact=lambda name: _intact(name, paths),
             after=storage.keep,
         )
@@ -181,7 +182,7 @@ def _claim_of(config: Config, paths: RunPaths) -> ClaimedConfig:
 
 
 def _refuse_fewer_steps(config: Config, paths: RunPaths) -> None:
-    if is_file(paths.config) and config.train.steps < (done := _steps_done(paths)):
+    if is_file(paths.config) and config.train.steps < (done := steps_done(paths.train)):
         raise TransferError(
             f"train.steps is {config.train.steps}, and {paths.root} has {done} steps already; choose another"
             " run.output"
@@ -200,27 +201,12 @@ def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
     training nothing before its first checkpoint, so that what it ran out of memory with can be changed.
     """
     if table in OF_THE_CORPUS:
-        return not _painted(config, paths)
+        from l2p_data.corpus.files import has_shards
+
+        painted = read_marker(paths.root, "images").get("state") == "done"
+        return not (painted or has_shards(config.train.corpus))
     if table == "surgery":
         return read_marker(paths.root, "surgery").get("state") != "done"
     if table == "train":
-        return key in changeable() or not _steps_done(paths)
+        return key in changeable() or not steps_done(paths.train)
     return table in MAY_CHANGE
-
-
-def _painted(config: Config, paths: RunPaths) -> bool:
-    """Whether the corpus has its first shard, here or at the run's address."""
-    from l2p_data.corpus.files import folder_exists, location
-
-    if read_marker(paths.root, "images").get("state") == "done":
-        return True
-    corpus = location(config.train.corpus)
-    return folder_exists(corpus) and next(iter(corpus.glob("*.parquet")), None) is not None
-
-
-def _steps_done(paths: RunPaths) -> int:
-    """Steps of the newest checkpoint, 0 where there is none."""
-    names = [folder.name for folder in (paths.root / "train" / "checkpoints").glob("step-*")]
-    return max(
-        (int(number) for name in names if (number := name.removeprefix("step-")).isdecimal()), default=0
-    )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l2p_data.synthesis.buckets import parse_size
 from l2p_run.sizes import Size
 
 if TYPE_CHECKING:
@@ -14,15 +13,8 @@ if TYPE_CHECKING:
 
 
 def painted_sizes(config: "Config") -> tuple[Size, ...]:
-    """Of the corpus: `images.buckets`, or else the one of width and height.
-
-    Raises:
-        DataError: a bucket is no size.
-    """
-    images = config.images
-    if images.buckets is None:
-        return (Size(width=images.width, height=images.height),)
-    return tuple(parse_size(text) for text in images.buckets)
+    """Of the corpus; raises `DataError` where a bucket is no size."""
+    return config.images.sizes()
 
 
 def trained_sizes(config: "Config") -> tuple[Size, ...]:

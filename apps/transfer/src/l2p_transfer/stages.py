@@ -20,7 +20,7 @@ from l2p_run.stages import Outcome, Stage
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
 from l2p_transfer.paths import RunPaths
-from l2p_transfer.sizes import evaluated_size, painted_sizes
+from l2p_transfer.sizes import evaluated_size
 from l2p_transfer.validation import check_held_out
 
 CALIBRATION_PIXELS = 2**20  # of corpus images that surgery may measure the source with
@@ -89,21 +89,19 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     from l2p_data.filters.filtering import kept
     from l2p_data.prompts.generation import read_prompts
     from l2p_data.synthesis.ledger import release
-    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
+    from l2p_data.synthesis.synthesize import SynthesisProgress, synthesize
     from l2p_run.devices import resolve_dtype
 
     prompts = kept(read_prompts(run.paths.filtered))
     check_held_out(run.config, prompts.height)
-    images, source = run.config.images, run.config.source
-    settings = SynthesisConfig(
+    source, cluster = run.config.source, run.config.cluster
+    settings = run.config.images.synthesis(
         model=source.model,
         output=run.config.train.corpus,
         dtype=resolve_dtype(source.dtype),
         pipeline_kwargs=source.sampling,
-        ray_address=run.config.cluster.address or None,
-        worker_resources=run.config.cluster.synthesis_resources,
-        buckets=() if images.buckets is None else painted_sizes(run.config),
-        **{key: value for key, value in asdict(images).items() if key != "buckets"},
+        ray_address=cluster.address or None,
+        worker_resources=cluster.synthesis_resources,
     )
 
     def report(state: SynthesisProgress) -> None:
@@ -230,6 +228,8 @@ def evaluate(run: Run, progress: Progress) -> Outcome:
             "l2p": l2p,
             "retention": results["retention"],
             results["frechet"]["name"]: results["frechet"]["value"],
+            **({"frechet_floor": floor["value"]} if (floor := results.get("frechet_floor")) else {}),
+            **{f"patch_grid_{name}": grid["value"] for name, grid in results["patch_grid"].items()},
         },
     )
 

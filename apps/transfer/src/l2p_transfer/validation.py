@@ -15,17 +15,10 @@ from l2p_transfer.errors import TransferError
 from l2p_transfer.sizes import painted_sizes
 
 if TYPE_CHECKING:
-    from l2p_transfer.config import ClusterSection, Config
+    from l2p_transfer.config import Config
 
 OF_AN_ABLATION = ("ablation", "extends", "arm", "claim", "data")
 """Keys of the configs of l2p-ablate that a transfer does not have."""
-OWN_SETTINGS = {
-    "CPU": "cluster.cpus_per_process for the training",
-    "GPU": "prompts.tensor_parallel for an LLM; the other workers take one each",
-    "memory": "fewer workers",
-    "object_store_memory": "fewer workers",
-}
-"""Ray's own resources: no custom ones, and where to set them instead."""
 
 
 def check_kind(tables: Mapping[str, Any], path: Path) -> None:
@@ -55,7 +48,7 @@ def check_config(config: "Config") -> None:
     except DataError as error:
         raise TransferError(str(error)) from None
     _check_start(config)
-    _check_resources(config.cluster)
+    config.cluster.check()
     check_held_out(config, config.prompts.count)
     if config.processes:  # auto always divides
         try:
@@ -97,14 +90,10 @@ def check_sampling(config: "Config") -> None:
 def _check_sizes(config: "Config") -> None:
     """Every side that reaches the model in patches must be a multiple of them."""
     images, evaluate, patch = config.images, config.evaluate, config.surgery.patch_size
-    if images.buckets is not None and not images.buckets:
-        raise TransferError(
-            'images.buckets is []; name sizes such as ["1024x1024", "1152x896"], or leave it out'
-        )
     try:
         painted = painted_sizes(config)
     except DataError as error:
-        raise TransferError(f"images.buckets: {error}") from None
+        raise TransferError(str(error)) from None
     if config.train.resolution is not None:  # the trainer resizes
         _check_side("train.resolution", config.train.resolution, patch)
     elif images.buckets is None:
@@ -149,20 +138,3 @@ def _check_start(config: "Config") -> None:
         )
     except ArchError as error:
         raise TransferError(str(error)) from None
-
-
-def _check_resources(cluster: "ClusterSection") -> None:
-    for key in ("llm_resources", "synthesis_resources", "training_resources", "evaluation_resources"):
-        resources = getattr(cluster, key)
-        if resources and not cluster.address:
-            raise TransferError(f"cluster.{key} is for the nodes of a cluster; give cluster.address as well")
-        for name, amount in resources.items():
-            where = f"cluster.{key}.{name}"
-            if name in OWN_SETTINGS:
-                raise TransferError(f"{where} is one of Ray's own resources; use {OWN_SETTINGS[name]}")
-            if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
-                raise TransferError(f"{where} is {amount!r}; it must be a number above 0, such as 1")
-            if amount > 1 and amount != int(amount):
-                raise TransferError(
-                    f"{where} is {amount}; Ray divides a resource only below 1: use {int(amount)}"
-                )

@@ -33,7 +33,6 @@ Paint = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 Load = Callable[[str], Paint]
 """Device ("cpu", "cuda:1") -> Paint. For more than one process it must be picklable."""
 Executor = Literal["processes", "ray"]
-_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 NOTE = "generation.json"
 """In a folder of images: what they were painted with."""
 
@@ -190,7 +189,7 @@ def model_sha256(directory: Path) -> str:
     """sha256 over all bytes of every config and weight file of a model directory, by relative name."""
     state = hashlib.sha256()
     for name in hashes.files_of(directory):
-        if name.suffix in _MODEL_FILES:
+        if name.suffix in hashes.OF_A_MODEL:
             state.update(name.as_posix().encode())
             state.update(bytes.fromhex(hashes.of_file(directory / name)))
     return state.hexdigest()

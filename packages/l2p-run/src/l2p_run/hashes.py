@@ -15,6 +15,8 @@ from typing import Any
 
 from l2p_run.errors import UserError, explained
 
+OF_A_MODEL = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+"""Suffixes of the files that decide how a model computes."""
 _WORTH_KEEPING = 1 << 20  # bytes; a smaller file is hashed quicker than it is looked up
 _TOO_FRESH = 2.0  # s; a file changed so lately may change again within the clock's tick
 
@@ -68,6 +70,11 @@ def of_folder(folder: Path, wanted: Callable[[Path], bool] | None = None) -> str
         UserError: a file cannot be read.
     """
     return of_files(folder, [path for path in files_of(folder) if wanted is None or wanted(path)])
+
+
+def of_model(folder: Path) -> str:
+    """As `of_folder`, of what decides how a model computes: configs, weights and vocabularies."""
+    return of_folder(folder, lambda name: name.suffix in OF_A_MODEL)
 
 
 def of_files(folder: Path, names: Iterable[Path]) -> str:

@@ -1,13 +1,14 @@
 """`--dry-run`: what a config would do, counted on meta tensors. Nothing is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from l2p_plan.costs import Machine
 from l2p_plan.model import ModelPlan, plan_model
 from l2p_run.places import shorten
-from l2p_run.stages import is_done
+from l2p_run.stage_plan import StagePlan, lines_of, plan_stages
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths
@@ -15,16 +16,6 @@ from l2p_transfer.planning.described import describe
 from l2p_transfer.planning.inputs import problems
 from l2p_transfer.runner import identities
 from l2p_transfer.sizes import evaluated_size, in_words, painted_sizes, source_size, trained_sizes
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """One stage: what it will do and where its output goes."""
-
-    title: str
-    work: str
-    output: str
-    done: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +37,7 @@ class Plan:
         lines = [f"run directory   {self.run}", f"source model    {self.source}"]
         if self.model:
             lines += self.model.text()
-        lines += ["", "stages"]
-        width = max(len(stage.title) for stage in self.stages)
-        work = max(len(stage.work) for stage in self.stages)
-        for stage in self.stages:
-            state = "done" if stage.done else "to do"
-            lines.append(f"  {stage.title:{width}}  {stage.work:{work}}  {state:5}  {stage.output}")
-        lines += ["", "Nothing was written."]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", "stages", *lines_of(self.stages), "", "Nothing was written."])
 
 
 def make_plan(config: Config, machine: Machine | None = None) -> Plan:
@@ -68,17 +52,18 @@ def make_plan(config: Config, machine: Machine | None = None) -> Plan:
         run=str(shorten(config.run.output)),
         source=str(shorten(config.source.model)),
         model=plan_model(describe(config), machine) if known else None,
-        stages=list(_plan_stages(config)),
+        stages=list(plan_stages(identities(config), config.run.output, _work(config))),
         problems=missing,
     )
 
 
-def _plan_stages(config: Config) -> Iterator[StagePlan]:
+def _work(config: Config) -> Mapping[str, tuple[str, Path | str]]:
+    """What each stage does, and where its output goes."""
     paths, prompts, train = RunPaths(config.run.output), config.prompts, config.train
     painted, trained = painted_sizes(config), trained_sizes(config)
     resized = "" if trained == painted else f", resized to {in_words(trained)}"
     source, l2p = in_words([source_size(config)]), in_words([evaluated_size(config)])
-    work = {
+    return {
         "prompts": (f"{prompts.count:,} prompts, engine {prompts.engine}", paths.prompts),
         "filter": ("keep or drop, with a reason", paths.filtered),
         "images": (
@@ -94,13 +79,6 @@ def _plan_stages(config: Config) -> Iterator[StagePlan]:
         ),
         "report": ("report.html, report.md", paths.report),
     }
-    for stage, known in identities(config):
-        yield StagePlan(
-            title=stage.title,
-            work=work[stage.name][0],
-            output=str(where if isinstance(where := work[stage.name][1], str) else shorten(where)),
-            done=is_done(paths.root, stage.name, known),
-        )
 
 
 def _surgery_in_words(config: Config) -> str:

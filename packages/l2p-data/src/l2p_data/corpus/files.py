@@ -61,6 +61,12 @@ def location(path: str | Path) -> Path:
         raise DataError(str(error).replace("l2p-run[", "l2p-data[")) from error
 
 
+def has_shards(corpus: str | Path) -> bool:
+    """Whether a corpus, here or at an address, has its first shard."""
+    folder = location(corpus)
+    return folder_exists(folder) and next(iter(folder.glob("*.parquet")), None) is not None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a local name to write to; it becomes `path` if the block succeeds, and nothing if not.

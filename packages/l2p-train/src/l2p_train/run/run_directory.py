@@ -89,6 +89,14 @@ def latest_checkpoint(config: TrainConfig, base: str) -> Checkpoint | None:
     return last
 
 
+def steps_done(output: Path) -> int:
+    """Return the steps of the newest checkpoint of a training, 0 where there is none."""
+    names = [folder.name for folder in (output / "checkpoints").glob("step-*")]
+    return max(
+        (int(number) for name in names if (number := name.removeprefix("step-")).isdecimal()), default=0
+    )
+
+
 def _check_same(config: TrainConfig, state: dict[str, Any]) -> None:
     changed = differences(state["config"], config)
     if changed:
