@@ -14,7 +14,7 @@ FOLDERS = ("packages", "apps", "benchmarks", "scripts")
 SHORT = {  # as the first lines of PAPER.md explain them
     **{
         name: f"packages/l2p-{name}/src/l2p_{name}"
-        for name in ("arch", "data", "train", "eval", "mini", "run", "serve")
+        for name in ("arch", "data", "train", "eval", "plan", "mini", "run", "serve")
     },
     **{name: f"apps/{name}/src/l2p_{name}" for name in ("transfer", "generate", "evaluate", "ablate")},
 }

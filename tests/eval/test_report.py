@@ -1,9 +1,11 @@
 """The report shows what it is given, escapes it, and leaves out what is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from l2p_eval.geneval import GenEvalScores
+from l2p_eval.metrics.frechet import FrechetResult
 from l2p_eval.report.page import Pair, Picture, RunReport, StageCost, Table, duration, memory, write_report
 from PIL import Image
 
@@ -106,3 +108,39 @@ def test_a_score_above_the_source_and_a_blind_detector_stand_on_the_page(tmp_pat
     assert "more than its source's 0.500" in page(source, replace(source, overall=0.75))
     assert "source: the detector found no object at all" in page(replace(source, objects=0), source)
     assert "the source scores 0" in page(replace(source, overall=0.0), source)
+
+
+def test_a_distance_stands_beside_its_floor_and_a_grid_beside_the_sources(tmp_path: Path, pair: Pair) -> None:
+    def distance(value: float) -> FrechetResult:
+        return FrechetResult(
+            name="FD-efficientnet-lite0",
+            value=value,
+            reference_count=8,
+            count=8,
+            dimensions=1280,
+            preprocessing="none",
+            weights_sha256="0" * 64,
+        )
+
+    full = RunReport(
+        title="A run",
+        summary="What was done.",
+        source_name="source",
+        pairs=[pair],
+        source_scores=scores(0.8),
+        l2p_scores=scores(0.6),
+        frechet=[distance(61.27)],
+        frechet_floor=distance(42.13),
+        patch_grids={"source": 1.0714, "l2p": 1.2345},
+        patch_size=16,
+    )
+    old = replace(full, frechet_floor=None, patch_grids={})  # a run of the first version
+    alone = replace(full, patch_grids={"l2p": 1.2345})
+    for report, shown, hidden in (
+        (full, ("61.27", "42.13", "1.071", "1.234", "before the transfer"), ()),
+        (old, ("61.27",), ("floor", "grid of")),
+        (alone, ("1.234",), ("1.071",)),
+    ):
+        page = write_report(report, tmp_path / "out").read_text()
+        for text in (page, (tmp_path / "out" / "report.md").read_text()):
+            assert all(one in text for one in shown) and not any(one in text for one in hidden)

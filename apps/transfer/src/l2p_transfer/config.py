@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2p_data.filters.filtering import FilterRules
+from l2p_data.image_settings import LONGEST_SIDE, ImageSettings
 from l2p_data.prompt_settings import PromptSettings
+from l2p_run.cluster_settings import ClusterSettings
 from l2p_run.config_file import override, read_toml
 from l2p_run.errors import raised_as
 from l2p_run.settings import (
@@ -35,7 +37,6 @@ from l2p_transfer.validation import check_config, check_kind, check_storage
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MOST_STEPS = 1000  # that a schedule of 1,000 training steps can be walked in
 MOST_PROCESSES = 65_536
-LONGEST_SIDE = 16_384  # px; the largest released model paints 10,240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +71,6 @@ class SourceSection:
             **length,
             **self.pipeline_kwargs,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagesSection:
-    """The corpus that the source paints (sec. 3.2; the paper: 2 seeds a prompt, 1024 px)."""
-
-    seeds_per_prompt: int = setting(2, ge=1)
-    width: int = setting(1024, ge=1, le=LONGEST_SIDE)  # px
-    height: int = setting(1024, ge=1, le=LONGEST_SIDE)  # px
-    buckets: tuple[str, ...] | None = None  # instead: "1152x896" and so on, each image gets one of them
-    batch_size: int = setting(8, ge=1)
-    cpu_offload: bool = False  # text encoder, transformer, VAE are on the GPU by turns: slower, less memory
-    rows_per_shard: int = setting(64, ge=1)
-    workers: int | None = setting(None, ge=0)  # None: one per GPU, or as many as the CPUs hold; 0:
-    # without Ray, in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +113,8 @@ class EvaluateSection:
     seed: int = seed_setting(42)  # of the first image
     dtype: Dtype = "auto"
     features: str = "efficientnet-lite0"  # for the Frechet distance
+    frechet_floor: bool = setting(True, later=True)  # the source paints a second set with other seeds: the
+    # distance between its own images, which no model is expected to go below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +127,6 @@ class ReportSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterSection:
-    """The Ray cluster that images and training run on. Where a run runs does not change what it makes."""
-
-    address: str = ""  # "auto" within a job of the cluster, or HOST:PORT of its head; "": this machine alone
-    cpus_per_process: int = setting(1, ge=1)  # that Ray keeps for each training process; threads of an
-    # optimiser on the host
-    max_failures: int = setting(3, ge=0)  # lost nodes that the training survives
-    # Custom resources of the nodes that one worker of a stage takes, such as { training = 1 }: where it runs.
-    llm_resources: Mapping[str, Any] = field(default_factory=dict)  # each vLLM replica
-    synthesis_resources: Mapping[str, Any] = field(default_factory=dict)  # each worker that paints the corpus
-    training_resources: Mapping[str, Any] = field(default_factory=dict)  # each training process
-    evaluation_resources: Mapping[str, Any] = field(default_factory=dict)  # each worker that paints for it
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole transfer. `train` holds the run's own paths; `processes` is train.processes, 0 for auto."""
 
@@ -161,13 +134,13 @@ class Config:
     source: SourceSection
     prompts: PromptSettings
     filter: FilterRules
-    images: ImagesSection
+    images: ImageSettings
     surgery: SurgerySection
     train: TrainConfig
     processes: int
     evaluate: EvaluateSection
     report: ReportSection
-    cluster: ClusterSection
+    cluster: ClusterSettings
 
     def to_tables(self) -> dict[str, dict[str, Any]]:
         """The resolved config as TOML tables, every default written out."""
@@ -189,12 +162,12 @@ TABLES = {
     "source": SourceSection,
     "prompts": PromptSettings,
     "filter": FilterRules,
-    "images": ImagesSection,
+    "images": ImageSettings,
     "surgery": SurgerySection,
     "train": TrainConfig,
     "evaluate": EvaluateSection,
     "report": ReportSection,
-    "cluster": ClusterSection,
+    "cluster": ClusterSettings,
 }
 _RUN_PATHS = ("model", "corpus", "output", "mirror")  # of TrainConfig: the run decides them
 _SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] and [source]

@@ -1,16 +1,15 @@
-"""The evaluation stage: paint, judge, compare."""
+"""The evaluation stage: how both models paint and where, and what judges them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l2p_arch.sampling.painter import Painter
 from l2p_eval.geneval import read_metadata
 from l2p_eval.metrics.features import load_extractor
-from l2p_eval.painting import Job, Model, Pictures, default_workers, generate_images, plan_jobs
-from l2p_eval.scores import Score, frechet, geneval, retention
+from l2p_eval.painting import Job, Model, default_workers, generate_images
+from l2p_eval.source_and_l2p import Judges, Painted, compare
 from l2p_run.cluster import ray_session, workers_that_fit
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.hashes import of_file
@@ -28,51 +27,44 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
     """Scores the source and the L2P model on the same prompts and seeds; the content of results.json."""
     section = config.evaluate
     prompts = read_metadata(section.metadata)
-    eyes = load_detector(section)
-    extractor = load_extractor(section.features).to(choose_device())
-    jobs = plan_jobs([prompt.prompt for prompt in prompts], section.images_per_prompt, section.seed)
-    results: dict[str, Any] = {
-        "detector": eyes.description,
-        "metadata": {
-            "file": section.metadata.name,
-            "sha256": of_file(section.metadata),
-        },
+    judges = Judges(
+        eyes=load_detector(section),
+        extractor=load_extractor(section.features).to(choose_device()),
+        patch_size=config.surgery.patch_size,
+    )
+
+    def paint(painted: Painted, jobs: Sequence[Job], folder: Path) -> list[Path]:
+        with painting(config) as place:
+            return generate_images(
+                painted.model.load,
+                jobs,
+                folder,
+                settings=painted.model.settings,
+                batch_size=section.batch_size,
+                replace=True,  # a run evaluates what it trained last
+                on_image=lambda done, total: progress(done, total, f"{painted.title} paints"),
+                **place,
+            )
+
+    found = compare(
+        source_model(config),
+        l2p_model(config, paths),
+        judges,
+        prompts,
+        paths.evaluation,
+        paint,
+        images_per_prompt=section.images_per_prompt,
+        seed=section.seed,
+        floor=section.frechet_floor,
+        progress=progress,
+    )
+    return {
+        "detector": judges.eyes.description,
+        "metadata": {"file": section.metadata.name, "sha256": of_file(section.metadata)},
         "images_per_prompt": section.images_per_prompt,
         "seed": section.seed,
+        **found,
     }
-    pictures: dict[str, Pictures] = {}
-    scored: dict[str, Score] = {}
-    for name, painted in (("source", source_model(config)), ("l2p", l2p_model(config, paths))):
-        pictures[name] = _paint(painted, jobs, paths.evaluation / name, config, progress)
-        scored[name] = geneval(
-            pictures[name],
-            eyes.detector,
-            colors=eyes.colors,
-            prompts=prompts,
-            images_per_prompt=section.images_per_prompt,
-            progress=progress,
-        ).whole()
-        results[name] = {
-            "sampling": dict(painted.sampling),
-            **scored[name].details,
-        }
-    reference = pictures["source"].paths
-    distance = frechet(pictures["l2p"], extractor, reference=reference, progress=progress)
-    results["frechet"] = distance.details["result"]
-    kept = retention(scored["l2p"].headline, scored["source"].headline, images=len(jobs))
-    results["retention"] = kept.share
-    results["warnings"] = [f"{name}: {text}" for name in scored for text in scored[name].warnings]
-    results["warnings"] += [kept.note] if kept.note else []
-    return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class Painted:
-    """A model of the evaluation: what paints, and how it samples, for results.json."""
-
-    title: str  # for progress
-    model: Model
-    sampling: Mapping[str, Any]
 
 
 def source_model(config: Config) -> Painted:
@@ -125,27 +117,6 @@ def _painted(
         title="L2P" if kind == "l2p" else "source",
         model=Model(load=painter, settings=settings),
         sampling={**options, "dtype": dtype, **side},
-    )
-
-
-def _paint(painted: Painted, jobs: list[Job], folder: Path, config: Config, progress: Progress) -> Pictures:
-    with painting(config) as place:
-        files = generate_images(
-            painted.model.load,
-            jobs,
-            folder,
-            settings=painted.model.settings,
-            batch_size=config.evaluate.batch_size,
-            replace=True,  # a run evaluates what it trained last
-            on_image=lambda done, total: progress(done, total, f"{painted.title} paints"),
-            **place,
-        )
-    return Pictures(
-        name=painted.title,
-        folder=folder,
-        paths=files,
-        prompts=[job.prompt for job in jobs],
-        settings=painted.model.settings,
     )
 
 

@@ -131,11 +131,11 @@ def _work(transfer: Transfer, family: str, flops: ImageFlops) -> dict[str, float
     train, evaluation = transfer.train, transfer.evaluation
     of_source = source_passes(transfer, family)
     own = passes(evaluation.num_inference_steps, evaluation.guidance_scale, "l2p")
-    judged = evaluation.images_per_prompt * GENEVAL_PROMPTS
+    judged, sets = evaluation.images_per_prompt * GENEVAL_PROMPTS, 1 + evaluation.floor
     return {
         "images": transfer.corpus.images * of_source * flops.painted,
         "training": train.steps * train.batch_size * (flops.trained + flops.again),
-        "evaluation": judged * (of_source * flops.source + own * flops.l2p),
+        "evaluation": judged * (sets * of_source * flops.source + own * flops.l2p),
     }
 
 

@@ -67,6 +67,7 @@ class Evaluation:
     guidance_scale: float = 2.0
     size: Size = USUAL_SIZE  # of the L2P model's images
     source_size: Size = USUAL_SIZE
+    floor: bool = True  # the source paints a second set, with other seeds
     dtype: str = "auto"
     cpu_offload: bool = False
     metadata: Path | None = None  # GenEval's; None: not asked for

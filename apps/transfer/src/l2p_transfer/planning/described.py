@@ -42,6 +42,7 @@ def describe(config: Config) -> Transfer:
             guidance_scale=evaluate.guidance_scale,
             size=evaluated_size(config),
             source_size=source_size(config),
+            floor=evaluate.frechet_floor,
             dtype=evaluate.dtype,
             cpu_offload=evaluate.cpu_offload,
             metadata=evaluate.metadata,

@@ -80,6 +80,9 @@ class RunReport:
     detector: str = ""  # what judged the images
     sampling: Mapping[str, str] = field(default_factory=dict)  # "source" and "L2P" -> how they were sampled
     frechet: Sequence[FrechetResult] = ()
+    frechet_floor: FrechetResult | None = None  # of the source's images with other seeds from its own
+    patch_grids: Mapping[str, float] = field(default_factory=dict)  # "source" and "l2p" -> borders / inside
+    patch_size: int = 0  # px, of those patches
     loss: Sequence[tuple[int, float]] = ()
     progress: Sequence[tuple[str, Path]] = ()  # (caption, row of samples) in the order of training
     stages: Sequence[StageCost] = ()
