@@ -61,8 +61,10 @@ def rate(marks: Sequence[tuple[float, float, float, str]]) -> float | None:
         return None
     end, done, total, _ = marks[-1]
     half = [(moment, count) for moment, count, _, _ in marks if count >= total / 2]
+    if not half:
+        return None
     seconds, items = end - half[0][0], done - half[0][1]
-    return items / seconds if half and items > 0 and seconds > 0 else None
+    return items / seconds if items > 0 and seconds > 0 else None
 
 
 def step_seconds(metrics: Path) -> float | None:
