@@ -89,7 +89,7 @@ class Table:
 
 def planned_disk(config: Config, small: Config, options: "Options") -> float:
     """Bytes that the rehearsal will write at most: counted, before anything is."""
-    from l2p_arch.surgery.published_pipelines import recipe
+    from l2p_arch.families.published_pipelines import recipe
     from l2p_arch.surgery.random_source import build_on_meta
 
     if config.source.model.is_dir():

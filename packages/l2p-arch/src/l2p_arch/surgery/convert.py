@@ -20,6 +20,7 @@ from l2p_arch.files.directories import appearing_complete, read_json, write_json
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import FLOATS, StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
+from l2p_arch.source_formats import SourceFormat, find_source_format
 from l2p_arch.surgery.aligned import (
     aligned_tensors,
     check_alignable,
@@ -29,7 +30,6 @@ from l2p_arch.surgery.aligned import (
     resolve_start,
 )
 from l2p_arch.surgery.head_widths import check_head_channels, complete_head
-from l2p_arch.surgery.source_formats import SourceFormat, find_source_format
 from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from l2p_arch.errors import ArchError
+from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.tensor_files import variant
 from l2p_arch.patchify import pixels_to_patches
 
@@ -144,8 +144,6 @@ def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) ->
     """The model with the source's blocks and the new embedder in memory, and a few encoded texts."""
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
-
-    from l2p_arch.sampling.loading import reason
 
     runnable = type(model).from_config(dict(model.config)).eval()
     embedder = f"{model.source_family.embedder}."
