@@ -242,7 +242,7 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
     """Some images of the corpus, (N, 3, H, W) in [-1, 1], and their prompts."""
     from l2p_data.corpus.dataset import iterate_corpus
-    from l2p_data.synthesis.images import decode_image
+    from l2p_data.corpus.images import decode_image
 
     rows = [
         row for row, _ in zip(iterate_corpus(corpus, ["id", "prompt", "image"]), range(count), strict=False)
