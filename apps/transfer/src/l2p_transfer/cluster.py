@@ -125,9 +125,9 @@ def _followed(train: TrainConfig, on_event: Callable[[Mapping[str, Any]], None] 
 
 def _records(train: TrainConfig) -> list[dict[str, Any]]:
     """What the training has reported; with a mirror, until its last checkpoint."""
+    from l2p_train.data.storage import Store
     from l2p_train.errors import TrainError
     from l2p_train.report.metrics import read_metrics
-    from l2p_train.run.storage import Store
 
     if not train.mirror:
         return read_metrics(train.output / "metrics.jsonl")

@@ -154,9 +154,9 @@ def _check_source(config: Config) -> None:
 
 
 def _check_prompts(config: Config) -> None:
+    from l2p_data.models import local_directory
     from l2p_data.prompts.grammar import load_grammar
     from l2p_data.prompts.taxonomy import load_taxonomy
-    from l2p_data.synthesis.models import local_directory
 
     from l2p_transfer.language import prompts_of_file
 
@@ -190,7 +190,7 @@ def _check_metadata(config: Config) -> None:
 
 
 def _check_gpus(config: Config) -> None:
-    from l2p_train.run.launcher import usable_gpus
+    from l2p_train.processes import usable_gpus
 
     if (
         read_marker(config.run.output, "training").get("state") != "done"
