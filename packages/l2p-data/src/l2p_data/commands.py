@@ -241,7 +241,7 @@ def import_(
     on_progress: Progress | None = None,
 ) -> Summary:
     """Images with texts as a corpus; see `folders.import_folder`."""
-    from l2p_run.picture_pixels import colour_of
+    from l2p_run.pictures.pixels import colour_of
 
     from l2p_data.corpus.files import location, raised_as
     from l2p_data.corpus.folders import import_folder, open_source

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
-from l2p_run.picture_pixels import colour_of
+from l2p_run.pictures.pixels import colour_of
 
 from l2p_data.corpus.captions import Entry, Source, folder_source
 from l2p_data.corpus.dataset import iterate_corpus, write_corpus
