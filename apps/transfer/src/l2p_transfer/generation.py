@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from l2p_eval.painting import Paint
+from l2p_eval.painters import Paint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ def _check_storage(config: Config) -> None:
 
 def _check_source(config: Config) -> None:
     from l2p_arch.surgery.aligned import check_vae
-    from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.source import open_source
 
     if not config.source.model.is_dir():
         raise TransferError(
@@ -252,7 +252,7 @@ def _plan_model(config: Config, machine: Machine) -> ModelPlan:
 def _trunk_config(config: Config) -> tuple[str, Mapping[str, Any], str]:
     """(family, transformer config, where that came from)."""
     from l2p_arch.families import find_family
-    from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.source import open_source
 
     if not config.source.model.is_dir() and config.source.family:
         family = find_family(config.source.family)

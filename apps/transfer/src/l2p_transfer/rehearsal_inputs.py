@@ -66,7 +66,7 @@ def prepare(config: Config, small: Config, depth: int | None, recorder: "Recorde
 
 def _family(config: Config) -> str:
     if config.source.model.is_dir():
-        from l2p_arch.surgery.convert import open_source
+        from l2p_arch.surgery.source import open_source
 
         return open_source(config.source.model).family.name
     if not config.source.family:
