@@ -116,8 +116,8 @@ def check_arms(config: Config) -> None:
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
     from l2p_arch.surgery.aligned import recipe_config, resolve_start
-    from l2p_arch.surgery.convert import open_source
     from l2p_arch.surgery.head_widths import check_head_channels
+    from l2p_arch.surgery.source import open_source
     from l2p_arch.surgery.starts import check_initialisation
 
     source = open_source(config.source.model)

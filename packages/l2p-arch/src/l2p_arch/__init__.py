@@ -15,7 +15,7 @@ _HOMES = {
     "L2PPipeline": "l2p_arch.sampling.pipeline",
     "L2PTransformer": "l2p_arch.model",
     "PUBLIC_LAYOUTS": "l2p_arch.files.public_layout",
-    "SurgeryReport": "l2p_arch.surgery.convert",
+    "SurgeryReport": "l2p_arch.surgery.report",
     "convert": "l2p_arch.surgery.convert",
     "extend_canvas": "l2p_arch.sampling.inpainting",
     "export_public": "l2p_arch.public_models",

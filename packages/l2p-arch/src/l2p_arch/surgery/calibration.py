@@ -30,7 +30,7 @@ from l2p_arch.patchify import pixels_to_patches
 
 if TYPE_CHECKING:
     from l2p_arch.families.base import LatentEmbedder
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 _BATCH = 8
 

@@ -29,7 +29,7 @@ from l2p_arch.patchify import pixels_to_patches
 
 if TYPE_CHECKING:
     from l2p_arch.model import L2PTransformer
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 _SIGMAS = tuple(0.01 + 0.99 * ((step + 0.5) / 20) ** 1.7 for step in range(20))  # denser near the image
 _THRESHOLDS = {1: (0.25,), 2: (0.12, 0.35), 3: (0.07, 0.18, 0.4)}
