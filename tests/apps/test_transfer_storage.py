@@ -18,7 +18,7 @@ from l2p_data import PromptRequest
 from l2p_data.prompt_settings import open_generator
 from l2p_data.prompts.taxonomy import load_taxonomy
 from l2p_run.places import write_json, write_text
-from l2p_train.run.storage import Store
+from l2p_train.data.storage import Store
 from l2p_transfer.cli import main
 from l2p_transfer.config import load_config
 from l2p_transfer.paths import RunPaths

@@ -11,7 +11,7 @@ from l2p_arch import ArchError, L2PTransformer, convert
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.families import FAMILIES
 from l2p_arch.surgery.calibration import fit_patches_to_latents, paired_tokens
-from l2p_arch.surgery.convert import open_source
+from l2p_arch.surgery.source import open_source
 from l2p_arch.surgery.starts import (
     STARTS_WITH_IMAGES,
     STARTS_WITHOUT_IMAGES,

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from l2p_arch import ArchError, convert
+from l2p_arch.families.published_pipelines import recipe
 from l2p_arch.files.tensor_files import index_directory
 from l2p_arch.surgery import random_source
-from l2p_arch.surgery.published_pipelines import recipe
 from l2p_arch.surgery.random_source import count_parameters, write_random_source
 
 

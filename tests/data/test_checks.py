@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from l2p_data import CheckSettings, DataError, SynthesisConfig, prompt_records, read_corpus, synthesize
+from l2p_data.corpus.images import decode_image
 from l2p_data.synthesis.buckets import aspect_buckets, parse_size
 from l2p_data.synthesis.checks import RapidReader, SafetyCheck, TextCheck, text_match
-from l2p_data.synthesis.images import decode_image
 from l2p_data.synthesis.synthesize import plan_shards
 from l2p_data.synthesis.worker import Pixels, WorkerSettings, batches, make_shard
 from PIL import Image, ImageDraw, ImageFont

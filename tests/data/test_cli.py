@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from l2p_data import read_prompts
 from l2p_data.cli import main
-from l2p_data.synthesis.images import encode_image
+from l2p_data.corpus.images import encode_image
 from PIL import Image
 
 

@@ -14,8 +14,8 @@ from l2p_data.cli import main
 from l2p_data.corpus.dataset import read_shard, write_corpus
 from l2p_data.corpus.files import unreadable, write_json
 from l2p_data.corpus.identity import earlier_fingerprint, model_fingerprint
+from l2p_data.corpus.images import encode_image
 from l2p_data.corpus.manifest import EARLIER_MANIFEST, MANIFEST
-from l2p_data.synthesis.images import encode_image
 from l2p_data.synthesis.ledger import claim, finished_shards
 from PIL import Image
 

@@ -14,9 +14,9 @@ import pytest
 from l2p_data import DataError, load_manifest, read_corpus, verify
 from l2p_data.corpus.dataset import write_corpus, write_shard
 from l2p_data.corpus.folders import export_folder, import_folder
-from l2p_data.corpus.preview import contact_sheet, corpus_stats
+from l2p_data.corpus.images import decode_image, encode_image
 from l2p_data.corpus.schema import CORPUS_SCHEMA
-from l2p_data.synthesis.images import decode_image, encode_image
+from l2p_data.preview import contact_sheet, corpus_stats
 from PIL import Image
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from l2p_data import FilterRules, filter_prompts, prompt_records, read_prompts, write_prompts
 from l2p_data.cli import main
-from l2p_data.synthesis.images import encode_image
+from l2p_data.corpus.images import encode_image
 from PIL import Image
 
 TEXTS = [

@@ -17,7 +17,7 @@ from l2p_data import DataError, commands, read_corpus, verify
 from l2p_data.cli import main
 from l2p_data.corpus.files import decode_text
 from l2p_data.corpus.folders import export_folder, import_folder
-from l2p_data.synthesis.images import decode_image, encode_image
+from l2p_data.corpus.images import decode_image, encode_image
 from PIL import Image
 
 

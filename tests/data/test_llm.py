@@ -23,9 +23,9 @@ from l2p_data.cli import main
 from l2p_data.corpus.files import location
 from l2p_data.engines.chat import ChatGenerator
 from l2p_data.engines.openai import OpenAIEngine, OpenAIServer
+from l2p_data.engines.template import audit_message, generation_message
 from l2p_data.filters.audit import audit_prompts, parse_verdict
 from l2p_data.prompts.taxonomy import load_taxonomy
-from l2p_data.prompts.template import audit_message, generation_message
 
 SIGN = Category(superclass="Synthetic text", subclass="English Text", category="neon bar sign", group="Sign")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from l2p_data import FilterRules, filter_prompts, prompt_records
+from l2p_data.corpus.images import image_fault
 from l2p_data.filters.dedup import near_duplicates
-from l2p_data.synthesis.images import image_fault
 
 SENTENCE = (
     "A quiet harbour rests under a pale morning sky while {} drift beside the pier and gulls circle above."

@@ -11,7 +11,7 @@ from l2p_data import DataError, SynthesisConfig, commands, prompt_records, read_
 from l2p_data.corpus.dataset import iterate_corpus, write_corpus
 from l2p_data.corpus.files import location, write_bytes
 from l2p_data.corpus.folders import export_folder, import_folder
-from l2p_data.synthesis.images import encode_image
+from l2p_data.corpus.images import encode_image
 from PIL import Image
 
 PIPELINE = {"num_inference_steps": 1, "guidance_scale": 0.0, "max_sequence_length": 32}

@@ -24,8 +24,8 @@ from l2p_data import (
     verify,
 )
 from l2p_data.corpus.identity import earlier_fingerprint, image_seed
+from l2p_data.corpus.images import decode_image
 from l2p_data.filters.filtering import filter_prompts
-from l2p_data.synthesis.images import decode_image
 from l2p_data.synthesis.ledger import release
 from l2p_data.synthesis.synthesize import plan_shards
 from l2p_data.synthesis.worker import Pixels, SynthesisWorker, WorkerSettings, make_shard

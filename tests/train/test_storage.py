@@ -15,9 +15,9 @@ import pytest
 from l2p_train import TrainConfig, TrainError, launch, train
 from l2p_train.data.corpus import Corpus
 from l2p_train.data.shards import RemoteShards
-from l2p_train.run.launcher import free_port
+from l2p_train.data.storage import Store
+from l2p_train.processes import free_port
 from l2p_train.run.mirror import Mirror
-from l2p_train.run.storage import Store
 from safetensors.torch import load_file
 
 

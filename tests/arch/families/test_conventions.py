@@ -10,7 +10,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from l2p_arch import FAMILIES, ArchError
 from l2p_arch.families import find_family
 from l2p_arch.families.ddpm import ddpm_step, to_ddpm
-from l2p_arch.surgery.source_formats import SOURCE_FORMATS, find_source_format
+from l2p_arch.source_formats import SOURCE_FORMATS, find_source_format
 from torch import Tensor
 
 TIMES: dict[str, Callable[[Tensor], Tensor]] = {

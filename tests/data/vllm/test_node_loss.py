@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from l2p_data.prompts.template import ANSWER_SCHEMA
+from l2p_data.engines.template import ANSWER_SCHEMA
 
 pytest.importorskip("vllm")
 from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings

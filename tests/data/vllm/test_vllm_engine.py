@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from l2p_data import ChatGenerator, DataError, PromptRequest, filter_prompts, load_taxonomy, prompt_records
 from l2p_data.engines.openai import OpenAIEngine, OpenAIServer
+from l2p_data.engines.template import ANSWER_SCHEMA, VERDICT_SCHEMA, generation_list_schema
 from l2p_data.prompts.generation import parse_answer
-from l2p_data.prompts.template import ANSWER_SCHEMA, VERDICT_SCHEMA, generation_list_schema
 
 pytest.importorskip("vllm")
 from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings

@@ -115,8 +115,8 @@ def check_arms(config: Config) -> None:
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
     from l2p_arch.surgery.aligned import recipe_config
-    from l2p_arch.surgery.convert import open_source
     from l2p_arch.surgery.settings_check import check_surgery_settings
+    from l2p_arch.surgery.source import open_source
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
@@ -228,7 +228,7 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
     """Some images of the corpus, (N, 3, H, W) in [-1, 1], and their prompts."""
     from l2p_data.corpus.dataset import iterate_corpus
-    from l2p_data.synthesis.images import decode_image
+    from l2p_data.corpus.images import decode_image
 
     rows = [
         row for row, _ in zip(iterate_corpus(corpus, ["id", "prompt", "image"]), range(count), strict=False)
@@ -237,7 +237,7 @@ def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def _processes(config: Config, workers: int | None) -> int:
-    from l2p_train.run.launcher import processes_for
+    from l2p_train.processes import processes_for
 
     wanted = config.train.get("processes", "auto")
     if wanted != "auto":

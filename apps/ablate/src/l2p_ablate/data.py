@@ -47,8 +47,8 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
 def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
     """Scenes of the miniature's own world, in which the prompts are true."""
     from l2p_data.corpus.dataset import load_manifest, write_corpus
+    from l2p_data.corpus.images import encode_image
     from l2p_data.corpus.manifest import manifest_path
-    from l2p_data.synthesis.images import encode_image
 
     table = {key: value for key, value in to_table(data).items() if key not in ("grammar", "model")}
     settings = {"renderer": "l2p-mini scenes", **table}

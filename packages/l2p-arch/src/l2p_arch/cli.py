@@ -250,14 +250,14 @@ def _identify(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.files.public_layout import import_public
+    from l2p_arch.public_models import import_public
 
     layout = import_public(options.file, options.pipeline, options.out, overwrite=options.overwrite)
     return {"summary": f"{options.out}: from the published {layout} layout", "layout": layout}
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.files.public_layout import export_public
+    from l2p_arch.public_models import export_public
 
     comfyui = options.layout == "comfyui"
     layout = export_public(options.model, options.file, comfyui=comfyui, overwrite=options.overwrite)
@@ -266,7 +266,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quantise(options: argparse.Namespace) -> dict[str, Any]:
-    from l2p_arch.files.quantised_models import quantise
+    from l2p_arch.quantised_models import quantise
 
     sizes = quantise(options.model, options.out, kind=options.kind, overwrite=options.overwrite)
     shares = f"{sizes['before'] / 1e6:.1f} -> {sizes['after'] / 1e6:.1f} MB of weights"

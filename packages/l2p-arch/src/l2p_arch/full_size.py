@@ -15,15 +15,6 @@ HEADS: dict[int, dict[str, Any]] = {
     8192: {"patch_size": 128, "head_channels": (3, 16, 32, 64, 128, 256, 512), "head_decoder_floor": 16},
 }
 """Heads of the published models by image side: the token grid stays 64 x 64."""
-VAE: dict[str, Any] = {  # of Z-Image
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 Forward = tuple[Callable[[], Any], Any]
 """One forward, and the module whose weights it uses."""
 
@@ -40,6 +31,7 @@ def forwards_on_meta(family: str, size: int) -> dict[str, dict[str, Forward]]:
     import torch
     from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
+    from l2p_arch.families.published_pipelines import recipe
     from l2p_arch.model import L2PTransformer
 
     if family not in FAMILIES:
@@ -48,7 +40,7 @@ def forwards_on_meta(family: str, size: int) -> dict[str, dict[str, Forward]]:
         raise ArchError(f"no published head for {size} px; count {', '.join(map(str, HEADS))}")
     with torch.device("meta"), _default_dtype(torch.bfloat16):
         source = ZImageTransformer2DModel()
-        decoder = AutoencoderKL(**VAE)
+        decoder = AutoencoderKL(**recipe(family).components["vae"].config)
         trunk = {key: value for key, value in source.config.items() if not key.startswith("_")}
         l2p = L2PTransformer(family, trunk, **HEADS[size])
         latents = torch.empty(16, 1, size // 8, size // 8)

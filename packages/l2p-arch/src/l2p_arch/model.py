@@ -123,7 +123,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         """
         from l2p_arch.files.single_file import read_single_file
 
-        return read_single_file(file, dtype)
+        model: L2PTransformer = read_single_file(cls, file, dtype)
+        return model
 
     @overload
     def forward(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from l2p_data.corpus.manifest import Manifest, load_manifest
-from l2p_data.corpus.preview import contact_sheet as draw_contact_sheet
-from l2p_data.corpus.preview import corpus_stats, prompt_stats
 from l2p_data.engines.llm import PromptRequest, TextGenerator
 from l2p_data.errors import DataError
 from l2p_data.filters.audit import Judge, audit_prompts
 from l2p_data.filters.filtering import FilterRules, filter_prompts, kept, reasons
+from l2p_data.preview import contact_sheet as draw_contact_sheet
+from l2p_data.preview import corpus_stats, prompt_stats
 from l2p_data.prompts.expansion import Expander, expand_taxonomy
 from l2p_data.prompts.generation import (
     apportion,
@@ -241,7 +241,7 @@ def import_(
     on_progress: Progress | None = None,
 ) -> Summary:
     """Images with texts as a corpus; see `folders.import_folder`."""
-    from l2p_run.picture_pixels import colour_of
+    from l2p_run.pictures.pixels import colour_of
 
     from l2p_data.corpus.files import location, raised_as
     from l2p_data.corpus.folders import import_folder, open_source
@@ -266,7 +266,7 @@ def import_(
 
 
 def _first_message(request: PromptRequest) -> str:
-    from l2p_data.prompts.template import generation_message
+    from l2p_data.engines.template import generation_message
 
     return generation_message(request)
 

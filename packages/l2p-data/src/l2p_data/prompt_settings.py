@@ -58,9 +58,9 @@ class PromptSettings:
 
     def check_files(self) -> None:
         """Raise `DataError` for a grammar, file, model or taxonomy that is not there or cannot be read."""
+        from l2p_data.models import local_directory
         from l2p_data.prompts.grammar import load_grammar
         from l2p_data.prompts.taxonomy import load_taxonomy
-        from l2p_data.synthesis.models import local_directory
 
         if self.engine == "grammar" and self.grammar:
             load_grammar(self.grammar)

@@ -96,7 +96,7 @@ def plan_model(transfer: Transfer, machine: Machine | None = None) -> ModelPlan:
 def trunk_of(source: Source) -> tuple[str, Mapping[str, Any], str]:
     """(family, transformer config, where that came from) of a source, there or not."""
     from l2p_arch.families import find_family
-    from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.source import open_source
 
     if source.directory.is_dir():
         found = open_source(source.directory)

@@ -124,7 +124,7 @@ class Session:
         self.sample_plan = plan_samples(config, self.corpus, model.patch_size)
         self.reporter = Reporter(config, active=rank == 0, first_step=self.step, on_event=on_event)
         prompts = ["", *(row.prompt for row in self.corpus.rows), *self.sample_plan.prompts]
-        self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded, self.mirror)
+        self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded, self.mirror.share)
         training, held_out = split_rows(self.corpus, config.validation_images, config.seed)
         shifted = replace(config, noise_shift=config.noise_shift * model.noise_scale)
         sources = (shifted, self.corpus, self.conditioning)

@@ -44,7 +44,7 @@ def _check_storage(config: Config) -> None:
 
 def _check_source(config: Config) -> None:
     from l2p_arch.surgery.aligned import check_vae
-    from l2p_arch.surgery.convert import open_source
+    from l2p_arch.surgery.source import open_source
 
     if not config.source.model.is_dir():
         raise TransferError(
@@ -79,7 +79,7 @@ def _check_metadata(config: Config) -> None:
 
 
 def _check_gpus(config: Config) -> None:
-    from l2p_train.run.launcher import usable_gpus
+    from l2p_train.processes import usable_gpus
 
     if read_marker(config.run.output, "training").get("state") == "done":
         return  # what is left may run on a smaller machine

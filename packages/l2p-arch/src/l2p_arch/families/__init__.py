@@ -10,7 +10,7 @@ from l2p_arch.families.qwen_image import QWEN_IMAGE
 from l2p_arch.families.sana import SANA
 from l2p_arch.families.sd3 import SD3
 from l2p_arch.families.z_image import Z_IMAGE
-from l2p_arch.surgery.source_formats import source_format
+from l2p_arch.source_formats import source_format
 
 FAMILIES: dict[str, Family] = {
     "z-image": Z_IMAGE,

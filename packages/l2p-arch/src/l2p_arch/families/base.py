@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families.kept_output import keep_output
-from l2p_arch.surgery.source_formats import SourceFormat, source_format
+from l2p_arch.source_formats import SourceFormat, source_format
 
 Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""

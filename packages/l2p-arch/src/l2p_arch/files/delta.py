@@ -22,7 +22,7 @@ from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.recognition import identify
 from l2p_arch.files.tensor_files import StoredTensor, dtype_name, index_directory, read_header
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory, write_file
-from l2p_arch.surgery.source_formats import source_format
+from l2p_arch.source_formats import source_format
 
 if TYPE_CHECKING:
     from torch import Tensor

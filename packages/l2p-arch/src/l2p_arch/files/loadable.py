@@ -14,7 +14,7 @@ from typing import Any
 from l2p_arch.errors import ArchError
 from l2p_arch.files.directories import read_json
 from l2p_arch.files.tensor_files import read_header
-from l2p_arch.surgery.source_formats import SOURCE_FORMATS
+from l2p_arch.source_formats import SOURCE_FORMATS
 
 PIXEL_PIPELINE = "L2PPipeline"
 AGAIN = "fetch or write the model again"

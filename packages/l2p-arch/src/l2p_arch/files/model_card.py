@@ -7,7 +7,7 @@ from typing import Any
 
 from l2p_arch.files.components import name_of, read_model_config
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
-from l2p_arch.surgery.source_formats import source_format
+from l2p_arch.source_formats import source_format
 
 _CARD = """---
 library_name: diffusers

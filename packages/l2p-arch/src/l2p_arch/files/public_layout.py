@@ -11,20 +11,10 @@ from typing import TYPE_CHECKING, Any
 from einops import rearrange
 
 from l2p_arch.errors import ArchError
-from l2p_arch.files.comfyui_layout import comfyui_names, published_names
-from l2p_arch.files.components import (
-    components_to_keep,
-    copy_components,
-    name_of,
-    read_model_config,
-    recipe_of,
-)
-from l2p_arch.files.directories import appearing_complete, appearing_file
-from l2p_arch.files.model_card import single_file_card, write_model_card, write_text
-from l2p_arch.files.recognition import identify, pipeline_family, read_any_header
-from l2p_arch.files.tensor_files import StoredTensor, index_directory
-from l2p_arch.files.tensor_writing import PlannedTensor, write_directory, write_file
-from l2p_arch.surgery.source_formats import source_format
+from l2p_arch.files.comfyui_layout import published_names
+from l2p_arch.files.recognition import identify, read_any_header
+from l2p_arch.files.tensor_files import StoredTensor
+from l2p_arch.files.tensor_writing import PlannedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,42 +50,44 @@ PUBLIC_LAYOUTS: dict[str, PublicLayout] = {
 }
 
 
-def import_public(
-    file: Path | str,
-    pipeline: Path | str,
-    out: Path | str,
-    *,
-    overwrite: bool = False,
-    max_shard_bytes: int = 5 << 30,
-) -> str:
-    """Turn a published single file into a model directory, bit by bit; return the layout's name.
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
+    """A published single file, recognised by its content; its weights are not read."""
 
-    Args:
-        file: the single file, recognised by its content, also in ComfyUI's layout (packed projections).
-        pipeline: a Z-Image pipeline directory, whose text encoder, tokenizer and scheduler are taken along.
-        out: directory to create; it appears complete or not at all.
-        overwrite: replace an existing `out`.
-        max_shard_bytes: largest weight file.
-    """
-    file, pipeline, out = Path(file), Path(pipeline), Path(out)
-    plan, config, layout = plan_import(file)
-    if pipeline_family(pipeline) != "z-image":
-        raise ArchError(
-            f"{pipeline} is {identify(pipeline)}; give a Z-Image directory, whose text encoder goes along"
-        )
-    components = components_to_keep(pipeline, source_format("z-image").text_components, "z-image")
-    with appearing_complete(out, [pipeline, file], overwrite) as partial:
-        (partial / "transformer").mkdir()
-        write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
-        _meta_model(config).save_config(partial / "transformer")
-        copy_components(pipeline, components, partial)
-        origin = f"{file.name}, imported bit by bit; text encoder and scheduler of {name_of(pipeline)}"
-        write_model_card(partial, origin, title=name_of(out))
-    return layout.name
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    """By their public names."""
+    config: Mapping[str, Any]
+    """The arguments of the `L2PTransformer` that it holds."""
+    layout: PublicLayout
+
+    def plan(self, model: Any) -> list[PlannedTensor]:
+        """Its tensors by our names.
+
+        Args:
+            model: one of `config` on the meta device.
+
+        Raises:
+            ArchError: they are not that model's tensors.
+        """
+        patch_size = self.config["patch_size"]
+        embedder = f"all_x_embedder.{patch_size}-1"
+        heads = model.detailer_head.state_dict()
+        ours = {self.layout.head_name(name): f"detailer_head.{name}" for name in heads}
+        plan = []
+        for name, stored in self.tensors.items():
+            if name == f"{embedder}.weight":
+                target = "trunk.all_x_embedder.1-1.weight"
+                plan.append(_reordered(stored, target, _to_channel_first, patch_size))
+                continue
+            target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
+            plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
+        _check_tensors(plan, model, self.path)
+        return plan
 
 
-def plan_import(file: Path) -> tuple[list[PlannedTensor], dict[str, Any], PublicLayout]:
-    """What a published single file holds, by our names, with the model's config; nothing is read yet."""
+def read_published(file: Path) -> PublishedFile:
+    """Recognise a published single file; raises `ArchError` where it is none."""
     if not file.is_file():
         raise ArchError(f"{file} is not a file; give a published L2P single file")
     stored_tensors, metadata = read_any_header(file)
@@ -105,53 +97,25 @@ def plan_import(file: Path) -> tuple[list[PlannedTensor], dict[str, Any], Public
         raise ArchError(f"{file} is no published L2P layout: it is {identify(file)}")
     config = _config_from(tensors, layout)
     config["trunk_config"] |= _read_untold(file, metadata)
-    embedder = f"all_x_embedder.{config['patch_size']}-1"
-    ours = {layout.head_name(name): f"detailer_head.{name}" for name in _head_names(config)}
-    plan = []
-    for name, stored in tensors.items():
-        if name == f"{embedder}.weight":
-            plan.append(
-                _reordered(stored, "trunk.all_x_embedder.1-1.weight", _to_channel_first, config["patch_size"])
-            )
-            continue
-        target = ours.get(name) or "trunk." + name.replace(f"{embedder}.", "all_x_embedder.1-1.")
-        plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
-    _check_against_model(plan, config, file)
-    return plan, config, layout
+    return PublishedFile(path=file, tensors=tensors, config=config, layout=layout)
 
 
-def export_public(
-    model: Path | str, file: Path | str, *, comfyui: bool = False, overwrite: bool = False
-) -> str:
-    """Write a model directory as one file in the public layout, bit by bit; return the layout's name.
+def plan_export(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, StoredTensor],
+    layout: PublicLayout,
+    model: Any,
+) -> tuple[list[PlannedTensor], dict[str, str]]:
+    """The tensors of a model directory by their public names, and the file's metadata.
 
-    With `comfyui` by ComfyUI's names for a Z-Image: prefix, packed projections, `x_embedder`. Either is read
-    by `import_public`, and neither by a ComfyUI that does not know L2P (docs/released.md).
-
-    The model card goes beside it: `model.md` for `model.safetensors`. Where the trunk's config is not what
-    `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
+    Args:
+        path: the directory, for errors.
+        model: one of `config` on the meta device.
     """
-    model, file = Path(model), Path(file)
-    config = read_model_config(model)
-    if config["family"] != "z-image":
-        raise ArchError(f"{model} is of the family {config['family']!r}; only z-image has public layouts")
-    if recipe_of(config) != "paper":
-        raise ArchError(
-            f"{model} is of the aligned recipe, and the public layouts hold the paper's alone; use its model "
-            'directory, or train one with recipe = "paper"'
-        )
-    if config.get("quantisation"):
-        raise ArchError(
-            f"{model} is quantised ({config['quantisation']}); export the model that it was made of"
-        )
-    layout = _layout_for(config)
-    card_file = file.with_suffix(".md")
-    if file == card_file:
-        raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
+    _check_tensors(tensors.values(), model, path)
     patch_size = config["patch_size"]
     plan = []
-    tensors = index_directory(model / "transformer")
-    _check_against_model(tensors.values(), config, model)
     for name, stored in tensors.items():
         if name == "trunk.all_x_embedder.1-1.weight":
             target = f"all_x_embedder.{patch_size}-1.weight"
@@ -164,18 +128,7 @@ def export_public(
                 "all_x_embedder.1-1.", f"all_x_embedder.{patch_size}-1."
             )
         plan.append(PlannedTensor(name=target, dtype=stored.dtype, shape=stored.shape, origin=stored))
-    metadata = _untold(config, plan, layout)
-    if comfyui:
-        plan = comfyui_names(plan)
-    names = "ComfyUI's names of the" if comfyui else "the public"
-    origin = f"{name_of(model)}, exported in {names} {layout.name} layout"
-    with (
-        appearing_file(card_file, [model], overwrite) as card,
-        appearing_file(file, [model], overwrite) as weights,
-    ):
-        write_file(weights, plan, metadata)
-        write_text(card, single_file_card(file, config, tensors, origin))
-    return layout.name
+    return plan, _untold(config, plan, layout)
 
 
 def _to_channel_first(weight: Tensor, patch_size: int) -> Tensor:
@@ -201,7 +154,8 @@ def _layout_of(tensors: Mapping[str, StoredTensor]) -> PublicLayout | None:
     return None
 
 
-def _layout_for(config: Mapping[str, Any]) -> PublicLayout:
+def layout_for(config: Mapping[str, Any]) -> PublicLayout:
+    """The layout that a model of that config is published in; raises `ArchError` where there is none."""
     channels = config["head_channels"]
     if not channels:
         raise ArchError(
@@ -292,24 +246,9 @@ def _count(shapes: Mapping[str, Any], block_list: str) -> int:
     return 1 + max(numbers, default=-1)
 
 
-def _meta_model(config: Mapping[str, Any]) -> Any:
-    import torch
-
-    from l2p_arch.model import L2PTransformer
-
-    with torch.device("meta"):
-        return L2PTransformer(**{key: value for key, value in config.items() if not key.startswith("_")})
-
-
-def _head_names(config: Mapping[str, Any]) -> list[str]:
-    return list(_meta_model(config).detailer_head.state_dict())
-
-
-def _check_against_model(
-    tensors: Iterable[PlannedTensor | StoredTensor], config: Mapping[str, Any], path: Path
-) -> None:
-    """Raise unless these are the tensors of a model with that config, by our names."""
-    wanted = {name: tuple(value.shape) for name, value in _meta_model(config).state_dict().items()}
+def _check_tensors(tensors: Iterable[PlannedTensor | StoredTensor], model: Any, path: Path) -> None:
+    """Raise unless these are the tensors of that model, by our names."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {tensor.name: tensor.shape for tensor in tensors}
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):

@@ -10,7 +10,7 @@ from l2p_arch.files.adapter_files import kind_of_adapter
 from l2p_arch.files.comfyui_layout import is_comfyui, without_prefix
 from l2p_arch.files.directories import read_json
 from l2p_arch.files.tensor_files import StoredTensor, read_header
-from l2p_arch.surgery.source_formats import SOURCE_FORMATS
+from l2p_arch.source_formats import SOURCE_FORMATS
 
 KNOWN_FINGERPRINTS = {
     "577b2d3e0acea1fb784ca600f966805e": "L2P-Z-Image 1K",

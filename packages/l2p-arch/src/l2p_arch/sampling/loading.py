@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from l2p_arch.errors import ArchError
+from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.loadable import AGAIN, PIXEL_PIPELINE, check_loadable, components_of
 from l2p_arch.files.tensor_files import read_header
 
@@ -127,9 +127,3 @@ def quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an exception, short."""
-    lines = str(error).strip().splitlines() or [""]
-    return (lines[0] or type(error).__name__)[:200]

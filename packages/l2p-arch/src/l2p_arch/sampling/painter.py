@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2p_arch.errors import ArchError
+from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.components import name_of
 from l2p_arch.files.loadable import PIXEL_PIPELINE, check_loadable, check_model_config
-from l2p_arch.sampling.loading import load_pipeline, quiet_libraries, reason
+from l2p_arch.sampling.loading import load_pipeline, quiet_libraries
 from l2p_arch.sampling.settings import SAMPLING_FILE, Sampling, sampling_defaults, shown
 
 __all__ = [
@@ -118,8 +118,8 @@ def find_pixel_model(
 
 def _import_file(file: Path, components: Path | None, on_import: Callable[[Path], None] | None) -> Path:
     """A published single file as a model directory, made once and kept in the user's cache."""
-    from l2p_arch.files.public_layout import import_public
     from l2p_arch.files.recognition import identify
+    from l2p_arch.public_models import import_public
 
     if components is None:
         raise ArchError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from l2p_arch.alignment import Alignment
     from l2p_arch.families import Family
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 AUTO = "auto"
 ALIGNMENT_VERSION = 1

@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from l2p_arch.errors import ArchError
+from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.tensor_files import variant
 from l2p_arch.patchify import pixels_to_patches
 
 if TYPE_CHECKING:
     from l2p_arch.families.base import LatentEmbedder
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 _BATCH = 8
 
@@ -177,8 +177,6 @@ def _downscale(vae: Any) -> int:
 def _load_vae(source: Source) -> Any:
     import diffusers
     from safetensors import SafetensorError
-
-    from l2p_arch.sampling.loading import reason
 
     directory = source.directory / "vae"
     if not source.has_vae:

@@ -8,17 +8,16 @@ diffusers, which take seconds, are imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
-from l2p_arch.files.components import components_to_keep, copy_components, name_of
-from l2p_arch.files.directories import appearing_complete, read_json, write_json
+from l2p_arch.files.components import copy_components, name_of
+from l2p_arch.files.directories import appearing_complete, write_json
 from l2p_arch.files.model_card import write_model_card
-from l2p_arch.files.tensor_files import FLOATS, StoredTensor, index_directory
+from l2p_arch.files.tensor_files import FLOATS, StoredTensor
 from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
 from l2p_arch.surgery.aligned import (
     aligned_tensors,
@@ -29,86 +28,15 @@ from l2p_arch.surgery.aligned import (
     resolve_start,
 )
 from l2p_arch.surgery.head_widths import check_head_channels, complete_head
-from l2p_arch.surgery.source_formats import SourceFormat, find_source_format
+from l2p_arch.surgery.report import SurgeryReport, TensorRecord
+from l2p_arch.surgery.source import Source, open_source
 from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from l2p_arch.families import Family
-
 
 RECIPES = ("paper", "aligned")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorRecord:
-    """One line of the report."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurgeryReport:
-    """What became of every tensor. Inherited and new tensors carry their new names, dropped ones their old
-    names."""
-
-    source: str
-    family: str
-    patch_size: int
-    initialisation: str
-    inherited: tuple[TensorRecord, ...]
-    new: tuple[TensorRecord, ...]
-    dropped: tuple[TensorRecord, ...]
-    recipe: str = "paper"
-    measures: Mapping[str, float] = field(default_factory=dict)
-    """What the initialisation measured on the source, for example how much of the latents its fit
-    explains."""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """{"inherited", "new", "dropped"}, each with its number of "tensors" and of "parameters"."""
-        return {
-            kind: {
-                "tensors": len(getattr(self, kind)),
-                "parameters": sum(prod(record.shape) for record in getattr(self, kind)),
-            }
-            for kind in ("inherited", "new", "dropped")
-        }
-
-    def summary(self) -> str:
-        """One line for a terminal."""
-        parts = [
-            f"{kind} {count['tensors']} tensors ({count['parameters'] / 1e6:.2f} M parameters)"
-            for kind, count in self.counts().items()
-        ]
-        return f"{self.family}, patch {self.patch_size}: " + ", ".join(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A diffusers pipeline directory that has been looked at but not loaded."""
-
-    directory: Path
-    format: SourceFormat
-    pipeline_index: Mapping[str, Any]
-    transformer_config: Mapping[str, Any]
-    components: Sequence[str]
-    """Text encoders, tokenizers and the scheduler: what a converted model takes along."""
-    tensors: Mapping[str, StoredTensor]
-
-    @property
-    def family(self) -> Family:
-        """The family with all its functions."""
-        from l2p_arch.families import find_family
-
-        return find_family(self.format.family)
-
-    @property
-    def has_vae(self) -> bool:
-        """Whether the autoencoder is there, which some initialisations measure."""
-        return "vae" in self.pipeline_index and (self.directory / "vae").is_dir()
 
 
 def convert(
@@ -230,35 +158,6 @@ def convert(
         origin = f"{report.source}, by weight surgery; new ends: {initialisation} (surgery_report.json)"
         write_model_card(staged, origin, title=name_of(Path(out)))
     return report
-
-
-def open_source(source: Path) -> Source:
-    """Look at a pipeline directory without loading anything; ArchError says what is wrong with it."""
-    if not source.is_dir():
-        raise ArchError(f"{source} is not a directory; {_how_to_get(source)}")
-    index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
-    if "L2PTransformer" in (index.get("transformer") or ()):
-        raise ArchError(f"{source} is already a pixel-space model; surgery starts from a latent one")
-    config = read_json(source / "transformer" / "config.json", f"{source} has no transformer to start from")
-    known = find_source_format(config.get("_class_name", ""))
-    return Source(
-        directory=source,
-        format=known,
-        pipeline_index=index,
-        transformer_config=config,
-        components=components_to_keep(source, known.text_components, known.family),
-        tensors=index_directory(source / "transformer"),
-    )
-
-
-def _how_to_get(source: Path) -> str:
-    """A repository's name of the Hub is what most people have; nothing is downloaded without being asked."""
-    if source.is_absolute() or len(source.parts) != 2 or source.exists() or ".." in source.parts:
-        return "give a diffusers text-to-image directory"
-    return (
-        f"if it is a repository of the Hub, fetch it first: `hf download {source.as_posix()} --local-dir "
-        f"{source.name}`, and give {source.name}"
-    )
 
 
 def _meta_model(config: Mapping[str, Any]) -> Any:

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from l2p_arch.errors import ArchError
+from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.tensor_files import variant
 from l2p_arch.patchify import pixels_to_patches
 
 if TYPE_CHECKING:
     from l2p_arch.model import L2PTransformer
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 _SIGMAS = tuple(0.01 + 0.99 * ((step + 0.5) / 20) ** 1.7 for step in range(20))  # denser near the image
 _THRESHOLDS = {1: (0.25,), 2: (0.12, 0.35), 3: (0.07, 0.18, 0.4)}
@@ -144,8 +144,6 @@ def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) ->
     """The model with the source's blocks and the new embedder in memory, and a few encoded texts."""
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
-
-    from l2p_arch.sampling.loading import reason
 
     runnable = type(model).from_config(dict(model.config)).eval()
     embedder = f"{model.source_family.embedder}."

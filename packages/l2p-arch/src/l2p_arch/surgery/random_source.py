@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from l2p_arch.families import find_family
+from l2p_arch.families.published_pipelines import Component, Recipe, recipe
 from l2p_arch.files.directories import read_json, write_json
 from l2p_arch.files.tensor_files import WEIGHTS, dtype_name
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory
-from l2p_arch.surgery.published_pipelines import Component, Recipe, recipe
 
 DEPTHS = ("n_layers", "num_layers", "num_single_layers", "depth")  # keys of a transformer's config
 TEXT_DEPTHS = ("num_hidden_layers", "num_layers")  # of a text encoder's

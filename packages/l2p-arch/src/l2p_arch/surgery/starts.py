@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from l2p_arch.model import L2PTransformer
-    from l2p_arch.surgery.convert import Source
+    from l2p_arch.surgery.source import Source
 
 NewTensors = dict[str, "Tensor"]
 Initialisation = Callable[[NewTensors, "L2PTransformer", "Source", "Tensor | None"], dict[str, float]]

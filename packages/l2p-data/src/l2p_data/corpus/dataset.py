@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from l2p_data.corpus.files import atomic_path, is_file, location, one_line, unreadable
 from l2p_data.corpus.identity import sha256_file
+from l2p_data.corpus.images import decode_image
 from l2p_data.corpus.manifest import FORMAT, Failure, Manifest, Shard, load_manifest, manifest_path
 from l2p_data.corpus.schema import CORPUS_SCHEMA, check_columns
 from l2p_data.errors import DataError
-from l2p_data.synthesis.images import decode_image
 
 __all__ = ["FORMAT", "Failure", "Manifest", "Shard", "load_manifest"]  # beside what is defined here
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 64, 64 << 20  # at most, of the smallest unit that a reader reads at once

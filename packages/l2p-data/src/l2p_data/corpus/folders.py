@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
-from l2p_run.picture_pixels import colour_of
+from l2p_run.pictures.pixels import colour_of
 
 from l2p_data.corpus.captions import Entry, Source, folder_source
 from l2p_data.corpus.dataset import iterate_corpus, write_corpus
@@ -30,10 +30,10 @@ from l2p_data.corpus.files import (
     write_bytes,
 )
 from l2p_data.corpus.identity import stable_id
+from l2p_data.corpus.images import encode_image
 from l2p_data.corpus.manifest import Failure, Manifest, load_manifest
 from l2p_data.corpus.packed import packed_source
 from l2p_data.errors import DataError
-from l2p_data.synthesis.images import encode_image
 
 Progress = Callable[[int, int], None]
 """Called with (done, in all)."""

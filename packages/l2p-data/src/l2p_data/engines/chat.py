@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from l2p_data.engines.journal import Journal
 from l2p_data.engines.llm import PromptRequest
-from l2p_data.errors import DataError
-from l2p_data.prompts.template import (
+from l2p_data.engines.template import (
     ANSWER_SCHEMA,
     EXPANSION_SCHEMA,
     TEMPLATE_VERSION,
@@ -22,6 +21,7 @@ from l2p_data.prompts.template import (
     generation_list_schema,
     generation_message,
 )
+from l2p_data.errors import DataError
 
 Message = tuple[str, int]
 """What is said to the model, and the seed of its answer."""

@@ -21,11 +21,11 @@ from l2p_run.chat import NoAnswer, answer_of
 from l2p_run.errors import raised_as
 from l2p_run.settings import check_ranges, setting
 
+from l2p_data.cluster import RayShare, ray_session, share_of_cluster
 from l2p_data.corpus.files import one_line
 from l2p_data.engines.chat import Message, fault
 from l2p_data.errors import DataError
-from l2p_data.synthesis.executor import RayShare, ray_session, share_of_cluster
-from l2p_data.synthesis.models import local_directory
+from l2p_data.models import local_directory
 
 # Blank space is legal between the parts of a JSON object, and some models write it up to max_tokens. vLLM
 # takes the switch with a backend that is named.

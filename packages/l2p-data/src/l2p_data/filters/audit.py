@@ -6,8 +6,8 @@ from typing import Protocol
 
 import polars as pl
 
+from l2p_data.engines.template import audit_message
 from l2p_data.prompts.generation import check_prompts
-from l2p_data.prompts.template import audit_message
 
 _KINDS = {
     "format": "audit-format",

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from l2p_data.corpus.files import atomic_path
 from l2p_data.engines.llm import Category
+from l2p_data.engines.template import expansion_message
 from l2p_data.errors import DataError
 from l2p_data.prompts.taxonomy import Taxonomy, name_key
-from l2p_data.prompts.template import expansion_message
 
 _MAX_NAME = 45  # characters; longer names are descriptions, not categories
 

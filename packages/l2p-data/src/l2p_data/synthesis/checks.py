@@ -17,7 +17,7 @@ from l2p_run.settings import check_ranges, setting
 from PIL import Image
 
 from l2p_data.errors import DataError
-from l2p_data.synthesis.models import local_directory
+from l2p_data.models import local_directory
 
 _QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|「([^」]+)」|『([^』]+)』')
 

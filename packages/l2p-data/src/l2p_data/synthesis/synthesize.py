@@ -19,17 +19,18 @@ from l2p_run.devices import DTYPES
 from l2p_run.settings import Range, check_ranges, setting
 from l2p_run.sizes import Size
 
+from l2p_data.cluster import RayShare
 from l2p_data.corpus.files import location, make_directory, raised_as, read_json
 from l2p_data.corpus.identity import digest, image_seed, model_fingerprint
 from l2p_data.corpus.manifest import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.filters.filtering import kept
+from l2p_data.models import local_directory
 from l2p_data.prompts.generation import check_prompts
 from l2p_data.synthesis.buckets import bucket_of
 from l2p_data.synthesis.checks import CheckSettings
-from l2p_data.synthesis.executor import RayShare, run_here, run_on_ray
+from l2p_data.synthesis.executor import run_here, run_on_ray
 from l2p_data.synthesis.ledger import claim, finished_shards, release, remove_partial_files
-from l2p_data.synthesis.models import local_directory
 from l2p_data.synthesis.worker import WorkerSettings
 
 LARGEST_SIDE = 16_384

@@ -20,10 +20,10 @@ from PIL import Image
 
 from l2p_data.corpus.dataset import write_shard
 from l2p_data.corpus.files import location, one_line, write_json
+from l2p_data.corpus.images import encode_image, image_fault
 from l2p_data.corpus.manifest import Failure
 from l2p_data.errors import DataError
 from l2p_data.synthesis.checks import CheckSettings, ImageCheck
-from l2p_data.synthesis.images import encode_image, image_fault
 from l2p_data.synthesis.ledger import attempts_path, begun_attempts, ledger_path
 from l2p_data.synthesis.long_prompts import LongPrompts
 

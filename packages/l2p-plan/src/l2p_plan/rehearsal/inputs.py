@@ -48,8 +48,8 @@ def write_source(
     Raises:
         ArchError: no such family, or a directory that is no source.
     """
-    from l2p_arch.surgery.convert import open_source
     from l2p_arch.surgery.random_source import write_random_source
+    from l2p_arch.surgery.source import open_source
 
     family = open_source(like).family.name if like else family
     return write_random_source(folder, family, like=like, depth=depth, on_progress=on_progress)

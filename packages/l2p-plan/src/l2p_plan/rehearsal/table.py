@@ -106,7 +106,7 @@ def planned_disk(source: Source, *, depth: int | None, judges: bool) -> float:
         depth: blocks of each kind, at most.
         judges: whether it writes GenEval's two models, too.
     """
-    from l2p_arch.surgery.published_pipelines import recipe
+    from l2p_arch.families.published_pipelines import recipe
     from l2p_arch.surgery.random_source import build_on_meta
 
     if source.directory.is_dir():

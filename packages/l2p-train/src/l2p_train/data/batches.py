@@ -25,7 +25,7 @@ from l2p_train.data.conditioning import Conditioning, ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import NonFiniteLossError
 from l2p_train.noise import draw, sample_generator
-from l2p_train.zero.tensors import save_tensors
+from l2p_train.tensors import save_tensors
 
 
 @dataclass

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.run.mirror import Mirror
-from l2p_train.zero.tensors import save_tensors
+from l2p_train.tensors import save_tensors
 
 Conditioning = Mapping[str, Tensor]
 _PART_PROMPTS = 1024  # prompts per file
@@ -156,19 +155,19 @@ def embed_prompts(
     rank: int,
     processes: int,
     on_part: Callable[[int, int], None],
-    mirror: Mirror | None = None,
+    share_files: Callable[[Path], None],
 ) -> ConditioningCache:
     """Encode what the run's cache lacks, each process a share; return it with the encoder gone. Collective.
 
     Args:
         on_part: called with (done, of how many) after each part; what it raises ends the run.
+        share_files: gives all machines the files of a folder; collective.
     """
     family = source_family(config.model)
     longest = config.max_sequence_length or family.text_tokens
     name = encoder_hash(config.model, family.text_components, longest)
     directory = config.output / "conditioning" / name
-    mirror = mirror or Mirror(config)
-    mirror.share(directory)
+    share_files(directory)
     cache = ConditioningCache(directory)
     wanted = cache.missing(prompts)
     # Every process must have looked before the first one writes: the shares come from equal lists.
@@ -183,7 +182,7 @@ def embed_prompts(
         gc.collect()
         torch.cuda.empty_cache()
     torch.distributed.barrier()
-    mirror.share(directory)
+    share_files(directory)
     cache.refresh()
     return cache
 

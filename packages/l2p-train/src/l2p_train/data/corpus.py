@@ -18,8 +18,8 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.data.manifest import check_ids, check_rows
 from l2p_train.data.shards import COLUMNS, open_shards
+from l2p_train.data.storage import Place
 from l2p_train.errors import TrainError
-from l2p_train.run.storage import Place
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from l2p_run.errors import explained, is_environment, raised_as
 from l2p_run.places import atomic_path
 
 from l2p_train.data.manifest import ListedShard, check_contents, listed_shards, local_sizes
+from l2p_train.data.storage import Place, Store, is_address, one_at_a_time
 from l2p_train.errors import TrainError
-from l2p_train.run.storage import Place, Store, is_address, one_at_a_time
 
 COLUMNS = ("id", "prompt", "width", "height")
 _READERS = 16  # shards whose rows are read at a time

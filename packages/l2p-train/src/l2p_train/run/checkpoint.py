@@ -27,8 +27,8 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
+from l2p_train.tensors import save_tensors
 from l2p_train.zero.fp32_masters import Masters
-from l2p_train.zero.tensors import save_tensors
 
 if TYPE_CHECKING:
     from l2p_train.run.mirror import Mirror

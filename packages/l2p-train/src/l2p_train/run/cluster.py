@@ -18,7 +18,7 @@ from l2p_run.cluster import ray_session, workers_that_fit
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.run.launcher import processes_for
+from l2p_train.processes import processes_for
 from l2p_train.run.run_directory import TrainResult
 
 WATCH_INTERVAL = 5.0  # s between looks at what the training has written
@@ -114,8 +114,8 @@ def followed(train: TrainConfig, on_event: OnEvent | None) -> Iterator[None]:
 
 def _records(train: TrainConfig) -> list[dict[str, Any]]:
     """What the training has reported; with a mirror, until its last checkpoint."""
+    from l2p_train.data.storage import Store
     from l2p_train.report.metrics import read_metrics
-    from l2p_train.run.storage import Store
 
     if not train.mirror:
         return read_metrics(train.output / "metrics.jsonl")

@@ -14,7 +14,7 @@ from l2p_run.errors import raised_as
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
-from l2p_train.zero.tensors import save_tensors
+from l2p_train.tensors import save_tensors
 
 _DIGITS = 20  # of a base's hash; earlier versions had 16
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from l2p_train.config import TrainConfig
+from l2p_train.data.storage import Store, one_at_a_time
 from l2p_train.errors import TrainError
 from l2p_train.run.checkpoint import Checkpoint, list_checkpoints
-from l2p_train.run.storage import Store, one_at_a_time
 
 _MODEL_IS_WHOLE = "transformer/config.json"
 

@@ -105,7 +105,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
 
     An exception would make Ray start the workers again, `max_failures` times, to the same end.
     """
-    from l2p_train.trainer import train
+    from l2p_train import train
 
     try:
         train(config_from_mapping(settings))

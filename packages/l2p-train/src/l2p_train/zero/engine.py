@@ -19,6 +19,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
 from l2p_train.lora import add_adapters
+from l2p_train.processes import free_port
 from l2p_train.zero.fp32_masters import Masters
 from l2p_train.zero.muon import Muon
 from l2p_train.zero.partitioned import load_partitioned
@@ -38,8 +39,6 @@ def distributed() -> Iterator[tuple[int, int]]:
         (rank, number of processes). Environment variables set for a process on its own are taken back at the
         end: they would reach the processes that it starts later.
     """
-    from l2p_train.run.launcher import free_port
-
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     alone["MASTER_PORT"] = str(free_port())
     if not torch.cuda.is_available():

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from l2p_data.corpus.dataset import iterate_corpus, load_manifest, read_corpus
 from l2p_data.corpus.files import atomic_path
 from l2p_data.corpus.identity import digest
+from l2p_data.corpus.images import decode_image
 from l2p_data.corpus.schema import CORPUS_SCHEMA
 from l2p_data.errors import DataError
-from l2p_data.synthesis.images import decode_image
 
 _LENGTH_BIN = 50  # characters, the bins of Fig. 2c
 

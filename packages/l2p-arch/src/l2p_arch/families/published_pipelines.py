@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from l2p_arch.errors import ArchError
+from l2p_arch.families.facts import FULL_SIZES
+from l2p_arch.source_formats import source_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,16 @@ def recipe(family: str) -> Recipe:
             "give a directory whose configs are to be followed"
         )
     return _RECIPES[family]()
+
+
+def _transformer(family: str) -> Component:
+    known = FULL_SIZES[family]
+    return Component(
+        library="diffusers",
+        class_name=source_format(family).transformer_class,
+        config=known.transformer,
+        dtype=torch.float32 if known.transformer_bytes == 4 else torch.bfloat16,
+    )
 
 
 def _vae(**values: Any) -> Component:
@@ -103,9 +115,7 @@ def _z_image() -> Recipe:
     return Recipe(
         pipeline="ZImagePipeline",
         components={
-            "transformer": Component(
-                library="diffusers", class_name="ZImageTransformer2DModel", dtype=torch.float32
-            ),
+            "transformer": _transformer("z-image"),
             "text_encoder": Component(library="transformers", class_name="Qwen3Model", config=qwen),
             "vae": _vae(scaling_factor=0.3611, shift_factor=0.1159),
         },
@@ -118,9 +128,7 @@ def _flux() -> Recipe:
     return Recipe(
         pipeline="FluxPipeline",
         components={
-            "transformer": Component(
-                library="diffusers", class_name="FluxTransformer2DModel", config={"guidance_embeds": True}
-            ),
+            "transformer": _transformer("flux"),
             "text_encoder": _clip("CLIPTextModel", 768, 12, 12),
             "text_encoder_2": _t5_xxl(),
             "vae": _vae(scaling_factor=0.3611, shift_factor=0.1159),
@@ -131,19 +139,10 @@ def _flux() -> Recipe:
 
 
 def _sd3() -> Recipe:
-    transformer = {
-        "num_layers": 38,
-        "num_attention_heads": 38,
-        "caption_projection_dim": 2432,
-        "pos_embed_max_size": 192,
-        "qk_norm": "rms_norm",
-    }
     return Recipe(
         pipeline="StableDiffusion3Pipeline",
         components={
-            "transformer": Component(
-                library="diffusers", class_name="SD3Transformer2DModel", config=transformer
-            ),
+            "transformer": _transformer("sd3"),
             "text_encoder": _clip("CLIPTextModelWithProjection", 768, 12, 12),
             "text_encoder_2": _clip("CLIPTextModelWithProjection", 1280, 32, 20),
             "text_encoder_3": _t5_xxl(),

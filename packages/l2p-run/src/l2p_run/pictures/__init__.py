@@ -2,7 +2,7 @@
 
 A file and what a viewer shows of it differ: cameras note which way is up, transparent pixels keep colours
 that nobody sees, and scans have more than eight bits. `read_picture` gives the upright picture in eight bits
-of sRGB, on white where it is transparent, and says what it had to change (`l2p_run.picture_pixels`).
+of sRGB, on white where it is transparent, and says what it had to change (`l2p_run.pictures.pixels`).
 """
 
 import stat
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from l2p_run.errors import UserError, one_line
-from l2p_run.picture_pixels import Refused, colour_of, seen
+from l2p_run.pictures.pixels import Refused, colour_of, seen
 from l2p_run.places import is_file, read_bytes
 
 MAX_PIXELS = 1 << 27

@@ -16,7 +16,7 @@ from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import FLOATS, StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory
 from l2p_arch.quantisation import check_quantisation, quantised, quantised_names
-from l2p_arch.surgery.source_formats import source_format
+from l2p_arch.source_formats import source_format
 
 _BESIDE = ("sampling.json",)
 
