@@ -39,7 +39,7 @@ AREAS = {
     **{"pictures": "pictures", "requests": "requests"},
 }
 """Area -> the module of `fuzzing` that has its strategy, a function of the area's name."""
-_ROUND = 12  # cases of an area before it is the next one's turn
+_ROUND = 25  # cases of an area before it is the next one's turn
 _SHRINKING = 60.0  # s to make a failure small
 
 

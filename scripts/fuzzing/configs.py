@@ -81,8 +81,8 @@ def _configs(
             files={name: encoded(content)},
         )
 
-    aimed = _aimed(whole, kinds, quick=quick) if kinds else changed(dict(whole), toml_values())
-    anywhere = changed(dict(whole), toml_values()) if not quick else aimed
+    anywhere = changed(dict(whole), toml_values()) if not quick else changed(dict(whole), numbers(quick=True))
+    aimed = _aimed(whole, kinds, quick=quick) if kinds else anywhere
     return st.one_of(
         aimed.map(_written(text)).map(case),
         anywhere.map(_written(text)).map(case),
@@ -106,7 +106,7 @@ def _aimed(
 ) -> dict[str, Any]:
     """One to three keys with values that are nearly of their kind."""
     made = {name: dict(table) for name, table in whole.items() if isinstance(table, Mapping)}
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         table = draw(st.sampled_from(sorted(kinds)))
         key = draw(st.sampled_from(sorted(kinds[table])))
         made.setdefault(table, {})[key] = draw(near(kinds[table][key], quick=quick))
@@ -119,7 +119,8 @@ def near(hint: Any, *, quick: bool = False) -> st.SearchStrategy[Any]:
     found: list[st.SearchStrategy[Any]] = []
     for option in options:
         if option in (int, float):
-            found += [numbers(quick=quick)] * 3
+            small = st.integers(1, 4) if option is int else st.floats(0, 1)
+            found += [small, small, numbers(quick=quick)]
         elif option is bool:
             found.append(st.booleans())
         elif option in (str, Path):
@@ -130,7 +131,7 @@ def near(hint: Any, *, quick: bool = False) -> st.SearchStrategy[Any]:
             found.append(near(option, quick=quick))
     if typing.get_origin(hint) in (tuple, list):
         return st.lists(st.one_of(*found), max_size=4) if found else st.just([])
-    return st.one_of(*found, st.booleans(), numbers(quick=quick)) if found else toml_values()
+    return st.one_of(*found * 3, st.booleans(), numbers(quick=quick)) if found else toml_values()
 
 
 @st.composite

@@ -14,8 +14,8 @@ from fuzzing.values import changed, damaged, damaged_text, json_bytes, json_valu
 
 PROMPTS = [
     {"id": "a", "prompt": "A red circle left of a blue square.", "language": "en", "category": "two_object"},
-    {"prompt": 'A poster that says "open".', "subclass": "Posters", "seed": 3},
-    {"prompt": "灰色背景上的三角形。", "language": "zh", "status": "keep", "reason": None},
+    {"id": "b", "prompt": 'A poster that says "open".', "subclass": "Posters", "seed": 3},
+    {"id": "c", "prompt": "灰色背景上的三角形。", "language": "zh", "status": "keep", "reason": None},
 ]
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "triangle", "count": 1}], "prompt": "a triangle"},
@@ -108,7 +108,9 @@ def prompts(seeds: Path) -> st.SearchStrategy[Case]:
     return st.one_of(
         jsonl.map(lambda content: judged("p.jsonl", content)),
         text.map(lambda content: judged("p.txt", content)),
-        tables().map(lambda content: judged("p.csv", content)),
+        damaged_text(table([("prompt", "language"), ("A red circle.", "en"), ("A dog.", "en")])).map(
+            lambda content: judged("p.csv", content)
+        ),
         damaged(parquet).map(lambda content: judged("p.parquet", content)),
         jsonl.map(lambda content: counted("p.jsonl", content)),
         damaged(parquet).map(lambda content: counted("p.parquet", content)),

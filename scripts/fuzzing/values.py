@@ -101,14 +101,18 @@ def toml_values() -> st.SearchStrategy[Any]:
 def changed(draw: Any, document: Any, values: st.SearchStrategy[Any] | None = None) -> Any:
     """A JSON document with one to three of its values exchanged, removed or added."""
     made = copy.deepcopy(document)
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         places = list(_places(made))
         if not places:
             return draw(values if values is not None else json_values())
         holder, key = draw(st.sampled_from(places))
-        kind = draw(st.sampled_from(["exchange", "exchange", "exchange", "remove", "add", "swap"]))
+        kind = draw(
+            st.sampled_from(["alike", "alike", "alike", "exchange", "exchange", "remove", "add", "swap"])
+        )
         value = draw(values if values is not None else json_values())
-        if kind == "remove":
+        if kind == "alike":
+            holder[key] = draw(_alike(holder[key], value))
+        elif kind == "remove":
             del holder[key]
         elif kind == "add" and isinstance(holder, dict):
             holder[draw(st.text(max_size=8))] = value
@@ -118,6 +122,25 @@ def changed(draw: Any, document: Any, values: st.SearchStrategy[Any] | None = No
         else:
             holder[key] = value
     return made
+
+
+def _alike(present: Any, otherwise: Any) -> st.SearchStrategy[Any]:
+    """Values of the kind that is there."""
+    if isinstance(present, bool):
+        return st.just(not present)
+    if isinstance(present, int):
+        return st.one_of(
+            st.integers(0, 4), st.sampled_from([present * 2, present + 1, -present]), numbers(quick=True)
+        )
+    if isinstance(present, float):
+        return st.one_of(st.floats(0, 4), st.sampled_from([present * 2, present / 3, -present, *ODD_FLOATS]))
+    if isinstance(present, str):
+        return st.sampled_from(
+            [present.upper(), present + " ", present[:-1], present * 2, f"./{present}", otherwise]
+        )
+    if isinstance(present, list) and present:
+        return st.sampled_from([present * 2, present[:-1], present[::-1], [present], [*present, otherwise]])
+    return st.just(otherwise)
 
 
 def _places(value: Any) -> Iterable[tuple[Any, Any]]:

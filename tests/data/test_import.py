@@ -338,3 +338,38 @@ def test_a_picture_that_may_not_be_read_is_not_called_damaged(
     errors = errors_of(tmp_path / "c")
     assert errors["b.png"].startswith("unreadable: cannot read") and "Permission denied" in errors["b.png"]
     assert errors["c.png"].startswith("caption: cannot read") and "check the device" in errors["c.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"metadata.jsonl": b'{"file_name": "a.png", "text": ""}\n', "a.png": png(9)},
+            "a.png: missing: file name or text",
+        ),
+        ({"metadata.csv": b"file_name,text\nb.png,two\n"}, "no usable image: b.png"),
+        ({"a.txt": b"one", "a.png": b"\x89PNG\r\n\x1a\n"}, "no usable image: a.png: unreadable"),
+        ({"a.txt": "grün".encode("latin-1"), "a.png": png(9)}, "no usable image: a.png: caption"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_import_refuses(
+    files: dict[str, bytes], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    texts = []
+    for dry in ([], ["--dry-run"]):
+        assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *dry]) == 2
+        texts.append(capsys.readouterr().err.splitlines()[-1])
+    assert texts[0] == texts[1] and said in texts[0]
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_a_dry_run_of_an_import_that_works_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.txt").write_bytes(b"no picture beside it")
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "in" / "a.png").write_bytes(png(9))
+    assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()

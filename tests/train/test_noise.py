@@ -77,6 +77,23 @@ def test_caption_dropout_neither_moves_sigma_nor_noise_and_has_its_rate():
     )
 
 
+def test_samples_of_the_polish_have_its_sigma_less_noise_and_their_share_and_leave_the_others_alone():
+    plain = [draw(config(), counter, 16, 16) for counter in range(1000)]
+    some = [draw(config(polish_share=0.2), counter, 16, 16, polish=0.25) for counter in range(1000)]
+    polished = [one for one in some if one.sigma == 0.25]
+    assert 0.16 < len(polished) / 1000 < 0.24
+    sizes = np.array([float(one.noise.std()) for one in polished])
+    assert sizes.max() < 1 and sizes.min() < 0.02 and 0.1 < sizes.mean() < 0.4
+    smooth = [float((one.noise[:, :, 1:] - one.noise[:, :, :-1]).std() / one.noise.std()) for one in polished]
+    assert min(smooth) < 0.3 and max(smooth) > 1.2  # cells of 8 px, and of 1
+    assert all(
+        torch.equal(a.noise, b.noise) and a.sigma == b.sigma
+        for a, b in zip(plain, some, strict=True)
+        if b.sigma != 0.25
+    )
+    assert draw(config(polish_share=0.2), 3, 9, 7, polish=0.25).noise.shape == (3, 9, 7)
+
+
 def test_stratified_sigmas_cover_every_window_evenly():
     settings = config(stratified_sigma=True, noise_shift=1.0)
     sigma = np.sort([draw(settings, counter, 1, 1).sigma for counter in range(1000, 1032)])

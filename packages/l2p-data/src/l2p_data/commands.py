@@ -241,14 +241,10 @@ def import_(
     on_progress: Progress | None = None,
 ) -> Summary:
     """Images with texts as a corpus; see `folders.import_folder`."""
-    from l2p_run.pictures.pixels import colour_of
-
-    from l2p_data.corpus.files import location, raised_as
-    from l2p_data.corpus.folders import import_folder, open_source
+    from l2p_data.corpus.folders import check_import, import_folder
 
     if dry_run:
-        raised_as(DataError)(colour_of)(background)
-        source = open_source(location(folder), caption)
+        source = check_import(folder, caption=caption, background=background)
         left_out = {"left_out": list(source.left_out)} if source.left_out else {}
         return {"out": str(out), "rows": source.total, **source.columns, **left_out, "written": 0}
     manifest = import_folder(folder, out, caption=caption, background=background, on_progress=on_progress)

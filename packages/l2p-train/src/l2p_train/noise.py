@@ -13,9 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
+
+GRAIN_SIZE = 0.8
+GRAIN_CELLS = (1, 1, 2, 4, 8)  # px
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -67,14 +71,18 @@ class Draw(NamedTuple):
 
     sigma: float  # noise level in (0, 1]
     drop_caption: bool  # train this sample on the empty prompt
-    noise: Tensor  # (3, H, W), float32, standard normal
+    noise: Tensor  # (3, H, W), float32, standard normal; a sample of the polish has a smaller one
 
 
-def draw(config: TrainConfig, counter: int, height: int, width: int) -> Draw:
+def draw(config: TrainConfig, counter: int, height: int, width: int, polish: float = 0.0) -> Draw:
     """Draw sample `counter`'s noise level, caption dropout and noise, in this fixed order.
 
     With `stratified_sigma`, u = frac(offset(seed) + counter * golden ratio): any run of neighbours covers
     (0, 1] evenly, while each u stays uniform over seeds.
+
+    Args:
+        polish: the sigma at which the model takes the grain off a finished image; a share
+            `config.polish_share` of the samples has this sigma and `grain` for noise.
     """
     generator = sample_generator(config.seed, counter)
     u = 1.0 - generator.random()  # in (0, 1]
@@ -84,4 +92,22 @@ def draw(config: TrainConfig, counter: int, height: int, width: int) -> Draw:
     drop_caption = bool(generator.random() < config.caption_dropout)
     sigma = SIGMA_DISTRIBUTIONS[config.sigma_distribution](torch.tensor(u, dtype=torch.float64), config)
     noise = torch.from_numpy(generator.standard_normal((3, height, width), dtype=np.float32))
+    if config.polish_share and generator.random() < config.polish_share:
+        return Draw(polish, drop_caption, grain(generator, height, width))
     return Draw(float(sigma), drop_caption, noise)
+
+
+def grain(generator: np.random.Generator, height: int, width: int) -> Tensor:
+    """What a sampler leaves on a finished image, in units of the noise: (3, height, width), float32.
+
+    Normal noise in cells of 1 (two times of five), 2, 4 or 8 px, smooth between their centres, of a size
+    `GRAIN_SIZE` u^2 with u uniform in [0, 1): mostly little, sometimes none. A model that is told a sigma and
+    sees less noise than that has to find out by itself how much there is, and answers eq. 5 of it.
+    """
+    size = GRAIN_SIZE * generator.random() ** 2
+    cell = int(generator.choice(GRAIN_CELLS))
+    cells = (3, -(-height // cell), -(-width // cell))
+    noise = torch.from_numpy(generator.standard_normal(cells, dtype=np.float32))
+    if cell > 1:
+        noise = F.interpolate(noise[None], size=(height, width), mode="bilinear")[0]
+    return size * noise

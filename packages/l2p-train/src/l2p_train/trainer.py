@@ -129,7 +129,7 @@ class Session:
         shifted = replace(config, noise_shift=config.noise_shift * model.noise_scale)
         sources = (shifted, self.corpus, self.conditioning)
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
-        self.maker = BatchMaker(*sources, **share, rows=training)
+        self.maker = BatchMaker(*sources, **share, rows=training, polish=model.polish)
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
         if rank == 0:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])

@@ -10,7 +10,7 @@ suffix.
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,10 +79,7 @@ def import_folder(
     source = open_source(place, caption)
     make_directory(location(corpus))
     rows = _rows(place, source, background, failures, changed, on_progress)
-    first = next(rows, None)
-    if first is None:
-        cause = f": {failures[0].id}: {failures[0].error}" if failures else ""
-        raise DataError(f"{place} has no usable image{cause}")
+    first = _first(rows, place, failures)
     settings: dict[str, Any] = {"imported_from": place.name}
     if background != "white":
         settings["background"] = background
@@ -92,6 +89,27 @@ def import_folder(
     rows = chain([first], rows)
     write_corpus(corpus, rows, settings=settings, rows_per_shard=rows_per_shard, failures=failures)
     return load_manifest(corpus)
+
+
+def check_import(folder: str | Path, *, caption: str | None = None, background: str = "white") -> Source:
+    """What an import would read, once it has found a usable image; writes nothing.
+
+    Raises:
+        DataError: what `import_folder` would say before it writes.
+    """
+    raised_as(DataError)(colour_of)(background)
+    place, failures = location(folder), list[Failure]()
+    source = open_source(place, caption)
+    _first(_rows(place, source, background, failures, Counter(), None), place, failures)
+    return source
+
+
+def _first(rows: Iterator[dict[str, Any]], place: Path, failures: Sequence[Failure]) -> dict[str, Any]:
+    first = next(rows, None)
+    if first is None:
+        cause = f": {failures[0].id}: {failures[0].error}" if failures else ""
+        raise DataError(f"{place} has no usable image{cause}")
+    return first
 
 
 def open_source(place: Path, caption: str | None = None) -> Source:

@@ -23,7 +23,7 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import Conditioning, ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
-from l2p_train.errors import NonFiniteLossError
+from l2p_train.errors import NonFiniteLossError, TrainError
 from l2p_train.noise import draw, sample_generator
 from l2p_train.tensors import save_tensors
 
@@ -145,8 +145,15 @@ class BatchMaker:
         rank: int = 0,
         world_size: int = 1,
         rows: Sequence[int] | None = None,
+        polish: float = 0.0,
     ) -> None:
-        """Prepare. `rows`: those of the corpus that train; None: all."""
+        """Prepare. `rows`: those of the corpus that train; None: all. `polish`: as `draw` takes it."""
+        if config.polish_share and not polish:
+            raise TrainError(
+                f"polish_share is {config.polish_share}, and this model takes no grain off a finished image; "
+                'set it to 0, or begin with a model of the recipe "aligned"'
+            )
+        self.polish = polish
         self.config, self.corpus, self.conditioning, self.rank = config, corpus, conditioning, rank
         self.micro_batch_size, self.accumulation = config.batch_layout(world_size)
         self.rows = range(len(corpus.rows)) if rows is None else rows
@@ -173,7 +180,7 @@ class BatchMaker:
 
     def _batch(self, first_counter: int, rows: Sequence[int], size: Size) -> Batch:
         counters = list(range(first_counter, first_counter + len(rows)))
-        draws = [draw(self.config, counter, size.height, size.width) for counter in counters]
+        draws = [draw(self.config, counter, size.height, size.width, self.polish) for counter in counters]
         prompts = [
             "" if one.drop_caption else self.corpus.rows[row].prompt
             for one, row in zip(draws, rows, strict=True)
