@@ -100,9 +100,9 @@ def test_one_gpu_is_said_in_the_singular(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(("rate", "said"), [(0.6, "0.6"), (0.043, "0.043"), (9.64, "9.6"), (1234.5, "1,234")])
 def test_a_slow_training_has_a_rate(rate: float, said: str) -> None:
-    from l2p_transfer.stages import _rate
+    from l2p_run import words
 
-    assert _rate(rate) == said
+    assert words.rate(rate) == said
 
 
 def test_hours_follow_the_stated_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,12 @@ Exit codes: 0 done, 1 a bug, 2 usage, config or input, 3 the budget ran out firs
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_run.command import NOT_REACHED, Parser, number, out, run_command
+from l2p_run.command import NOT_REACHED, Parser, number, out, quiet_libraries, run_command
 
 _INTERVAL = 30.0  # s between lines of progress where there is no terminal
 
@@ -24,35 +23,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: Sequence[str]) -> int:
     options = _parser().parse_args(given)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from l2p_arch.errors import ArchError
-    from l2p_data.errors import DataError
-
+    quiet_libraries()
     from l2p_ablate.config import load_config
-    from l2p_ablate.errors import AblateError
 
     config = load_config(options.config, _overrides(options))
-    try:
-        if options.dry_run:
-            return _dry_run(config, options.output / options.config.stem)
-        return _execute(config, options, ["l2p-ablate", *given])
-    except (ArchError, DataError) as error:
-        raise AblateError(str(error)) from error
+    if options.dry_run:
+        return _dry_run(config, options.output / options.config.stem)
+    return _execute(config, options, ["l2p-ablate", *given])
 
 
 def _execute(config: Any, options: argparse.Namespace, command: Sequence[str]) -> int:
     import json
 
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from l2p_eval.report.arms import table
     from l2p_run.progress import Counter
+    from l2p_train.processes import choose_accelerator
 
     from l2p_ablate.runner import execute
 
+    choose_accelerator()
     root = options.output / options.config.stem
     with Counter(interval=_INTERVAL) as counter:
         summary = execute(

@@ -1,6 +1,6 @@
 """The corpora that arms train on, and the held-out pictures that they are held against. Each is made once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from l2p_eval.painting import paint
 from l2p_mini.pictures import render_prompt, restyled
 from l2p_run.devices import resolve_dtype
 from l2p_run.settings import to_table
+from PIL import Image
 
 from l2p_ablate.arms import Progress, model_of, painting
 from l2p_ablate.config import Config, DataTable
-from l2p_ablate.errors import AblateError
 
 
 def make_corpus(config: Config, name: str, folder: Path, workers: int | None, progress: Progress) -> Path:
@@ -46,35 +46,22 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
 
 def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> None:
     """Scenes of the miniature's own world, in which the prompts are true."""
-    from l2p_data.corpus.dataset import load_manifest, write_corpus
-    from l2p_data.corpus.images import encode_image
-    from l2p_data.corpus.manifest import manifest_path
+    from l2p_data.corpus.drawn import draw_corpus
+
+    def draw(prompt: str, number: int) -> Image.Image:
+        image = render_prompt(prompt, number, size)
+        return restyled(image, hue_degrees=data.hue_degrees, blur=data.blur)
 
     table = {key: value for key, value in to_table(data).items() if key not in ("grammar", "model")}
-    settings = {"renderer": "l2p-mini scenes", **table}
-    if manifest_path(folder) is not None:
-        if load_manifest(folder).settings != settings:
-            raise AblateError(f"{folder} holds another corpus; choose another --output or delete it")
-        return
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for record in prompts.iter_rows(named=True):
-            for number in range(data.images_per_prompt):
-                image = render_prompt(record["prompt"], number, size)
-                image = restyled(image, hue_degrees=data.hue_degrees, blur=data.blur)
-                yield {
-                    **{key: record[key] for key in ("prompt", "language", "category", "subclass")},
-                    "superclass": record["superclass"],
-                    "created_by": record["created_by"],
-                    "id": f"{record['id']}-{number}",
-                    "seed": -1,
-                    "width": size,
-                    "height": size,
-                    "image": {"bytes": encode_image(image), "path": f"{record['id']}-{number}.png"},
-                    "source_model": "renderer:l2p-mini",
-                }
-
-    write_corpus(folder, rows(), settings=settings, rows_per_shard=100)
+    draw_corpus(
+        folder,
+        prompts,
+        draw,
+        images_per_prompt=data.images_per_prompt,
+        settings={"renderer": "l2p-mini scenes", **table},
+        renderer="renderer:l2p-mini",
+        remedy="choose another --output or delete it",
+    )
 
 
 # ------------------------------------------------------------------------------------------- held-out

@@ -5,7 +5,7 @@ Several commands may work in one store at a time, on one machine or over a share
 each takes what no other is busy with.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from l2p_eval.painting import model_sha256
 from l2p_run import hashes, shared_work
 from l2p_run.devices import resolve_dtype
-from l2p_run.settings import to_table
+from l2p_run.settings import identity_table, to_table
 
 from l2p_ablate.config import ArmTable, Config
 
@@ -48,7 +48,7 @@ class Store:
             "corpus": self._corpus(config.data_of(arm)),
             "reference": self._reference(),
             "source": self._source(),
-            "surgery": _without_defaults(config.surgery_of(arm)),
+            "surgery": identity_table(config.surgery_of(arm)),
             "train": to_table(train),
             "sampling": to_table(config.sampling_of(arm)),
             "seed": seed,
@@ -107,13 +107,3 @@ def _judges() -> list[str]:
 
 def _key(settings: Any) -> str:
     return hashes.of_settings(settings, 16)
-
-
-def _without_defaults(surgery: Any) -> dict[str, Any]:
-    """The table without keys that came later and say what arms did before they came."""
-    later = {
-        each.name
-        for each in fields(surgery)
-        if each.metadata.get("later") and getattr(surgery, each.name) == each.default
-    }
-    return {key: value for key, value in to_table(surgery).items() if key not in later}

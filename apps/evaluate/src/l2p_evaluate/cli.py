@@ -5,11 +5,10 @@ Exit codes: 0 done, 1 a bug, 2 usage or input (what was scored before is kept an
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from l2p_run.command import USAGE_ERROR, Parser, out, run_command
+from l2p_run.command import USAGE_ERROR, Parser, out, quiet_libraries, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,21 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: Sequence[str]) -> int:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    quiet_libraries()
     options = _parser(given[0] if given else "").parse_args(given)
-    from l2p_arch.errors import ArchError
-    from l2p_eval.errors import EvalError
-
     command = ["l2p-evaluate", *given]
-    try:
-        if options.metric == "efficiency":
-            from l2p_evaluate.efficiency import run
+    if options.metric == "efficiency":
+        from l2p_evaluate.efficiency import run
 
-            return run(options, command)
-        return _evaluate(options, command)
-    except ArchError as error:
-        raise EvalError(str(error)) from error
+        return run(options, command)
+    return _evaluate(options, command)
 
 
 def _evaluate(options: argparse.Namespace, command: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l2p_run.command import NOT_REACHED, USAGE_ERROR, Parser, number, out, run_command
+from l2p_run.command import NOT_REACHED, USAGE_ERROR, Parser, number, out, quiet_libraries, run_command
 
 if TYPE_CHECKING:
     from l2p_transfer.config import Config
@@ -25,11 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
+    from l2p_train.processes import choose_accelerator
+
     from l2p_transfer.config import load_config
     from l2p_transfer.planning.inputs import check_inputs
 
     config = load_config(options.config, options.set)
-    _quiet_libraries()
+    quiet_libraries()
+    choose_accelerator()
     if options.dry_run:
         from l2p_plan.costs import Machine
 
@@ -77,16 +80,6 @@ def _rehearse(config: "Config", options: argparse.Namespace, command: Sequence[s
         display.close()
     out(json.dumps(table.to_row(), indent=1) if options.json else table.text())
     return NOT_REACHED if table.problems or not table.resumed_alike else 0
-
-
-def _quiet_libraries() -> None:
-    """Tells libraries what they would otherwise guess and warn about, here and in worker processes."""
-    import torch
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _where(root: Path, executed: bool) -> str:

@@ -28,14 +28,8 @@ def newest(stage: str, config: Config) -> float:
     Raises:
         UserError: something is there and cannot be looked at.
     """
-    times = [0.0]
-    for path in (_READ[stage](config) if stage in _READ else {}).values():
-        if path is not None and path.is_dir():
-            names = [name for name in hashes.files_of(path) if name.suffix in hashes.OF_A_MODEL]
-            times += [(path / name).stat().st_mtime for name in names]
-        elif path is not None and path.is_file():
-            times.append(path.stat().st_mtime)
-    return max(times)
+    paths = (_READ[stage](config) if stage in _READ else {}).values()
+    return max((hashes.written(path) for path in paths if path is not None), default=0.0)
 
 
 def _content(path: Path, name: str) -> str | None:

@@ -1,6 +1,6 @@
 """The evaluation stage: how both models paint and where, and what judges them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from l2p_eval.source_and_l2p import Judges, Painted, compare
 from l2p_run.cluster import ray_session, workers_that_fit
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.hashes import of_file
+from l2p_run.progress import Progress
 from l2p_run.sizes import Size
 
 from l2p_transfer.config import Config
 from l2p_transfer.detectors import load_detector
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size, source_size
-
-Progress = Callable[[float, float, str], None]
 
 
 def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from l2p_eval.report.of_run import Shown, markers_of, report_of
 from l2p_eval.report.page import write_report
+from l2p_run.sizes import in_words
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths
-from l2p_transfer.sizes import in_words, painted_sizes, trained_sizes
+from l2p_transfer.sizes import painted_sizes, trained_sizes
 
 
 def write_run_report(config: Config, paths: RunPaths, titles: Mapping[str, str]) -> Path:

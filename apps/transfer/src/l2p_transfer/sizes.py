@@ -2,11 +2,9 @@
 evaluated.
 """
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l2p_run.sizes import Size
+from l2p_run.sizes import Size, nearest_shape
 
 if TYPE_CHECKING:
     from l2p_transfer.config import Config
@@ -45,13 +43,4 @@ def source_size(config: "Config") -> Size:
     wanted = evaluated_size(config)
     if config.train.resolution is None:
         return wanted
-    return min(painted_sizes(config), key=lambda size: abs(math.log(_shape(size) / _shape(wanted))))
-
-
-def in_words(sizes: Sequence[Size]) -> str:
-    """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
-    return ", ".join(map(str, sizes)) + " px"
-
-
-def _shape(size: Size) -> float:
-    return size.width / size.height
+    return nearest_shape(wanted, painted_sizes(config))

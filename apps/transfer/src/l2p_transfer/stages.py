@@ -16,6 +16,7 @@ from l2p_data.prompt_settings import Place
 from l2p_run.places import shorten, write_json
 from l2p_run.progress import Progress
 from l2p_run.stages import Outcome, Stage
+from l2p_run.words import counted, rate
 
 from l2p_transfer.config import Config
 from l2p_transfer.errors import TransferError
@@ -47,7 +48,7 @@ def write_prompts(run: Run, progress: Progress) -> Outcome:
     write(prompts, run.paths.prompts)
     categories = prompts["category"].n_unique()
     return Outcome(
-        note=f"{_count(prompts.height, 'prompt')} in {_count(categories, 'category')}",
+        note=f"{counted(prompts.height, 'prompt')} in {counted(categories, 'category')}",
         values={"prompts": prompts.height, "categories": categories},
     )
 
@@ -113,10 +114,10 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     manifest = synthesize(prompts, settings, on_progress=report)
     failed, cut = len(manifest.failures), manifest.cut_prompts
     longer = (
-        f"; the text encoder cut {_count(len(cut), 'prompt')}, the first before {cut[0]!r}" if cut else ""
+        f"; the text encoder cut {counted(len(cut), 'prompt')}, the first before {cut[0]!r}" if cut else ""
     )
     return Outcome(
-        note=f"{_count(manifest.rows, 'image')} in {_count(len(manifest.shards), 'shard')}"
+        note=f"{counted(manifest.rows, 'image')} in {counted(len(manifest.shards), 'shard')}"
         + (f", {failed} failed" if failed else "")
         + longer,
         values={
@@ -174,7 +175,7 @@ def train(run: Run, progress: Progress) -> Outcome:
             progress(
                 event["step"],
                 steps,
-                f"loss {event['loss']:.4f}, {_rate(event['images_per_second'])} images/s",
+                f"loss {event['loss']:.4f}, {rate(event['images_per_second'])} images/s",
             )
         elif event["event"] == "embed":
             progress(0, steps, f"text {event['done']}/{event['of']}")
@@ -201,9 +202,9 @@ def train(run: Run, progress: Progress) -> Outcome:
         result = launch(run.config.train, processes=resolve_processes(run.config), on_event=report)
     _write_sampling_defaults(run)
     link_model(run.paths)
-    speed = f"{_rate(result.images_per_second)} images/s"
+    speed = f"{rate(result.images_per_second)} images/s"
     return Outcome(
-        note=f"{_count(result.steps, 'step')}, loss {result.loss:.3f}, {speed}",
+        note=f"{counted(result.steps, 'step')}, loss {result.loss:.3f}, {speed}",
         values=asdict(result) | {"model": "model"},
     )
 
@@ -303,13 +304,3 @@ def link_model(paths: RunPaths) -> None:
     elif paths.model.exists():
         raise TransferError(f"{paths.model} is in the way of the trained model; move it away and run again")
     os.symlink(Path("train") / "model", paths.model)
-
-
-def _rate(images_per_second: float) -> str:
-    """Two digits at least: a large model on one card does one image in some seconds."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = noun[:-1] + "ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"

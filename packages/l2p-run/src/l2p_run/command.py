@@ -146,6 +146,13 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+def quiet_libraries() -> None:
+    """Tell libraries what they would otherwise guess and warn about, here and in worker processes: no hub, no
+    advice on forked tokenizers. What the user has set stays."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def run_command(
     work: Callable[[], int | None],
     *,

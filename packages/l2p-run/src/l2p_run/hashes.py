@@ -77,6 +77,20 @@ def of_model(folder: Path) -> str:
     return of_folder(folder, lambda name: name.suffix in OF_A_MODEL)
 
 
+def written(path: Path) -> float:
+    """When a file, or the youngest of `of_model`'s files in a folder, was written, in s since 1970.
+
+    0 where there is none.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    if path.is_dir():
+        names = [name for name in files_of(path) if name.suffix in OF_A_MODEL]
+        return max(((path / name).stat().st_mtime for name in names), default=0.0)
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
 def of_files(folder: Path, names: Iterable[Path]) -> str:
     """As `of_folder`, of the named files below it."""
     found = [[name.as_posix(), of_file(folder / name)] for name in sorted(names, key=Path.as_posix)]

@@ -1,5 +1,7 @@
 """The size of an image, by name: two numbers whose order nobody has to remember."""
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -20,3 +22,14 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+
+def in_words(sizes: Iterable[Size]) -> str:
+    """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
+    return ", ".join(map(str, sizes)) + " px"
+
+
+def nearest_shape(wanted: Size, sizes: Iterable[Size]) -> Size:
+    """The size whose ratio of width to height is nearest to that of `wanted`."""
+    ratio = math.log(wanted.width / wanted.height)
+    return min(sizes, key=lambda size: abs(math.log(size.width / size.height) - ratio))

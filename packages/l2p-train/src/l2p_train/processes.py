@@ -22,6 +22,12 @@ def usable_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def choose_accelerator() -> None:
+    """Tell DeepSpeed, here and in processes to come, when there is no GPU; what the user has set stays."""
+    if not usable_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def processes_for(batch_size: int, most: int) -> int:
     """Return the most processes, up to `most`, that share a batch evenly."""
     return max(count for count in range(1, most + 1) if batch_size % count == 0)

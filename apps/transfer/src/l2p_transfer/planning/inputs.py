@@ -1,7 +1,8 @@
 """The checks before a run: all that its stages need is there and fits together. Nothing is written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from l2p_eval.metrics.features import check_extractor
 from l2p_run.places import shorten
 from l2p_run.stages import read_marker
 
@@ -21,13 +22,13 @@ def check_inputs(config: Config) -> None:
 
 def problems(config: Config) -> Iterator[Exception]:
     """Everything that the stages need and cannot find."""
-    checks = (
-        _check_storage,
+    checks: tuple[Callable[[Config], None], ...] = (
+        lambda config: RunStorage(config, RunPaths(config.run.output)).reachable(),
         _check_source,
         check_sampling,
-        _check_prompts,
-        _check_detector,
-        _check_features,
+        lambda config: config.prompts.check_files(),
+        lambda config: check_detector(config.evaluate),
+        lambda config: check_extractor(config.evaluate.features, "evaluate.features"),
         _check_metadata,
         _check_gpus,
     )
@@ -36,10 +37,6 @@ def problems(config: Config) -> Iterator[Exception]:
             check(config)
         except ValueError as error:
             yield error
-
-
-def _check_storage(config: Config) -> None:
-    RunStorage(config, RunPaths(config.run.output)).reachable()
 
 
 def _check_source(config: Config) -> None:
@@ -53,23 +50,6 @@ def _check_source(config: Config) -> None:
     source = open_source(config.source.model)
     if config.surgery.recipe == "aligned":
         check_vae(source)
-
-
-def _check_prompts(config: Config) -> None:
-    config.prompts.check_files()
-
-
-def _check_detector(config: Config) -> None:
-    check_detector(config.evaluate)
-
-
-def _check_features(config: Config) -> None:
-    from l2p_eval.metrics.features import EXTRACTORS
-
-    if config.evaluate.features not in EXTRACTORS:
-        raise TransferError(
-            f"evaluate.features is {config.evaluate.features!r}; there is {', '.join(EXTRACTORS)}"
-        )
 
 
 def _check_metadata(config: Config) -> None:

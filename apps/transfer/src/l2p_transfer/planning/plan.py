@@ -8,14 +8,16 @@ from typing import Any
 from l2p_plan.costs import Machine
 from l2p_plan.model import ModelPlan, plan_model
 from l2p_run.places import shorten
+from l2p_run.sizes import in_words
 from l2p_run.stage_plan import StagePlan, lines_of, plan_stages
+from l2p_run.words import counted
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths
 from l2p_transfer.planning.described import describe
 from l2p_transfer.planning.inputs import problems
 from l2p_transfer.runner import identities
-from l2p_transfer.sizes import evaluated_size, in_words, painted_sizes, source_size, trained_sizes
+from l2p_transfer.sizes import evaluated_size, painted_sizes, source_size, trained_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,13 @@ def _work(config: Config) -> Mapping[str, tuple[str, Path | str]]:
         "prompts": (f"{prompts.count:,} prompts, engine {prompts.engine}", paths.prompts),
         "filter": ("keep or drop, with a reason", paths.filtered),
         "images": (
-            f"{_images(prompts.count * config.images.seeds_per_prompt)} of {in_words(painted)}",
+            f"{counted(prompts.count * config.images.seeds_per_prompt, 'image')} of {in_words(painted)}",
             train.corpus,
         ),
         "surgery": (_surgery_in_words(config), paths.initial),
-        "training": (f"{train.steps:,} steps of {_images(train.batch_size)}{resized}", paths.train),
+        "training": (f"{train.steps:,} steps of {counted(train.batch_size, 'image')}{resized}", paths.train),
         "evaluation": (
-            f"{_images(config.evaluate.images_per_prompt)} a prompt, {l2p}"
+            f"{counted(config.evaluate.images_per_prompt, 'image')} a prompt, {l2p}"
             + ("" if source == l2p else f"; of the source {source}"),
             paths.evaluation,
         ),
@@ -91,7 +93,3 @@ def _surgery_in_words(config: Config) -> str:
     runs = "VAE and transformer" if DECODERS[decoder].runs_source else "VAE"
     start = resolve_start(surgery.initialisation)
     return f"patch {surgery.patch_size}, aligned, decoder {decoder}, {start}; runs the source's {runs}"
-
-
-def _images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -86,6 +86,16 @@ EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
 }
 
 
+def check_extractor(name: str, called: str) -> None:
+    """Raise `EvalError` for a name that `load_extractor` does not know.
+
+    Args:
+        called: what the name is called where it was given, for errors.
+    """
+    if name not in EXTRACTORS:
+        raise EvalError(f"{called} is {name!r}; there is {', '.join(EXTRACTORS)}")
+
+
 def load_extractor(name: str) -> FeatureExtractor:
     """Builds an extractor that needs no file, by name; `l2p_eval.metrics.inception` has the one of FID."""
     if name not in EXTRACTORS:
