@@ -129,8 +129,8 @@ def _check_start(config: "Config") -> None:
     surgery = config.surgery
     if config.train.polish_share and surgery.recipe != "aligned":
         raise TransferError(
-            f"train.polish_share is {config.train.polish_share}, and surgery.recipe {surgery.recipe!r} makes a"
-            ' model without that pass; set it to 0, or the recipe to "aligned"'
+            f"train.polish_share is {config.train.polish_share}, and surgery.recipe {surgery.recipe!r} makes"
+            ' a model without that pass; set it to 0, or the recipe to "aligned"'
         )
     try:
         check_surgery_settings(
