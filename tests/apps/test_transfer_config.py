@@ -211,6 +211,10 @@ def test_a_dry_run_without_weights_counts_the_full_size(
             "evaluate.detector_model is missing; evaluate.color_model is missing; detector",
         ),
         (["prompts.engine=file", "prompts.file=none.txt"], "none.txt does not exist; give one that ends in"),
+        (
+            ["train.polish_share=0.1", "surgery.recipe=paper"],
+            "surgery.recipe 'paper' makes a model without that pass; set it to 0, or the recipe to",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(

@@ -127,6 +127,11 @@ def _check_side(name: str, length: int, patch: int) -> None:
 def _check_start(config: "Config") -> None:
     """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
     surgery = config.surgery
+    if config.train.polish_share and surgery.recipe != "aligned":
+        raise TransferError(
+            f"train.polish_share is {config.train.polish_share}, and surgery.recipe {surgery.recipe!r} makes"
+            ' a model without that pass; set it to 0, or the recipe to "aligned"'
+        )
     try:
         check_surgery_settings(
             recipe=surgery.recipe,

@@ -145,12 +145,17 @@ def parser() -> argparse.ArgumentParser:
 
     sub = writes(command("export", "a model directory -> a single file in the published layout, bit by bit"))
     sub.add_argument("model", type=Path, help="model directory")
-    sub.add_argument("file", type=Path, help="safetensors file to create")
+    sub.add_argument("file", type=Path, help="safetensors or GGUF file to create")
     sub.add_argument(
         "--layout",
-        choices=["published", "comfyui"],
+        choices=["published", "comfyui", "gguf"],
         default="published",
-        help="names of the tensors: the published ones, or ComfyUI's (packed projections)",
+        help="names of the tensors: the published ones, or ComfyUI's (packed projections); gguf: a GGUF file",
+    )
+    sub.add_argument(
+        "--kind",
+        choices=["keep", "f32", "bf16", "f16", "q8_0"],
+        help="of a GGUF file: as the weights are (the default), cast, or the blocks' matrices in 8 bits",
     )
 
     sub = writes(command("quantise", "a model directory -> a smaller one, its blocks' layers in 8 bits"))
@@ -259,10 +264,27 @@ def _import(options: argparse.Namespace) -> dict[str, Any]:
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_arch.public_models import export_public
 
+    if options.layout == "gguf":
+        return _export_gguf(options)
+    if options.kind is not None:
+        raise ArchError("--kind is of GGUF files; add --layout gguf, or leave it out")
     comfyui = options.layout == "comfyui"
     layout = export_public(options.model, options.file, comfyui=comfyui, overwrite=options.overwrite)
     names = ", by ComfyUI's names" if comfyui else ""
     return {"summary": f"{options.file}: in the published {layout} layout{names}", "layout": layout}
+
+
+def _export_gguf(options: argparse.Namespace) -> dict[str, Any]:
+    from l2p_arch.gguf_models import export_gguf
+
+    kind = options.kind or "keep"
+    made = export_gguf(options.model, options.file, kind=kind, overwrite=options.overwrite)
+    shares = f", {made['quantised']} of {made['tensors']} tensors in q8_0" if kind == "q8_0" else ""
+    notes = "".join(f"; {note}" for note in made["notes"])
+    return {
+        "summary": f"{options.file}: GGUF of the published {made['layout']} layout{shares}{notes}",
+        **made,
+    }
 
 
 def _quantise(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Model directories to and from the single files in which L2P models of Z-Image are published."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from l2p_arch.files.components import (
 )
 from l2p_arch.files.directories import appearing_complete, appearing_file
 from l2p_arch.files.model_card import single_file_card, write_model_card, write_text
-from l2p_arch.files.public_layout import layout_for, plan_export, read_published
+from l2p_arch.files.public_layout import PublicLayout, layout_for, plan_export, read_published
 from l2p_arch.files.recognition import identify, pipeline_family
 from l2p_arch.files.tensor_files import index_directory
-from l2p_arch.files.tensor_writing import write_directory, write_file
+from l2p_arch.files.tensor_writing import PlannedTensor, write_directory, write_file
 from l2p_arch.source_formats import source_format
 
 
@@ -70,6 +71,40 @@ def export_public(
     `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
     """
     model, file = Path(model), Path(file)
+    card_file = file.with_suffix(".md")
+    if file == card_file:
+        raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
+    planned = plan_public(model)
+    plan = comfyui_names(planned.tensors) if comfyui else planned.tensors
+    names = "ComfyUI's names of the" if comfyui else "the public"
+    origin = f"{name_of(model)}, exported in {names} {planned.layout.name} layout"
+    with (
+        appearing_file(card_file, [model], overwrite) as card,
+        appearing_file(file, [model], overwrite) as weights,
+    ):
+        write_file(weights, plan, planned.metadata)
+        stored = index_directory(model / "transformer")
+        write_text(card, single_file_card(file, planned.config, stored, origin))
+    return planned.layout.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedExport:
+    """A model directory by the public names; nothing of its weights is read yet."""
+
+    tensors: list[PlannedTensor]
+    config: Mapping[str, Any]
+    layout: PublicLayout
+    metadata: dict[str, str]
+    """Of a file: what the tensors do not tell of the trunk."""
+
+
+def plan_public(model: Path) -> PlannedExport:
+    """The model by the names of its public layout.
+
+    Raises:
+        ArchError: no public layout holds such a model.
+    """
     config = read_model_config(model)
     if config["family"] != "z-image":
         raise ArchError(f"{model} is of the family {config['family']!r}; only z-image has public layouts")
@@ -83,22 +118,9 @@ def export_public(
             f"{model} is quantised ({config['quantisation']}); export the model that it was made of"
         )
     layout = layout_for(config)
-    card_file = file.with_suffix(".md")
-    if file == card_file:
-        raise ArchError(f"{file} is the name of a model card; give the weights one with .safetensors")
     tensors = index_directory(model / "transformer")
     plan, metadata = plan_export(model, config, tensors, layout, _on_meta(config))
-    if comfyui:
-        plan = comfyui_names(plan)
-    names = "ComfyUI's names of the" if comfyui else "the public"
-    origin = f"{name_of(model)}, exported in {names} {layout.name} layout"
-    with (
-        appearing_file(card_file, [model], overwrite) as card,
-        appearing_file(file, [model], overwrite) as weights,
-    ):
-        write_file(weights, plan, metadata)
-        write_text(card, single_file_card(file, config, tensors, origin))
-    return layout.name
+    return PlannedExport(tensors=plan, config=config, layout=layout, metadata=metadata)
 
 
 def _on_meta(config: Mapping[str, Any]) -> Any:

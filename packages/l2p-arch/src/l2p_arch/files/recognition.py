@@ -100,8 +100,10 @@ def read_any_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]
         return read_header(path)
     except ArchError as error:
         with path.open("rb") as file:
-            start = file.read(2)
-        if zipfile.is_zipfile(path) or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+            start = file.read(4)
+        if start == b"GGUF":
+            raise ArchError(f"{path} is a GGUF file, which l2p-arch writes and does not read") from error
+        if zipfile.is_zipfile(path) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
             raise ArchError(
                 f"{path} is a pickle, which is never loaded; convert it to safetensors where it comes from"
             ) from error
