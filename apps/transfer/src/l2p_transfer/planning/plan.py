@@ -8,7 +8,7 @@ from typing import Any
 from l2p_plan.costs import Machine
 from l2p_plan.model import ModelPlan, plan_model
 from l2p_run.places import shorten
-from l2p_run.stage_plan import StagePlan, lines_of, plan_stages
+from l2p_run.stages.plan import StagePlan, lines_of, plan_stages
 
 from l2p_transfer.config import Config
 from l2p_transfer.paths import RunPaths
