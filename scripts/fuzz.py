@@ -39,7 +39,7 @@ AREAS = {
     **{"pictures": "pictures", "requests": "requests"},
 }
 """Area -> the module of `fuzzing` that has its strategy, a function of the area's name."""
-_ROUND = 25  # cases of an area before it is the next one's turn
+_ROUND = 15  # cases of an area before it is the next one's turn
 _SHRINKING = 60.0  # s to make a failure small
 
 
@@ -63,12 +63,13 @@ class Tally:
 def main(arguments: list[str] | None = None) -> int:
     """Fuzz, or replay; returns the exit code."""
     options = _parser().parse_args(arguments)
-    from fuzzing.work import import_all
+    from fuzzing.work import import_all, warm
 
     import_all()
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
         seeds = Path(folder)
         _make_seeds(seeds)
+        warm(seeds)
         try:
             return _replay(options.replay, seeds) if options.replay else _fuzz(options, seeds)
         except KeyboardInterrupt:

@@ -16,7 +16,10 @@ SHORT = {  # as the first lines of PAPER.md explain them
         name: f"packages/l2p-{name}/src/l2p_{name}"
         for name in ("arch", "data", "train", "eval", "plan", "mini", "run", "serve")
     },
-    **{name: f"apps/{name}/src/l2p_{name}" for name in ("transfer", "generate", "evaluate", "ablate")},
+    **{
+        name: f"apps/{name}/src/l2p_{name}"
+        for name in ("transfer", "generate", "evaluate", "ablate", "comfyui")
+    },
 }
 SOURCE = """---
 search: {{exclude: true}}

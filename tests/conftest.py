@@ -1,8 +1,11 @@
 """Fixtures that several packages' tests share."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -43,6 +46,38 @@ def bucket() -> Iterator[str]:
         yield "s3://bucket"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def serve_chat() -> Iterator[Callable[[Callable[[Any], tuple[int, Any]]], str]]:
+    """A function that starts a real server on loopback and returns its address, for `base_url`.
+
+    It is given what answers: a POST's JSON body -> (status, the answer: bytes as they are, or a JSON value).
+    """
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(answer: Callable[[Any], tuple[int, Any]]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, content = answer(body)
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/v1"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")

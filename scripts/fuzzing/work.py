@@ -53,6 +53,32 @@ def import_all() -> None:
         import_module(module)
 
 
+def warm(seeds: Path) -> None:
+    """Do once, here, what most cases do, so that children inherit what is imported at its first use.
+
+    On one thread, and without polars, whose threads a child would wait for in vain.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    here, streams = os.getcwd(), [os.dup(number) for number in (1, 2)]
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.chdir(seeds)
+    try:
+        for number in (1, 2):
+            os.dup2(nothing, number)
+        small = ["--height", "16", "--width", "16", "--steps", "1", "--device", "cpu"]
+        import_module(COMMANDS["l2p-generate"]).main(
+            ["--model", "run/model", *small, "a ring", "-o", "w.png"]
+        )
+        import_module(COMMANDS["l2p-transfer"]).main(["tiny.toml", "--dry-run"])
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for number, stream in zip((1, 2), streams, strict=True):
+            os.dup2(stream, number)
+        os.chdir(here)
+
+
 def work(command: Sequence[str], folder: Path) -> int:
     """Do what a command line says; returns its exit code."""
     program, *arguments = command

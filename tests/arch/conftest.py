@@ -36,3 +36,33 @@ def _velocity_on_gpu(model: nn.Module, samples: Sequence[Mapping[str, Tensor]], 
 def velocity_on_gpu() -> Callable[..., Tensor]:
     """A function (model, samples, device of sigma) -> velocity, without values."""
     return _velocity_on_gpu
+
+
+@pytest.fixture(scope="session")
+def tiny_trunks() -> dict[str, dict[str, Any]]:
+    """Configs of trunks of one block each, by family; their texts are 12 wide."""
+    z_image = {
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": 16,
+        "dim": 32,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 12,
+        "axes_dims": [4, 6, 6],
+        "axes_lens": [64, 16, 16],
+    }
+    flux = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 10,
+        "axes_dims_rope": [4, 6, 6],
+        "guidance_embeds": True,
+    }
+    return {"z-image": z_image, "flux": flux}

@@ -14,30 +14,6 @@ from torch import Tensor
 
 pytest.importorskip("peft", reason="adapters need the extra lora")
 
-Z_IMAGE: dict[str, Any] = {
-    "all_patch_size": [2],
-    "all_f_patch_size": [1],
-    "in_channels": 16,
-    "dim": 32,
-    "n_layers": 2,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "cap_feat_dim": 12,
-    "axes_dims": [4, 6, 6],
-    "axes_lens": [64, 16, 16],
-}
-FLUX: dict[str, Any] = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "joint_attention_dim": 12,
-    "pooled_projection_dim": 10,
-    "axes_dims_rope": [4, 6, 6],
-    "guidance_embeds": False,
-}
 TARGETS = ["layers.0.attention.to_q", "layers.1.attention.to_out.0", "layers.1.feed_forward.w2"]
 
 
@@ -54,8 +30,13 @@ def _pipeline(family: str, config: dict[str, Any]) -> L2PPipeline:
 
 
 @pytest.fixture
-def pipeline() -> L2PPipeline:
-    return _pipeline("z-image", Z_IMAGE)
+def z_image(tiny_trunks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return tiny_trunks["z-image"] | {"n_layers": 2}
+
+
+@pytest.fixture
+def pipeline(z_image: dict[str, Any]) -> L2PPipeline:
+    return _pipeline("z-image", z_image)
 
 
 def _factors(pipeline: L2PPipeline, names: list[str], rank: int = 4, seed: int = 0) -> dict[str, Any]:
@@ -266,8 +247,10 @@ def test_a_saved_adapter_of_the_whole_model_comes_back(pipeline: L2PPipeline, tm
     torch.testing.assert_close(_velocity(pipeline), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_kohyas_names_of_flux_go_through_the_familys_own_converter() -> None:
-    pipeline = _pipeline("flux", FLUX)
+def test_kohyas_names_of_flux_go_through_the_familys_own_converter(
+    tiny_trunks: dict[str, dict[str, Any]],
+) -> None:
+    pipeline = _pipeline("flux", tiny_trunks["flux"] | {"guidance_embeds": False})
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(2, 32, generator=generator), torch.randn(96, 2, generator=generator)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
@@ -370,9 +353,11 @@ def test_adapters_are_identified(tensors: dict[str, Tensor], what: str, tmp_path
     assert what in identify(tmp_path / "x.safetensors")
 
 
-def test_the_source_pipeline_and_ours_read_a_file_alike(pipeline: L2PPipeline, tmp_path: Path) -> None:
+def test_the_source_pipeline_and_ours_read_a_file_alike(
+    pipeline: L2PPipeline, z_image: dict[str, Any], tmp_path: Path
+) -> None:
     """ZImagePipeline's own loader, on the source that the trunk's blocks are of."""
-    source = diffusers.ZImageTransformer2DModel(**Z_IMAGE)
+    source = diffusers.ZImageTransformer2DModel(**z_image)
     theirs = diffusers.ZImagePipeline(
         scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=source
     )

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,30 +11,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from l2p_arch import ArchError, CutPromptWarning, DetailerHead, L2PPipeline, L2PTransformer
 from torch import Tensor
 
-Z_IMAGE: dict[str, Any] = {
-    "all_patch_size": [2],
-    "all_f_patch_size": [1],
-    "in_channels": 16,
-    "dim": 32,
-    "n_layers": 1,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "cap_feat_dim": 12,
-    "axes_dims": [4, 6, 6],
-    "axes_lens": [64, 16, 16],
-}
-FLUX: dict[str, Any] = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "joint_attention_dim": 12,
-    "pooled_projection_dim": 10,
-    "axes_dims_rope": [4, 6, 6],
-    "guidance_embeds": True,
-}
 CALL: dict[str, Any] = {
     "height": 16,
     "width": 24,
@@ -43,14 +20,25 @@ CALL: dict[str, Any] = {
 }
 
 
-def _model(family: str, config: dict[str, Any]) -> L2PTransformer:
-    torch.manual_seed(0)
-    return L2PTransformer(family, config, 4, head_channels=(8, 8)).eval()
+@pytest.fixture
+def tiny_model(tiny_trunks: dict[str, dict[str, Any]]) -> Callable[[str], L2PTransformer]:
+    """A function family -> model with the same weights at each call."""
+
+    def make(family: str) -> L2PTransformer:
+        torch.manual_seed(0)
+        return L2PTransformer(family, tiny_trunks[family], 4, head_channels=(8, 8)).eval()
+
+    return make
 
 
 @pytest.fixture
-def z_image() -> L2PTransformer:
-    return _model("z-image", Z_IMAGE)
+def z_image(tiny_model: Callable[[str], L2PTransformer]) -> L2PTransformer:
+    return tiny_model("z-image")
+
+
+@pytest.fixture
+def flux(tiny_model: Callable[[str], L2PTransformer]) -> L2PTransformer:
+    return tiny_model("flux")
 
 
 @pytest.fixture
@@ -84,8 +72,10 @@ def test_the_result_comes_in_every_form_that_helpers_ask_for(z_image: L2PTransfo
 
 
 @pytest.mark.parametrize("keywords", [True, False])
-def test_a_config_builds_its_model_again_however_it_was_made(keywords: bool) -> None:
-    given: dict[str, Any] = {"family": "z-image", "trunk_config": Z_IMAGE, "patch_size": 8}
+def test_a_config_builds_its_model_again_however_it_was_made(
+    tiny_trunks: dict[str, dict[str, Any]], keywords: bool
+) -> None:
+    given: dict[str, Any] = {"family": "z-image", "trunk_config": tiny_trunks["z-image"], "patch_size": 8}
     model = L2PTransformer(**given) if keywords else L2PTransformer(*given.values())
     again = L2PTransformer.from_config(model.config)
     assert again.config["patch_size"] == 8
@@ -108,7 +98,9 @@ def test_layerwise_casting_leaves_head_and_embedder_in_their_dtype(z_image: L2PT
         assert (z_image(*inputs) - whole).norm() < 0.1 * whole.norm()
 
 
-def test_pad_tokens_of_a_model_from_scratch_are_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_tokens_of_a_model_from_scratch_are_values(
+    tiny_model: Callable[[str], L2PTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty = torch.empty
 
     def poisoned(*size: Any, **options: Any) -> Tensor:
@@ -116,14 +108,16 @@ def test_pad_tokens_of_a_model_from_scratch_are_values(monkeypatch: pytest.Monke
         return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    trunk = _model("z-image", Z_IMAGE).trunk
+    trunk = tiny_model("z-image").trunk
     for token in (trunk.x_pad_token, trunk.cap_pad_token):
         assert 0 < token.std() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_share_a_model_without_hearing_each_others_time(dtype: torch.dtype) -> None:
-    model = _model("flux", FLUX).to(dtype)
+def test_threads_share_a_model_without_hearing_each_others_time(
+    flux: L2PTransformer, dtype: torch.dtype
+) -> None:
+    model = flux.to(dtype)
     sigmas = [0.05, 0.35, 0.65, 0.95]
     with torch.no_grad():
         alone = [model(*_flux_inputs(sigma)) for sigma in sigmas]
@@ -156,12 +150,11 @@ def test_a_time_in_parts_adds_up_to_the_time_in_every_dtype() -> None:
             assert torch.equal(heard, wanted) if exact else (heard - wanted).abs().max() < 1e-3 * factor / 10
 
 
-def test_flux_compiles_as_a_whole() -> None:
-    model = _model("flux", FLUX)
+def test_flux_compiles_as_a_whole(flux: L2PTransformer) -> None:
     inputs = _flux_inputs()
     with torch.no_grad():
-        eager = model(*inputs)
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        eager = flux(*inputs)
+        compiled = torch.compile(flux, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(*inputs), eager)
 
 
@@ -192,7 +185,9 @@ def test_arguments_of_a_wrong_kind_are_named(
         z_image(**given | change)
 
 
-def test_text_embeddings_pass_by_diffusers_names_and_bare(pipeline: L2PPipeline) -> None:
+def test_text_embeddings_pass_by_diffusers_names_and_bare(
+    pipeline: L2PPipeline, flux: L2PTransformer
+) -> None:
     positive, negative = _sample(0), _sample(1)
     wanted = pipeline(
         prompt_conditioning=[positive], negative_conditioning=[negative], guidance_scale=3.0, **CALL
@@ -206,9 +201,9 @@ def test_text_embeddings_pass_by_diffusers_names_and_bare(pipeline: L2PPipeline)
     assert pipeline.encode_prompt(prompt_embeds=[positive], do_classifier_free_guidance=False)[1] == []
     with pytest.raises(ArchError, match="by our name and by diffusers'; give it once"):
         pipeline(prompt_embeds=[positive], prompt_conditioning=[positive], **CALL)
-    flux = L2PPipeline(transformer=_model("flux", FLUX), scheduler=FlowMatchEulerDiscreteScheduler())
+    of_flux = L2PPipeline(transformer=flux, scheduler=FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ArchError, match="flux wants pooled text beside the embeddings"):
-        flux(prompt_embeds=torch.zeros(1, 3, 12), guidance_scale=1.0, **CALL)
+        of_flux(prompt_embeds=torch.zeros(1, 3, 12), guidance_scale=1.0, **CALL)
 
 
 def test_noise_sigmas_and_size_may_be_the_callers(pipeline: L2PPipeline) -> None:

@@ -14,19 +14,6 @@ from diffusers import (
 from l2p_arch import ArchError, L2PPipeline, L2PTransformer, extend_canvas
 from PIL import Image
 
-Z_IMAGE: dict[str, Any] = {
-    "all_patch_size": [2],
-    "all_f_patch_size": [1],
-    "in_channels": 16,
-    "dim": 32,
-    "n_layers": 1,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "cap_feat_dim": 12,
-    "axes_dims": [4, 6, 6],
-    "axes_lens": [64, 16, 16],
-}
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 CALL: dict[str, Any] = {
     "prompt_conditioning": [{"caption": torch.ones(4, 12)}],
@@ -37,9 +24,9 @@ CALL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> L2PPipeline:
+def pipeline(tiny_trunks: dict[str, dict[str, Any]]) -> L2PPipeline:
     torch.manual_seed(0)
-    model = L2PTransformer("z-image", Z_IMAGE, patch_size=4, head_channels=(8, 8)).eval()
+    model = L2PTransformer("z-image", tiny_trunks["z-image"], patch_size=4, head_channels=(8, 8)).eval()
     made = L2PPipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     made.set_progress_bar_config(disable=True)
     return made

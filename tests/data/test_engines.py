@@ -1,9 +1,7 @@
 """Language models that think, loop, die or refuse: each costs its own prompts, with the cause."""
 
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,37 +17,23 @@ from l2p_data.filters.audit import parse_verdict
 LEAF = Category(superclass="Nature", subclass="Objects", category="kite")
 
 
-class Thinker(BaseHTTPRequestHandler):
-    """Thinks before it answers, and fails in a way of its own every third time."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        seed = body["seed"]
-        answer = json.dumps({"prompt": f"A kite number {seed} over the dunes."})
-        fields: dict[str, Any] = {"content": f"<think>{{'prompt': 1}}</think>{answer}"}
-        if body["model"] == "mute":
-            fields = {"content": None, "reasoning_content": "Hm."}
-        elif seed % 3 == 1:
-            fields = {"content": None, "reasoning_content": f"Fine.</think>{answer}"}
-        elif seed % 3 == 2:
-            fields = {"content": '{"prompt":' + body["stop"][0][:-1]}  # a server ends it at the stop
-        data = json.dumps({"choices": [{"message": fields, "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+def thinker(body: Any) -> tuple[int, Any]:
+    """A model that thinks before it answers, and fails in a way of its own every third time."""
+    seed = body["seed"]
+    answer = json.dumps({"prompt": f"A kite number {seed} over the dunes."})
+    fields: dict[str, Any] = {"content": f"<think>{{'prompt': 1}}</think>{answer}"}
+    if body["model"] == "mute":
+        fields = {"content": None, "reasoning_content": "Hm."}
+    elif seed % 3 == 1:
+        fields = {"content": None, "reasoning_content": f"Fine.</think>{answer}"}
+    elif seed % 3 == 2:
+        fields = {"content": '{"prompt":' + body["stop"][0][:-1]}  # a server ends it at the stop
+    return 200, {"choices": [{"message": fields, "finish_reason": "stop"}]}
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Thinker)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+def url(serve_chat: Callable[..., str]) -> str:
+    return serve_chat(thinker)
 
 
 def test_a_model_that_thinks_writes_prompts_and_a_run_of_blanks_has_a_reason_of_its_own(url: str) -> None:

@@ -2,11 +2,9 @@
 
 import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -30,62 +28,49 @@ from l2p_data.prompts.taxonomy import load_taxonomy
 SIGN = Category(superclass="Synthetic text", subclass="English Text", category="neon bar sign", group="Sign")
 
 
-class Handler(BaseHTTPRequestHandler):
+class Model:
     """A small language model's manners: good answers, cut ones, passing faults, all by the request's seed."""
 
-    seen: dict[int, int]
-    bodies: list[dict[str, Any]]
+    seen: ClassVar[dict[int, int]] = {}
+    bodies: ClassVar[list[dict[str, Any]]] = []
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.bodies.append(body)
+    @classmethod
+    def answer(cls, body: Any) -> tuple[int, Any]:
+        cls.bodies.append(body)
         seed, message = body["seed"], body["messages"][0]["content"]
-        self.seen[seed] = self.seen.get(seed, 0) + 1
+        cls.seen[seed] = cls.seen.get(seed, 0) + 1
         if body["model"] == "missing":
-            return self.reply(404, {"error": "no such model"})
+            return 404, {"error": "no such model"}
         if "more subjects" in message:
             names = ["Padlock", "teapots", "padlocks", "a, b", "锁", f"lantern {seed}"]
-            return self.complete(json.dumps({"categories": names}))
+            return completed(json.dumps({"categories": names}))
         if "Description, as a JSON string" in message:
             bad = "dagger" in message
             verdict = {"is_valid": not bad, "reason": "safety: a weapon" if bad else "Pass"}
-            return self.complete(json.dumps(verdict))
+            return completed(json.dumps(verdict))
         if "description for each of these subjects" in message:
             subjects = re.findall(r"^\d+\. (.*?)[.(]", message, re.MULTILINE)
             texts = [f'Beside a {s.strip()}, a note number {seed} says "HI".' for s in subjects]
-            return self.complete(json.dumps({"prompts": texts[1:] if seed % 5 == 4 else texts}))
-        if seed % 5 == 1 and self.seen[seed] == 1:
-            return self.reply(503, {"error": "busy"})
+            return completed(json.dumps({"prompts": texts[1:] if seed % 5 == 4 else texts}))
+        if seed % 5 == 1 and cls.seen[seed] == 1:
+            return 503, {"error": "busy"}
         if seed % 5 == 2:
-            return self.reply(400, {"error": "prompt too long"})
+            return 400, {"error": "prompt too long"}
         subject = re.search(r"Subject: (.*) \(", message)
         assert subject is not None
         text = f'Above the door, a {subject.group(1)} number {seed} spells "OPEN" in red.'
-        return self.complete(json.dumps({"prompt": text}), "length" if seed % 5 == 3 else "stop")
+        return completed(json.dumps({"prompt": text}), "length" if seed % 5 == 3 else "stop")
 
-    def complete(self, text: str, reason: str = "stop") -> None:
-        self.reply(200, {"choices": [{"message": {"content": text}, "finish_reason": reason}]})
 
-    def reply(self, status: int, content: object) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+def completed(text: str, reason: str = "stop") -> tuple[int, Any]:
+    return 200, {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    Handler.seen, Handler.bodies = {}, []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+def url(serve_chat: Callable[..., str]) -> str:
+    Model.seen.clear()
+    Model.bodies.clear()
+    return serve_chat(Model.answer)
 
 
 def generator_of(url: str, model: str = "tiny", attempts: int = 3, **options: Any) -> ChatGenerator:
@@ -101,8 +86,8 @@ def test_a_server_writes_prompts_and_every_fault_is_kept_with_its_cause(url: str
     causes = {re.sub(r"\W*\{.*", "", problem) for problem in problems["problem"]}
     assert causes == {"HTTP 400", "answer was cut off at max_tokens"}
     assert frame["created_by"].unique().to_list() == ["llm:tiny/template-1"]
-    assert max(Handler.seen.values()) == 2  # a passing fault is tried again, a lasting one is not
-    schema = Handler.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert max(Model.seen.values()) == 2  # a passing fault is tried again, a lasting one is not
+    schema = Model.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["prompt"] == {"type": "string"}  # no length bounds: see the template's module
 
 
@@ -139,7 +124,7 @@ def test_the_auditor_drops_with_a_reason_and_asks_about_kept_prompts_only(url: s
     audited = audit_prompts(judged, generator_of(url))
     assert audited["reason"].to_list() == [None, "audit-safety", "empty", "duplicate"]
     assert audited["audit"].to_list() == ["Pass", "safety: a weapon", None, None]
-    assert len(Handler.bodies) == 2 and Handler.bodies[0]["temperature"] == 0
+    assert len(Model.bodies) == 2 and Model.bodies[0]["temperature"] == 0
 
 
 @pytest.mark.parametrize(
@@ -209,7 +194,7 @@ def test_what_was_answered_is_never_asked_again_and_a_resumed_run_gives_the_same
 ) -> None:
     journal = f"{request.getfixturevalue('bucket')}/run/journal" if place == "s3" else str(tmp_path)
     whole = generate_prompts(generator_of(url), 100, categories=[SIGN])
-    Handler.bodies.clear()
+    Model.bodies.clear()
 
     class Killed(BaseException):
         """Passes every `except Exception`, as a kill -9 does."""
@@ -220,19 +205,19 @@ def test_what_was_answered_is_never_asked_again_and_a_resumed_run_gives_the_same
 
     with pytest.raises(Killed):
         generate_prompts(generator_of(url, journal=journal, on_progress=kill), 100, categories=[SIGN])
-    asked = {body["seed"] for body in Handler.bodies}
+    asked = {body["seed"] for body in Model.bodies}
     parts = list(location(journal).iterdir())
     kept = {json.loads(line)["key"] for path in parts for line in path.read_text().splitlines()}
     assert len(kept) == 64  # what was in flight is lost, not more
     assert all(path.name.startswith("answers-") for path in parts)
-    Handler.bodies.clear()
+    Model.bodies.clear()
     again = generate_prompts(generator_of(url, journal=journal), 100, categories=[SIGN])
     assert again.equals(whole)
-    repeated = [body["seed"] for body in Handler.bodies if body["seed"] in asked]
+    repeated = [body["seed"] for body in Model.bodies if body["seed"] in asked]
     assert len(repeated) <= len(asked) - 64
-    Handler.bodies.clear()
+    Model.bodies.clear()
     assert generate_prompts(generator_of(url, journal=journal), 100, categories=[SIGN]).equals(whole)
-    assert not Handler.bodies
+    assert not Model.bodies
 
 
 def test_a_damaged_journal_is_named_and_a_passing_fault_is_not_kept(url: str, tmp_path: Path) -> None:
@@ -253,7 +238,7 @@ def test_several_subjects_can_share_a_message(url: str) -> None:
     for row in good.iter_rows(named=True):
         assert f"Beside a {row['category']}," in row["prompt"]  # each answer with its own subject
     assert set(frame["problem"].drop_nulls()) <= {'answer has no list of 4 under "prompts"'}
-    schemas = [body["response_format"]["json_schema"]["schema"] for body in Handler.bodies]
+    schemas = [body["response_format"]["json_schema"]["schema"] for body in Model.bodies]
     assert schemas[0]["properties"]["prompts"]["maxItems"] == 4 and len(schemas) < 40
 
 
@@ -286,10 +271,10 @@ metadata = "none"
     assert written.values["prompts"] >= 20
     judged = filter_prompts(run, lambda done, total, note: None)
     assert judged.values["kept"] > 10
-    asked = len(Handler.bodies)
+    asked = len(Model.bodies)
     assert write_prompts(run, lambda done, total, note: None).values == written.values
     assert filter_prompts(run, lambda done, total, note: None).values == judged.values
-    assert len([b for b in Handler.bodies[asked:] if b["temperature"] == 0]) == 0  # all in the journal
+    assert len([b for b in Model.bodies[asked:] if b["temperature"] == 0]) == 0  # all in the journal
     with pytest.raises(TransferError, match=r"needs prompts.llm"):
         load_config(path, ["prompts.engine=vllm"])
     with pytest.raises(TransferError, match=r"prompts.audit needs an LLM"):

@@ -9,27 +9,8 @@ import numpy as np
 import pytest
 import torch
 from l2p_eval.geneval.detectors import COLORS
+from l2p_eval.geneval.random_judges import word_tokenizer
 from PIL import Image
-
-
-def _word_tokenizer(words: list[str], positions: int) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    every = ["<pad>", "<start>", "<end>", "<unk>", *words]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        model_max_length=positions,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +21,7 @@ def write_clip() -> Callable[[Path, int], Path]:
         from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
         words = ["a", "photo", "of", "cat", "dog", "object", *COLORS, *(f"{c}-colored" for c in COLORS)]
-        tokenizer = _word_tokenizer(words, positions)
+        tokenizer = word_tokenizer(words, positions)
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         torch.manual_seed(0)
         text = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -63,7 +44,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BLIP for visual question answering."""
     from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessor
 
-    tokenizer = _word_tokenizer(["is", "there", "a", "dog", "red", "yes", "no"], 32)
+    tokenizer = word_tokenizer(["is", "there", "a", "dog", "red", "yes", "no"], 32)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     text = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}

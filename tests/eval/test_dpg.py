@@ -39,7 +39,6 @@ def test_the_csv_is_read_with_its_dependencies(prompts: list[DpgPrompt]) -> None
     assert prompts[1].questions[3].parents == (1, 3)
     assert prompts[1].questions[0].parents == ()
     assert prompts[1].questions[3].category == "relation - spatial"
-    assert prompts[1].questions[3].broad_category == "relation"
 
 
 def test_a_no_takes_its_children_with_it(prompts: list[DpgPrompt]) -> None:

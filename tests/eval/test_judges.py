@@ -2,10 +2,7 @@
 
 import base64
 import io
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,56 +14,42 @@ from l2p_eval.errors import EvalError
 from PIL import Image
 
 
-class Handler(BaseHTTPRequestHandler):
+class Model:
     """Says yes to red pictures; is busy once."""
 
     bodies: ClassVar[list[Any]] = []
     busy: ClassVar[int] = 0
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Handler.bodies.append(body)
+    @classmethod
+    def answer(cls, body: Any) -> tuple[int, Any]:
+        cls.bodies.append(body)
         if body["model"] == "missing":
-            return self.reply(404, {"error": "no such model"})
-        if Handler.busy:
-            Handler.busy -= 1
-            return self.reply(503, {"error": "busy"})
+            return 404, {"error": "no such model"}
+        if cls.busy:
+            cls.busy -= 1
+            return 503, {"error": "busy"}
         if body["model"] == "odd":
-            return self.reply(200, {"nothing": []})
+            return 200, {"nothing": []}
         url = body["messages"][0]["content"][0]["image_url"]["url"]
         image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
         answer = "Yes." if image.getpixel((0, 0)) == (255, 0, 0) else "no"
-        return self.reply(200, {"choices": [{"message": {"content": answer}}]})
-
-    def reply(self, status: int, content: object) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        return 200, {"choices": [{"message": {"content": answer}}]}
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    Handler.bodies.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+def url(serve_chat: Callable[..., str]) -> str:
+    Model.bodies.clear()
+    return serve_chat(Model.answer)
 
 
 def test_a_server_sees_the_picture_and_the_question(url: str) -> None:
     judge = ServerJudge(base_url=url, model="vlm")
-    Handler.busy = 1  # a passing fault is tried again
+    Model.busy = 1  # a passing fault is tried again
     assert judge.answer(Image.new("RGB", (8, 8), (255, 0, 0)), "Is it red?")
     assert not judge.answer(Image.new("RGB", (8, 8), (0, 0, 255)), "Is it red?")
-    assert len(Handler.bodies) == 3
-    assert Handler.bodies[0]["messages"][0]["content"][1]["text"].startswith("Is it red?")
-    assert Handler.bodies[0]["temperature"] == 0
+    assert len(Model.bodies) == 3
+    assert Model.bodies[0]["messages"][0]["content"][1]["text"].startswith("Is it red?")
+    assert Model.bodies[0]["temperature"] == 0
     assert judge.name == "vlm (server)"
 
 

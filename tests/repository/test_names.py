@@ -17,7 +17,10 @@ SHORT = {  # the pages' short names, as the map's first lines explain them
         name: f"packages/l2p-{name}/src/l2p_{name}"
         for name in ("arch", "data", "train", "eval", "plan", "mini", "run", "serve")
     },
-    **{name: f"apps/{name}/src/l2p_{name}" for name in ("transfer", "generate", "evaluate", "ablate")},
+    **{
+        name: f"apps/{name}/src/l2p_{name}"
+        for name in ("transfer", "generate", "evaluate", "ablate", "comfyui")
+    },
 }
 FOLDERS = "packages|apps|configs|docs|tests|scripts|benchmarks|deploy"
 PATH = re.compile(rf"(?<![\w/.:-])((?:[\w-]+/)+[\w-]+\.py|(?:{FOLDERS})/[\w/.-]+\.\w+)(?![\w/])")

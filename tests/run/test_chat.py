@@ -1,9 +1,6 @@
 """What models behind OpenAI-compatible servers really send: thoughts, nothing, blanks, complaints."""
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -13,33 +10,22 @@ from l2p_run.errors import UserError
 JSON = '{"prompt": "A red kite over the dunes."}'
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Sends what `replies` holds, one after the other; the last again and again."""
+class Replies:
+    """What the server sends, one after the other; the last again and again."""
 
     replies: ClassVar[list[tuple[int, Any]]] = []
     bodies: ClassVar[list[Any]] = []
 
-    def do_POST(self) -> None:
-        Handler.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        status, content = Handler.replies[0] if len(Handler.replies) == 1 else Handler.replies.pop(0)
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+    @classmethod
+    def answer(cls, body: Any) -> tuple[int, Any]:
+        cls.bodies.append(body)
+        return cls.replies[0] if len(cls.replies) == 1 else cls.replies.pop(0)
 
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
-    Handler.bodies.clear()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield ChatServer(base_url=f"http://127.0.0.1:{http.server_port}/v1", model="m", attempts=2)
-    http.shutdown()
-    http.server_close()
+def server(serve_chat: Callable[..., str]) -> ChatServer:
+    Replies.bodies.clear()
+    return ChatServer(base_url=serve_chat(Replies.answer), model="m", attempts=2)
 
 
 def message(finish: str = "stop", **fields: Any) -> dict[str, Any]:
@@ -62,8 +48,8 @@ def message(finish: str = "stop", **fields: Any) -> dict[str, Any]:
 def test_the_answer_of_a_model_that_thinks_is_what_comes_after_its_thoughts(
     server: ChatServer, fields: dict[str, Any]
 ) -> None:
-    Handler.replies[:] = [(200, message(**fields))]
-    assert complete(server, {"messages": []}) == JSON and len(Handler.bodies) == 1
+    Replies.replies[:] = [(200, message(**fields))]
+    assert complete(server, {"messages": []}) == JSON and len(Replies.bodies) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,23 +75,23 @@ def test_the_answer_of_a_model_that_thinks_is_what_comes_after_its_thoughts(
 def test_a_message_without_an_answer_says_why_and_is_asked_again_only_where_that_can_help(
     server: ChatServer, reply: Any, cause: str, asked: int
 ) -> None:
-    Handler.replies[:] = [(200, reply)]
+    Replies.replies[:] = [(200, reply)]
     with pytest.raises(NoAnswer, match=cause) as caught:
         complete(server, {"messages": []})
-    assert len(Handler.bodies) == asked and caught.value.may_pass == (asked == 2)
+    assert len(Replies.bodies) == asked and caught.value.may_pass == (asked == 2)
 
 
 def test_what_a_server_does_not_know_is_left_out_and_the_rest_asked(server: ChatServer) -> None:
     complaint = {"error": {"message": "Unsupported parameter: 'stop' is not supported with this model."}}
-    Handler.replies[:] = [
+    Replies.replies[:] = [
         (400, complaint),
         (422, {"detail": "seed: extra fields"}),
         (200, message(content=JSON)),
     ]
     body = {"messages": [], "stop": ["x"], "seed": 3, "response_format": {"type": "json_object"}}
     assert complete(server, body) == JSON
-    assert [sorted(set(body) - set(sent)) for sent in Handler.bodies] == [[], ["stop"], ["seed", "stop"]]
-    Handler.replies[:] = [(400, {"error": "prompt too long"})]
+    assert [sorted(set(body) - set(sent)) for sent in Replies.bodies] == [[], ["stop"], ["seed", "stop"]]
+    Replies.replies[:] = [(400, {"error": "prompt too long"})]
     with pytest.raises(NoAnswer, match=r"HTTP 400: .*prompt too long"):
         complete(server, body)
 
@@ -113,7 +99,7 @@ def test_what_a_server_does_not_know_is_left_out_and_the_rest_asked(server: Chat
 def test_a_server_that_refuses_everybody_or_is_gone_is_told_apart_from_one_bad_message(
     server: ChatServer,
 ) -> None:
-    Handler.replies[:] = [(401, {"error": "no key"})]
+    Replies.replies[:] = [(401, {"error": "no key"})]
     with pytest.raises(NoServer, match="refuses model 'm': HTTP 401"):
         complete(server, {"messages": []})
     gone = ChatServer(base_url="http://127.0.0.1:9/v1", model="m", attempts=1)

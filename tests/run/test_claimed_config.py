@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from l2p_run.claimed_config import ClaimedConfig
 from l2p_run.config_file import read_extended, read_toml
 from l2p_run.errors import UserError
+from l2p_run.folder.claimed_config import ClaimedConfig
 from l2p_run.stages import Outcome, Stage, identities
 
 TABLES = {"run": {"seed": 0}, "report": {"title": "one"}}

@@ -1,5 +1,6 @@
 """A folder belongs to its settings and to one process at a time; stages in it are done once."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -63,6 +64,44 @@ def test_a_lock_keeps_another_process_out_until_that_ends(tmp_path: Path) -> Non
     with try_lock(tmp_path / ".lock") as mine:
         assert mine
     assert (tmp_path / ".lock").is_file()
+
+
+@pytest.mark.parametrize("answer", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_keeps_two_apart_too(
+    tmp_path: Path, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network ones. The file says who holds it: the living keeps it, and so does another machine."""
+    refuse = f"import errno, fcntl\ndef no(*_): raise OSError(errno.{answer}, 'no locks')\nfcntl.flock = no\n"
+    code = (
+        refuse + "import sys, time; from pathlib import Path; from l2p_run.folder import lock\n"
+        "with lock(Path(sys.argv[1]), busy='busy'): print('held', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / ".lock"
+
+    def no(*_: object) -> None:
+        raise OSError(getattr(errno, answer), "no locks")
+
+    monkeypatch.setattr("fcntl.flock", no)
+    for _ in range(2):
+        with lock(path, busy="busy"):
+            pass
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout and child.stdout.readline() == "held\n"
+        wanted = rf"somebody is here \(process {child.pid} of .* if that machine is no more, remove the file"
+        with pytest.raises(UserError, match=wanted), lock(path, busy="somebody is here"):
+            pass
+        child.kill()
+    with try_lock(path) as mine:  # a dead process of this machine blocks nobody
+        assert mine
+    path.write_text("12345\nanother-machine\n1\n")
+    with (
+        pytest.raises(UserError, match="process 12345 of another-machine"),
+        lock(path, busy="somebody is here"),
+    ):
+        pass
+    assert path.read_text().startswith("12345"), "nobody took it"
 
 
 def test_a_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from l2p_run.shared_work import held, work_through
+from l2p_run.folder.shared_work import held, work_through
 
 
 class Jobs:

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from l2p_train import TrainConfig, train
+from l2p_train.__main__ import main
 from l2p_train.data.corpus import Corpus
 from l2p_train.data.shards import check_corpus
 from l2p_train.errors import TrainError
@@ -117,6 +119,23 @@ def test_a_corpus_that_is_not_what_was_written_is_refused_in_one_line(
     with pytest.raises(TrainError, match=message) as caught:
         opened(corpus)
     assert "\n" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+def test_one_bit_of_a_shard_is_noticed_by_training_and_its_dry_run_however_they_are_started(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only by l2p-transfer's launcher; its size is the same, and its time is set back."""
+    shard = corpus / "part-00001.parquet"
+    content, times = bytearray(shard.read_bytes()), shard.stat()
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(bytes(content))
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    config = TrainConfig(model=tmp_path / "model", corpus=corpus, output=tmp_path / "out")
+    with pytest.raises(TrainError, match=r"part-00001.parquet is another than the manifest says \(sha256\)"):
+        train(config)
+    (tmp_path / "c.json").write_text(json.dumps(config.to_dict()))
+    assert main([str(tmp_path / "c.json"), "--dry-run"]) == 2
+    assert "part-00001.parquet is another than the manifest says" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_origin_is_read_but_not_with_a_row_twice(

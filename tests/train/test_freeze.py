@@ -1,5 +1,6 @@
 """What trains, against the released model and by rule."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,19 +8,6 @@ import torch
 from l2p_train import TrainError
 from l2p_train.freeze import plan_for_model, plan_freeze
 
-Z_IMAGE = {
-    "all_patch_size": [2],
-    "all_f_patch_size": [1],
-    "in_channels": 16,
-    "dim": 3840,
-    "n_layers": 30,
-    "n_refiner_layers": 2,
-    "n_heads": 30,
-    "n_kv_heads": 30,
-    "cap_feat_dim": 2560,
-    "axes_dims": [32, 48, 48],
-    "axes_lens": [1024, 512, 512],
-}
 SIZES = {f"trunk.layers.{i}.w": 10 for i in range(12)} | {
     "trunk.embed.w": 1,
     "trunk.refiner.0.w": 2,
@@ -39,11 +27,12 @@ def plan(**settings):
     )
 
 
-def test_shallow_on_z_image_trains_what_the_released_file_trained():
+def test_shallow_on_z_image_trains_what_the_released_file_trained(z_image):
     from l2p_arch import L2PTransformer
 
+    config = json.loads((z_image / "transformer" / "config.json").read_text())
     with torch.device("meta"):
-        model = L2PTransformer(family="z-image", trunk_config=Z_IMAGE)
+        model = L2PTransformer(family="z-image", trunk_config=config["trunk_config"])
     found = plan_for_model(model, trainable="shallow")
     assert found.trainable_count + found.frozen_count == 6_166_464_515
     assert round(found.trainable_count / 1e9, 3) == 2.548

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from l2p_data.prompts.template import ANSWER_SCHEMA, VERDICT_SCHEMA
+from l2p_data.engines.template import ANSWER_SCHEMA, VERDICT_SCHEMA
 
 pytest.importorskip("vllm")
 from l2p_data.engines.vllm_engine import VLLMSettings, _Replica

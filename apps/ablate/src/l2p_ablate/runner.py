@@ -14,9 +14,9 @@ from typing import Any
 from l2p_eval.report.arm_charts import write_arms
 from l2p_eval.report.arms import Results, summarise
 from l2p_run import places
+from l2p_run.folder.shared_work import work_through
 from l2p_run.provenance import collect
 from l2p_run.settings import to_table
-from l2p_run.shared_work import work_through
 
 from l2p_ablate.arms import Held, check_arms, read_result, run_arm
 from l2p_ablate.config import ArmTable, Config

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from l2p_eval.painting import model_sha256
-from l2p_run import hashes, shared_work
+from l2p_run import hashes
 from l2p_run.devices import resolve_dtype
+from l2p_run.folder import shared_work
 from l2p_run.settings import identity_table, to_table
 
 from l2p_ablate.config import ArmTable, Config

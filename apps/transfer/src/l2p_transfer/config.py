@@ -12,7 +12,7 @@ from typing import Any, Literal
 from l2p_data.filters.filtering import FilterRules
 from l2p_data.image_settings import LONGEST_SIDE, ImageSettings
 from l2p_data.prompt_settings import PromptSettings
-from l2p_run.cluster_settings import ClusterSettings
+from l2p_run.cluster.settings import ClusterSettings
 from l2p_run.config_file import override, read_toml
 from l2p_run.errors import raised_as
 from l2p_run.settings import (

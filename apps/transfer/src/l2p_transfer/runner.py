@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from l2p_run import config_file, hashes, provenance, stages
-from l2p_run.claimed_config import ClaimedConfig
 from l2p_run.errors import UserError
 from l2p_run.folder import lock
+from l2p_run.folder.claimed_config import ClaimedConfig
 from l2p_run.places import is_file, read_json_if_whole, write_json
 from l2p_run.progress import Display
 from l2p_run.stages import Stage, read_marker, run_stages

@@ -6,7 +6,7 @@ copy when it is done; the training does so at every checkpoint.
 
 from collections.abc import Mapping
 
-from l2p_run.stage_copies import StageCopies
+from l2p_run.stages.copies import StageCopies
 from l2p_run.storage.store import Store
 
 from l2p_transfer.config import Config

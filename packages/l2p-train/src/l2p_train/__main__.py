@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from l2p_run.command import Parser, number, out, run_command
+from l2p_run.places import is_address
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,8 +48,11 @@ def _run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config)
     if options.dry_run:
+        from l2p_train.data.shards import check_corpus
         from l2p_train.memory import estimate
 
+        if is_address(config.corpus) or Path(config.corpus).is_dir():  # else it is planned without one
+            check_corpus(config.corpus)
         out(estimate(config, options.processes).text())
         return 0
     _stop_with_parent()  # before the imports, which take long enough to be killed in

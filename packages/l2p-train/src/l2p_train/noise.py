@@ -27,14 +27,9 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 
     Args:
         sigma: any shape, in [0, 1].
-        shift: s > 0; 1 changes nothing, 3 is the paper's at 1K, 4 at 4K.
+        shift: s > 0; 1 changes nothing, 3 is the paper's at 1K, 4 at 4K; 1 / s undoes s.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Undo `shift_sigma`; it is the shift by 1 / s."""
-    return shift_sigma(sigma, 1 / shift)
 
 
 def uniform_sigma(u: Tensor, config: TrainConfig) -> Tensor:

@@ -9,6 +9,7 @@ loading the checkpoint and going on; running the same command again does it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.data.batches import Batch, BatchMaker, prefetched, refuse_non_finite
 from l2p_train.data.conditioning import embed_prompts
 from l2p_train.data.corpus import open_corpus
+from l2p_train.data.shards import check_corpus
 from l2p_train.distillation import distillation_loss, load_teacher
 from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
@@ -88,6 +90,8 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         explain_out_of_memory(),
         explain_full_disk(config.output),
     ):
+        if int(os.environ.get("LOCAL_RANK", rank)) == 0:  # one of each machine; what was hashed is remembered
+            check_corpus(config.corpus)
         return Session(config, rank, processes, stop, on_event).run()
 
 

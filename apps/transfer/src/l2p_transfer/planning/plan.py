@@ -9,7 +9,7 @@ from l2p_plan.costs import Machine
 from l2p_plan.model import ModelPlan, plan_model
 from l2p_run.places import shorten
 from l2p_run.sizes import in_words
-from l2p_run.stage_plan import StagePlan, lines_of, plan_stages
+from l2p_run.stages.plan import StagePlan, lines_of, plan_stages
 from l2p_run.words import counted
 
 from l2p_transfer.config import Config

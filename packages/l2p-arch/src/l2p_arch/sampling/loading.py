@@ -1,7 +1,6 @@
 """Load the pipeline of a directory, pixel-space or latent, so that damage is one line and never a random
 weight."""
 
-import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.loadable import AGAIN, PIXEL_PIPELINE, check_loadable, components_of
 from l2p_arch.files.tensor_files import read_header
+from l2p_arch.libraries import quiet_libraries
 
 
 def load_pipeline(
@@ -115,15 +115,3 @@ def _refuse_another_size(kind: Any, folder: Path) -> None:
             f"{folder / 'config.json'} describes a network of {described:,} parameters, and the weights "
             f"beside it are {stored:,}; {AGAIN}"
         )
-
-
-def quiet_libraries() -> None:
-    """No hub, no progress bars, no advice: commands speak for themselves."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()

@@ -18,7 +18,8 @@ from typing import Any
 from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.components import name_of
 from l2p_arch.files.loadable import PIXEL_PIPELINE, check_loadable, check_model_config
-from l2p_arch.sampling.loading import load_pipeline, quiet_libraries
+from l2p_arch.libraries import quiet_libraries
+from l2p_arch.sampling.loading import load_pipeline
 from l2p_arch.sampling.settings import SAMPLING_FILE, Sampling, sampling_defaults, shown
 
 __all__ = [

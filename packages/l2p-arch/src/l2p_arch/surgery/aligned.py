@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from l2p_arch.errors import ArchError
 from l2p_arch.files.tensor_files import StoredTensor, variant
 from l2p_arch.files.tensor_writing import PlannedTensor
+from l2p_arch.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -256,6 +257,7 @@ def encode(source: Source, trunk: Any, prompts: Sequence[str]) -> list[Any]:
     import torch
     from diffusers import DiffusionPipeline
 
+    quiet_libraries()
     kept = {name: None for name in ("transformer", "vae")}
     pipeline = DiffusionPipeline.from_pretrained(
         source.directory,

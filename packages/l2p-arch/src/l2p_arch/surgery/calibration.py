@@ -26,6 +26,7 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.tensor_files import variant
+from l2p_arch.libraries import quiet_libraries
 from l2p_arch.patchify import pixels_to_patches
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _load_vae(source: Source) -> Any:
             f"{source.directory} has no vae, which a fitted initialisation needs; use the default one"
         )
     vae_class = getattr(diffusers, source.pipeline_index["vae"][1])
+    quiet_libraries()
     try:
         return vae_class.from_pretrained(
             directory, variant=variant(directory), local_files_only=True, use_safetensors=True

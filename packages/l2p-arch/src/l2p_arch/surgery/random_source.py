@@ -52,11 +52,6 @@ def build_on_meta(component: Component, depth: int | None = None) -> Any:
             torch.set_default_dtype(before)
 
 
-def count_parameters(component: Component) -> int:
-    """Parameters of a component at full size; tied ones count once."""
-    return sum(parameter.numel() for parameter in build_on_meta(component).parameters())
-
-
 def write_random_source(
     out: Path,
     family: str,

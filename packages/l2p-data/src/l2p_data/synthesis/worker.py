@@ -127,7 +127,7 @@ def load_generator(settings: WorkerSettings, long_prompts: LongPrompts | None = 
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        logging.set_verbosity(logging.CRITICAL)  # what fails is said once, by us
     torch.set_num_threads(settings.threads)
     pipeline = DiffusionPipeline.from_pretrained(
         settings.model,

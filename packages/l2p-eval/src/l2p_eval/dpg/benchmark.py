@@ -47,10 +47,6 @@ class Question:
     category: str  # "entity - whole"; the broad category stands before the hyphen
     parents: tuple[int, ...] = ()
 
-    @property
-    def broad_category(self) -> str:
-        return self.category.split("-")[0].strip()
-
 
 @dataclass(frozen=True, kw_only=True)
 class DpgPrompt:

@@ -3,6 +3,7 @@
 Their answers mean nothing; their time and memory are the real ones'.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write_random_clip(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    tokenizer = _word_tokenizer(77)
+    tokenizer = word_tokenizer(["a", "photo", "of", "object", *COLORS], 77)
     text = {
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -79,12 +80,13 @@ def _coco_names() -> list[str]:
     return named + [f"class {number}" for number in range(len(named), 80)]
 
 
-def _word_tokenizer(positions: int) -> Any:
+def word_tokenizer(words: Sequence[str], positions: int) -> Any:
+    """A fast tokenizer whose tokens are whole words, at most `positions` a text; others are <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<start>", "<end>", "<unk>", "a", "photo", "of", "object", *COLORS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    every = ["<pad>", "<start>", "<end>", "<unk>", *words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]

@@ -80,8 +80,8 @@ class Reporter:
             return
         path = config.output / "metrics.jsonl"
         _keep_until(path, first_step)
+        self._trackers = open_trackers(config, first_step)  # may raise, and then no file is left open
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._trackers = open_trackers(config, first_step)
 
     def count_flops(self, per_image: float, peak_tflops: float | None, processes: int) -> None:
         """Report utilisation from now on: FLOPs of an image, TFLOP/s of a device, number of devices."""

@@ -50,7 +50,26 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class _Run:
+    """What wandb and trackio, whose interface is the same, do with an open run."""
+
+    _library: Any
+    _run: Any
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to each curve."""
+        self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Show a PNG file."""
+        self._run.log({name: self._library.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        """Flush and end."""
+        self._run.finish()
+
+
+class WeightsAndBiases(_Run):
     """One W&B run per run directory, gone on with when it resumes. WANDB_MODE=offline needs no account."""
 
     def __init__(self, config: TrainConfig, first_step: int) -> None:
@@ -66,20 +85,8 @@ class WeightsAndBiases:
             config=config.to_dict(),
         )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each curve."""
-        self._run.log(dict(values), step=step)
 
-    def image(self, step: int, name: str, path: Path) -> None:
-        """Show a PNG file."""
-        self._run.log({name: self._library.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        """Flush and end."""
-        self._run.finish()
-
-
-class Trackio:
+class Trackio(_Run):
     """Trackio's local database; `trackio show` serves it. TRACKIO_DIR says where it lies."""
 
     def __init__(self, config: TrainConfig, first_step: int) -> None:
@@ -93,18 +100,6 @@ class Trackio:
             config=config.to_dict(),
             embed=False,
         )
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each curve."""
-        self._run.log(dict(values), step=step)
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        """Show a PNG file."""
-        self._run.log({name: self._library.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        """Flush and end."""
-        self._run.finish()
 
 
 TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}

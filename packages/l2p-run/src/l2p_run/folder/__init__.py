@@ -1,8 +1,10 @@
 """What makes a folder safe to use again: one process at a time, and the settings that filled it."""
 
+import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from l2p_run.errors import UserError, explained
 from l2p_run.places import check_path, is_file, read_json_if_whole, write_json
 
 NOTE = "settings.json"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def lock(path: Path, *, busy: str, remedy: str = "choose a writable folder") -> 
     ends, however it ends.
 
     Args:
-        path: of the lock file; it stays, empty.
+        path: of the lock file; it stays, empty, where the file system has locks.
         busy: the error where another holds it.
 
     Raises:
@@ -28,20 +31,44 @@ def lock(path: Path, *, busy: str, remedy: str = "choose a writable folder") -> 
     """
     with try_lock(path, remedy=remedy) as mine:
         if not mine:
-            raise UserError(busy)
+            raise UserError(f"{busy}{_marked_by(path)}")
         yield
+
+
+def _marked_by(path: Path) -> str:
+    """Who holds a lock on a file system without locks, where a file that says so must do; "" elsewhere."""
+    try:
+        process, machine, *_ = path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):  # empty, as under a real lock
+        return ""
+    return f" (process {process} of {machine} holds {path}; if that machine is no more, remove the file)"
 
 
 @contextmanager
 def try_lock(path: Path, *, wait: bool = False, remedy: str = "choose a writable folder") -> Iterator[bool]:
-    """As `lock`; yields whether it could be had, which with `wait` it always can, sooner or later."""
-    from filelock import FileLock, Timeout
+    """As `lock`; yields whether it could be had, which with `wait` it always can, sooner or later.
 
-    # The file stays: a process that opens it while another removes it would lock a file that nobody sees.
-    held = FileLock(check_path(path), preserve_lock_file=True)
+    Where a file system knows no locks (some network ones), the file itself is the lock, with its holder's
+    process and machine in it: one of a dead process of this machine is taken over, one of another machine
+    never, because nobody here can tell whether that one lives.
+    """
+    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+    held: BaseFileLock = FileLock(check_path(path))
+    patience = -1 if wait else 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire(timeout=-1 if wait else 0)
+        try:
+            with warnings.catch_warnings():  # of what is said below, where it matters
+                warnings.simplefilter("ignore")
+                held.acquire(timeout=patience)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            if path.stat().st_size == 0:  # left by the attempt
+                path.unlink()
+            held = SoftFileLock(path)
+            held.acquire(timeout=patience)
     except Timeout:
         yield False
         return
