@@ -5,6 +5,7 @@
 The miniature's world has fine patterns at 256 px that average out at 64 px. Native detail is the share of its
 background's pattern that an image carries (projection onto the pattern: 1 is the renderer's, 0 is none,
 and noise is neither). An upsampled image of the 64 px model must have none; a renderer's image has 1.
+Beside it stands the share of evaluation prompts whose objects are there, by the rules of GenEval.
 Prints one JSON object; writes detail.png beside the run. Run again to resume.
 """
 
@@ -23,6 +24,9 @@ import numpy as np
 from l2p_mini.grammar import draw_prompt, draw_scene, is_held_out, parse
 from l2p_mini.world import BACKGROUNDS, BASE_SIZE, Scene, render
 from PIL import Image
+
+SHIFT = 3.0
+"""Of the 64 px model's sampling."""
 
 
 def write_renders(folder: Path, count: int, size: int) -> None:
@@ -144,13 +148,29 @@ def train(tables: dict[str, Any], base: Path, processes: int) -> tuple[Any, Any]
     return launch(config, processes, on_event=tell), config
 
 
+def shapes(model: Path, size: int, settings: dict[str, Any], shift: float) -> float:
+    """Return the share of evaluation prompts, equally many of each task, whose objects their image shows."""
+    from l2p_eval.geneval import judge, read_metadata
+    from l2p_mini.detector import ExactDetector
+    from l2p_mini.paths import EVALUATION_METADATA
+
+    every = read_metadata(EVALUATION_METADATA)
+    tags = list(dict.fromkeys(prompt.tag for prompt in every))
+    count = settings["images"] // len(tags)
+    chosen = [prompt for tag in tags for prompt in [one for one in every if one.tag == tag][:count]]
+    images = paint(model, [prompt.prompt for prompt in chosen], size, settings, shift)
+    detector = ExactDetector()
+    pairs = zip(chosen, images, strict=True)
+    return float(np.mean([judge(prompt, detector.detect(image)).correct for prompt, image in pairs]))
+
+
 def measure(
     native: Path, base: Path, tables: dict[str, Any], shift: float, pictures: Path
 ) -> dict[str, dict[str, float]]:
     """Return the native detail of held-out prompts by who painted them; draws the first six of each."""
     size, settings = tables["data"]["size"], tables["measure"]
     prompts = held_out_prompts(settings["images"])
-    small = paint(base, prompts, BASE_SIZE, settings, 3.0)
+    small = paint(base, prompts, BASE_SIZE, settings, SHIFT)
     rng = random.Random(2)
     kinds = {
         "native 256 px": paint(native, prompts, size, settings, shift),
@@ -186,14 +206,18 @@ def main() -> int:
     tables = tomllib.loads(options.config.read_text(encoding="utf-8"))
     base = options.base or Path(tables["base"]["model"])
     if not (base / "model_index.json").is_file():
-        print(
-            f"error: no model in {base}; run l2p-transfer configs/mini.toml, or give --base", file=sys.stderr
-        )
+        print(f"error: no model in {base}; start in the repository's root, or give --base", file=sys.stderr)
         return 2
     result, config = train(tables, base, options.processes)
     pictures = Path(tables["train"]["output"]) / "detail.png"
+    native, settings = Path(result.model), tables["measure"]
+    shift = settings.get("noise_shift", config.noise_shift)
     found = {
-        "native_detail": measure(Path(result.model), base, tables, config.noise_shift, pictures),
+        "native_detail": measure(native, base, tables, shift, pictures),
+        "shapes": {
+            "native": shapes(native, tables["data"]["size"], settings, shift),
+            "base": shapes(base, BASE_SIZE, settings, SHIFT),
+        },
         "steps": result.steps,
         "loss": round(result.loss, 5),
         "train_seconds": result.seconds,

@@ -14,7 +14,7 @@ from l2p_ablate.cli import main
 from l2p_ablate.config import load_config
 from l2p_ablate.data import render_prompt, restyled
 from l2p_ablate.store import Store, held
-from l2p_eval.report.arms import Claim, compare, spread
+from l2p_eval.report.arms import Claim, compare, spread, summarise, table
 from l2p_mini.detector import ExactDetector
 from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
 from safetensors.torch import load_file
@@ -81,7 +81,8 @@ def test_an_ablation_leaves_numbers_pictures_and_the_command(finished: Path) -> 
     assert results["complete"] and not results["missing"]
     assert list(results["arms"]) == ["transfer", "scratch"]
     for arm in results["arms"].values():
-        assert set(arm["metrics"]) == {"geneval", "frechet", "loss"}
+        assert set(arm["metrics"]) == {"geneval", "frechet", "loss", "patch-grid"}
+        assert arm["metrics"]["patch-grid"]["mean"] > 0
         assert arm["metrics"]["loss"]["mean"] > 0 and arm["metrics"]["frechet"]["mean"] > 0
     assert results["provenance"]["command"].startswith("l2p-ablate ")
     assert results["comparisons"][0]["verdict"] == "undecided"  # one seed decides nothing
@@ -360,6 +361,28 @@ def test_a_verdict_needs_every_pair_of_seeds_to_agree() -> None:
     close = Claim(better="a", worse="b", kind="no worse", margin=0.03)
     assert compare(close, "geneval", pairs((0.48, 0.5), (0.6, 0.5))).verdict == "holds"
     assert compare(close, "geneval", pairs((0.45, 0.5), (0.4, 0.5))).verdict == "does not hold"
+
+
+def test_a_metric_that_some_runs_lack_is_left_out_of_all() -> None:
+    """Runs of before the patch grid was measured are finished; nothing trains again for it."""
+    results = {
+        (arm, 0): {
+            "seed": 0,
+            "metrics": {"geneval": 0.5, "frechet": 90.0, "loss": 0.1} | grid,
+            "training": {
+                "images_per_second": 9.0,
+                "seconds": 250.4,
+                "trainable_parameters": 5,
+                "frozen_parameters": 6,
+            },
+        }
+        for arm, grid in (("a", {"patch-grid": 0.7}), ("b", {}))
+    }
+    claim = Claim(better="a", worse="b")
+    summary = summarise({"a": "A", "b": "B"}, [0], [claim], "geneval", results)
+    assert set(summary["arms"]["a"]["metrics"]) == {"geneval", "frechet", "loss"}
+    assert "| A | 0.500 | 90.0 | 0.100 | 250 | 1 |" in table(summary)
+    assert compare(claim, "patch-grid", results).differences == ()
 
 
 def test_the_spread_is_the_sample_deviation() -> None:

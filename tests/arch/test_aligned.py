@@ -14,8 +14,8 @@ from l2p_arch import (
     convert,
     export_public,
     merge_delta,
+    quantise,
     save_delta,
-    upscale,
 )
 from l2p_arch.alignment import Alignment, normalised
 from l2p_arch.cli import main
@@ -194,8 +194,6 @@ def test_mixing_the_recipes_is_one_line(aligned: Path, untrained_source: Path, t
         merge_delta(aligned, tmp_path / "delta.safetensors", tmp_path / "out")
     with pytest.raises(ArchError, match=r"aligned.*paper"):
         export_public(aligned, tmp_path / "model.safetensors")
-    with pytest.raises(ArchError, match=r"fitted for one patch.*--patch-size"):
-        upscale(aligned, tmp_path / "out", patch_size=32)
     assert not (tmp_path / "out").exists()
 
 
@@ -229,3 +227,22 @@ def test_a_source_without_a_vae_or_bad_images_is_one_line(
     refused("has no vae", bare)
     assert main(["convert", str(bare), str(tmp_path / "out"), "--recipe", "aligned"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_offloaded_and_8_bit_models_paint_what_the_whole_one_paints(aligned: Path, tmp_path: Path) -> None:
+    call: Any = {"height": 32, "width": 32, "num_inference_steps": 2, "seeds": [0], "output_type": "pt"}
+    call["prompt"] = "a red circle"
+
+    def painted(pipeline: L2PPipeline) -> Tensor:
+        pipeline.set_progress_bar_config(disable=True)
+        images: Tensor = pipeline(**call).images
+        return images
+
+    whole = painted(L2PPipeline.from_pretrained(aligned))
+    offloaded = L2PPipeline.from_pretrained(aligned)
+    offloaded.enable_model_cpu_offload(device="cpu")  # the hooks of a GPU, with the CPU in its place
+    torch.testing.assert_close(painted(offloaded), whole)
+    quantise(aligned, tmp_path / "small")
+    eight = L2PPipeline.from_pretrained(tmp_path / "small")
+    assert {value.dtype for value in eight.transformer.aligner.state_dict().values()} == {torch.float32}
+    assert float((painted(eight) - whole).abs().mean()) < 0.02

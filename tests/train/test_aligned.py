@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from l2p_arch import L2PPipeline, L2PTransformer, convert
+from l2p_arch import L2PPipeline, L2PTransformer, convert, upscale
 from l2p_train import TrainConfig, TrainError, plan_for_model, train
 from l2p_train.memory import estimate
 from safetensors.torch import load_file
@@ -130,3 +130,46 @@ def test_a_run_resumes_to_the_same_model(aligned: Path, tiny_corpus: Path, tmp_p
     train(settings(aligned, tiny_corpus, tmp_path / "parts", trainable=1, steps=4, ema_decay=0.9))
     whole, parts = (load_file(tmp_path / name / "model" / WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_every_zero_stage_offload_and_8_bit_train_an_aligned_model_alike(
+    aligned: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """The maps stay float32 where DeepSpeed casts, shares and moves what is around them."""
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "stage 2, offload": {"zero_stage": 2, "offload_optimizer": True},
+        "stage 3": {"zero_stage": 3},
+        "8 bit": {"frozen_weights": "int8"},
+        "8 bit, stage 3": {"frozen_weights": "int8", "zero_stage": 3},
+    }
+    curves = {}
+    for name, changes in kinds.items():
+        run = tmp_path / name
+        train(settings(aligned, tiny_corpus, run, trainable=1, log_every=1, precision="fp32", **changes))
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        curves[name] = [record["loss"] for record in records if record["event"] == "step"]
+        before, after = load_file(aligned / WEIGHTS), load_file(run / "model" / WEIGHTS)
+        assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("aligner."))
+    for name in ("stage 2, offload", "stage 3"):
+        assert curves[name] == pytest.approx(curves["plain"], rel=1e-4), name
+    assert curves["8 bit"] != curves["plain"]
+    assert curves["8 bit"] == pytest.approx(curves["plain"], rel=2e-2)
+    assert curves["8 bit, stage 3"] == pytest.approx(curves["8 bit"], rel=1e-4)
+
+
+def test_an_enlarged_model_trains_both_heads_and_exports(
+    aligned: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    upscale(aligned, tmp_path / "large", patch_size=32)
+    run = tmp_path / "run"
+    train(settings(tmp_path / "large", tiny_corpus, run, trainable="head-only"))
+    names = changed(tmp_path / "large", run / "model")
+    assert any(name.startswith("fine_head.") for name in names)
+    assert all(name.startswith(("fine_head.", "detailer_head.")) for name in names)
+    pipeline = L2PPipeline.from_pretrained(run / "model")
+    assert pipeline.transformer.enlargement == 2
+    needs = estimate(settings(tmp_path / "large", tiny_corpus, run), height=64, width=64)
+    less = estimate(settings(aligned, tiny_corpus, run), height=32, width=32)
+    assert needs.image_tokens == less.image_tokens
+    assert needs.activations_gb > less.activations_gb

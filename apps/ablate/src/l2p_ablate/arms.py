@@ -129,6 +129,7 @@ def check_arms(config: Config) -> None:
             head_channels=surgery.head_channels,
             initialisation=surgery.initialisation,
             decoder=surgery.decoder,
+            prediction=surgery.prediction,
             table=f"arm {arm.name}: surgery.",
         )
         with torch.device("meta"):
@@ -137,7 +138,7 @@ def check_arms(config: Config) -> None:
                 trunk,
                 surgery.patch_size,
                 surgery.head_channels,
-                **recipe_config(surgery.recipe, surgery.decoder),
+                **recipe_config(surgery.recipe, surgery.decoder, surgery.prediction),
             )
 
 
@@ -160,6 +161,7 @@ def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Pa
         head_channels=surgery.head_channels,
         recipe=surgery.recipe,
         initialisation=surgery.initialisation,
+        prediction=surgery.prediction,
         decoder=surgery.decoder,
         calibration_images=images,
         calibration_prompts=prompts if aligned else None,
@@ -174,7 +176,7 @@ def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Pa
 def evaluate(
     config: Config, arm: ArmTable, folder: Path, held: Held, workers: int | None, progress: Progress
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The three metrics of an arm's model, and its GenEval score per tag."""
+    """The metrics of an arm's model, and its GenEval score per tag."""
     from l2p_mini.detector import ExactDetector
     from l2p_train.report.held_out import held_out_loss
 
@@ -198,6 +200,7 @@ def evaluate(
     )
     seen = scores.geneval(pictures, ExactDetector(), prompts=held.prompts, images_per_prompt=1).whole()
     distance = scores.frechet(pictures, load_extractor("efficientnet-lite0"), reference=held.reference)
+    patch_size = config.surgery_of(arm).patch_size
     metrics = {
         "geneval": seen.headline,
         "frechet": distance.headline,
@@ -210,6 +213,8 @@ def evaluate(
             dtype=resolve_dtype("auto"),
         ),
     }
+    if 1 < patch_size < config.size:  # else no border of a patch has pixels beside it
+        metrics["patch-grid"] = scores.patch_grid(pictures, patch_size=patch_size).headline
     return metrics, dict(seen.details["scores"]["tags"])
 
 

@@ -18,7 +18,7 @@ from l2p_train.config import TrainConfig, config_from_mapping
 
 from l2p_ablate.errors import AblateError
 
-MetricName = Literal["geneval", "frechet", "loss"]
+MetricName = Literal["geneval", "frechet", "loss", "patch-grid"]
 LARGEST_SIDE, LARGEST_COUNT = 1 << 16, 10**7
 T = TypeVar("T")
 
@@ -70,6 +70,9 @@ class SurgeryTable:
     trunk: Literal["inherited", "random"] = "inherited"  # random: from scratch
     recipe: Literal["paper", "aligned"] = setting("paper", later=True)
     decoder: str = setting("auto", later=True)  # aligned only
+    prediction: Literal["auto", "velocity", "x_0"] = setting(
+        "auto", later=True
+    )  # of the head; auto: the recipe's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ linear, in units of the error that these filters were measured to leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -141,6 +141,12 @@ class Alignment(nn.Module):
         weight = ((sigma - low) / (high - low)).clamp(0, 1)
         weight = weight.view(-1, *[1] * (values.ndim - 1))
         return torch.lerp(values[upper - 1], values[upper], weight)
+
+
+def alignment_sizes(alignment: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Alignment` in a model's config."""
+    others = ("version", "polish", "enlargement", "detail")
+    return {name: value for name, value in alignment.items() if name not in others}
 
 
 def apply_filters(filters: Tensor, pixels: Tensor, decoded: Tensor, kernels: tuple[int, int]) -> Tensor:

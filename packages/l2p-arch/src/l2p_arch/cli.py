@@ -119,6 +119,11 @@ def parser() -> argparse.ArgumentParser:
         help="aligned: keep the source's last layer and predict the image; needs --images and the VAE",
     )
     sub.add_argument(
+        "--prediction",
+        default="auto",
+        help="what the head answers: velocity, x_0 (the image), or auto, which is the recipe's own",
+    )
+    sub.add_argument(
         "--decoder",
         default="auto",
         help="aligned only: low-rank, least-squares, neighbours, filters or closed-form (default auto)",
@@ -222,6 +227,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         dtype=options.dtype,
         recipe=options.recipe,
         initialisation=options.initialisation,
+        prediction=options.prediction,
         decoder=options.decoder,
         calibration_images=images,
         overwrite=options.overwrite,

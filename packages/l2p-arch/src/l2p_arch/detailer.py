@@ -1,7 +1,7 @@
 """The Detailer Head: a small U-Net that turns token features and noisy pixels into the velocity (sec. 3.3,
 Table 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -88,8 +88,18 @@ class DetailerHead(nn.Module):
             raise ArchError(f"a tile of {tile} px is too small; 512 to 2048 are usual")
         self.tile = tile
 
-    def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
-        """Map pixels x_t (B, 3, H, W) and features (B, D, h, w) to the raw output (B, 3, H, W)."""
+    def forward(
+        self, pixels: Tensor, features: Tensor, with_hidden: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map pixels x_t (B, 3, H, W) and features (B, D, h, w) to the raw output (B, 3, H, W), `with_hidden`
+        together with what the last convolution read, (B, C, H, W)."""
+        if not with_hidden:
+            return self._in_parts(pixels, features, self._whole)
+        hidden = self._in_parts(pixels, features, self._hidden)
+        return self.out_conv(hidden), hidden
+
+    def _in_parts(self, pixels: Tensor, features: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """`run` the whole image at once, or in tiles."""
         self._check(pixels, features)
         height, width = pixels.shape[-2:]
         stride = 2**self.levels
@@ -97,11 +107,12 @@ class DetailerHead(nn.Module):
         if features.shape[-2:] != grid:
             features = F.interpolate(features, size=grid, mode="nearest")
         if self.tile is None or max(height, width) <= self.tile:
-            return self._whole(pixels, features)
+            return run(pixels, features)
         step = max(self.tile // stride, 1)  # all of the following in cells of the bottleneck's grid
         rows = [
             torch.cat(
-                [self._tile(pixels, features, top, left, step) for left in range(0, grid[1], step)], dim=3
+                [self._tile(pixels, features, top, left, step, run) for left in range(0, grid[1], step)],
+                dim=3,
             )
             for top in range(0, grid[0], step)
         ]
@@ -120,7 +131,15 @@ class DetailerHead(nn.Module):
                 f"wanted ({pixels.shape[0]}, {width}, h, w), a transformer's tokens as a grid"
             )
 
-    def _tile(self, pixels: Tensor, features: Tensor, top: int, left: int, step: int) -> Tensor:
+    def _tile(
+        self,
+        pixels: Tensor,
+        features: Tensor,
+        top: int,
+        left: int,
+        step: int,
+        run: Callable[..., Tensor],
+    ) -> Tensor:
         """The output of one tile, computed with a margin that its outermost pixels can see (cells, clipped at
         the image).
 
@@ -138,13 +157,17 @@ class DetailerHead(nn.Module):
             (rows, columns),
         )
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            out = checkpoint(self._whole, *inputs, use_reentrant=False)
+            out = checkpoint(run, *inputs, use_reentrant=False)
         else:
-            out = self._whole(*inputs)
+            out = run(*inputs)
         return out[:, :, rows.kept, columns.kept]
 
     def _whole(self, pixels: Tensor, features: Tensor, part: "tuple[_Span, _Span] | None" = None) -> Tensor:
         """The output of an image, or of a part of one with all that its margin lacks."""
+        return self.out_conv(self._hidden(pixels, features, part))
+
+    def _hidden(self, pixels: Tensor, features: Tensor, part: "tuple[_Span, _Span] | None" = None) -> Tensor:
+        """What the last convolution reads."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         skips = []
         for level in range(1, self.levels + 1):
@@ -157,7 +180,7 @@ class DetailerHead(nn.Module):
             x = _enlarged(x, skip.shape[-2:], level, part)
             x = self.get_submodule(f"up{level}")(x)
             x = self.get_submodule(f"dec{level}")(torch.cat((x, skip), dim=1))
-        return self.out_conv(x)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)

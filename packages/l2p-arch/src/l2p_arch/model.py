@@ -11,8 +11,16 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
-from l2p_arch.alignment import HEAD_INPUTS, LEAST_SIGMA, Alignment, head_input, normalised
+from l2p_arch.alignment import (
+    HEAD_INPUTS,
+    LEAST_SIGMA,
+    Alignment,
+    alignment_sizes,
+    head_input,
+    normalised,
+)
 from l2p_arch.detailer import DetailerHead
+from l2p_arch.enlargement import block_means, enlarged, reduced, repeated, split_head_channels
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.families.base import CONDITIONING_DIMENSIONS
@@ -38,8 +46,10 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         head_decoder_floor: least width of a decoder level.
         prediction: what the head answers: "velocity", as in the paper, or "x_0", the image.
         alignment: None for the paper's recipe. For the aligned one, which keeps the source's last layer and
-            predicts "x_0", the arguments of `Alignment` beside the sizes, "version", 1, and "polish", the
-            default of `L2PPipeline`'s argument.
+            predicts "x_0", the arguments of `Alignment` beside the sizes, "version", and "polish", the
+            default of `L2PPipeline`'s argument. Of version 2, which `upscale` writes: "enlargement", how
+            often the patch is the aligned one along a side, and "detail" (`l2p_arch.enlargement`);
+            head_channels then begin with those of a second head, for what is finer.
         quantisation: "int8" or "fp8" where the blocks' linear layers are stored in 8 bits, see `quantise`.
     """
 
@@ -69,16 +79,25 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size
         self.aligner: Alignment | None = None
+        self.enlargement = int((alignment or {}).get("enlargement", 1))
         if alignment is None:
             self.trunk = self.source_family.build_trunk(trunk_config, 3 * patch_size**2)
         else:
             self.trunk = self.source_family.build_whole_trunk(trunk_config)
             latents = self.source_family.latent_channels(trunk_config)
-            sizes = {name: value for name, value in alignment.items() if name not in ("version", "polish")}
-            self.aligner = Alignment(patch_size, latents, **sizes)
+            self.aligner = Alignment(patch_size // self.enlargement, latents, **alignment_sizes(alignment))
             self._answer_order = self.source_family.answer_order(trunk_config)
             self._answer_channels = self.source_family.answer_channels(trunk_config)
         feature_channels = self.source_family.feature_channels(trunk_config)
+        self.head_widths = finer, head_channels = split_head_channels(head_channels, self.enlargement)
+        self.fine_head: DetailerHead | None = None
+        if finer:
+            self.fine_head = DetailerHead(
+                max(head_channels[0], head_decoder_floor),
+                finer,
+                decoder_floor=head_decoder_floor,
+                input_channels=HEAD_INPUTS,
+            )
         self.detailer_head: DetailerHead | LinearHead
         if head_channels:
             self.detailer_head = DetailerHead(
@@ -101,7 +120,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         # 8 bits would round what is new here, which is a fraction of a percent of the weights.
         self._skip_layerwise_casting_patterns: Any = [
             *(getattr(self.trunk, "_skip_layerwise_casting_patterns", None) or ()),
-            r"^(detailer_head|aligner)\.",
+            r"^(detailer_head|fine_head|aligner)\.",
             rf"^trunk\.{re.escape(self.source_family.embedder)}$",
         ]
         # The head's levels read each other across its whole depth: it stays on one device.
@@ -168,8 +187,10 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def _velocity(self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        if self.aligner is not None and self.enlargement > 1:
+            return self._enlarged_velocity(self.aligner, pixels.float(), sigma, conditioning)
         if self.aligner is not None:
-            return self._aligned_velocity(self.aligner, pixels.float(), sigma, conditioning)
+            return self._aligned_velocity(self.aligner, pixels.float(), sigma, conditioning)[0]
         # What they compute in, not what they are stored in; a frozen trunk may differ from a trained head.
         trunk_dtype, head_dtype = self._dtypes()
         patches = pixels_to_patches(pixels.to(trunk_dtype), self.patch_size)
@@ -185,15 +206,38 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         pixels: Tensor,
         sigma: Tensor,
         conditioning: Sequence[Conditioning],
-    ) -> Tensor:
-        """The closed form's velocity less what the head adds to its image, in units of its error; float32."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The closed form's velocity less what the head adds to its image, in units of its error, and that
+        error, float32; what a second head reads of the first one, where there is one."""
         latents, features = self.predicted_latents(pixels, sigma, conditioning)
         decoded, head_dtype = alignment.decode(latents), self._dtypes()[1]
         velocity = alignment.velocity(pixels, decoded, sigma)
         error = alignment.error(sigma)
         read = head_input(pixels, decoded, velocity, error, sigma)
-        head: Tensor = self.detailer_head(read.to(head_dtype), normalised(features).to(head_dtype))
-        return velocity - error.view(-1, 1, 1, 1) * head.float()
+        fused = read.to(head_dtype), normalised(features).to(head_dtype)
+        if self.fine_head is None:
+            return velocity - error.view(-1, 1, 1, 1) * self.detailer_head(*fused).float(), error, None
+        answer, hidden = self.detailer_head(*fused, with_hidden=True)
+        return velocity - error.view(-1, 1, 1, 1) * answer.float(), error, hidden
+
+    def _enlarged_velocity(
+        self,
+        alignment: Alignment,
+        pixels: Tensor,
+        sigma: Tensor,
+        conditioning: Sequence[Conditioning],
+    ) -> Tensor:
+        """The small model's velocity of the block means, and of the rest what the second head answers."""
+        assert self.fine_head is not None
+        factor = self.enlargement
+        small = reduced(pixels, sigma, factor)
+        velocity, error, hidden = self._aligned_velocity(alignment, small.pixels, small.sigma, conditioning)
+        detail = float(self.config["alignment"]["detail"])
+        image, velocity, error = enlarged(pixels, sigma, small, velocity, error, factor, detail)
+        read = head_input(pixels, image, velocity, error, sigma)
+        head: Tensor = self.fine_head(read.to(self._dtypes()[1]), hidden).float()
+        head = head - repeated(block_means(head, factor), factor)  # the means are the small model's to say
+        return velocity - error.view(-1, 1, 1, 1) * head
 
     def predicted_latents(
         self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
@@ -234,12 +278,22 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         family = self.source_family
         kept = [] if self.aligner is None else [family.final_norm, family.final_projection]
         names = dict.fromkeys((*family.shallow, *kept))
-        return [f"trunk.{name}" for name in names] + ["detailer_head"]
+        return [f"trunk.{name}" for name in names] + self._head_names()
 
     def new_names(self) -> list[str]:
         """Modules that the source did not have."""
         embedder = [] if self.aligner is not None else [f"trunk.{self.source_family.embedder}"]
-        return [*embedder, "detailer_head"]
+        return [*embedder, *self._head_names()]
+
+    def _head_names(self) -> list[str]:
+        return ["detailer_head"] if self.fine_head is None else ["detailer_head", "fine_head"]
+
+    def enable_head_tiling(self, tile: int | None = 1024) -> None:
+        """Run the heads in square tiles of about `tile` px of the image, or whole again with None, see
+        `DetailerHead.enable_tiling`."""
+        if self.fine_head is not None:
+            self.fine_head.enable_tiling(tile)
+        self.detailer_head.enable_tiling(tile and max(tile // self.enlargement, 1))
 
     @property
     def head_inputs(self) -> int:
@@ -253,8 +307,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
 
     @property
     def noise_scale(self) -> float:
-        """What multiplies the source's noise shift: s of an aligned model, 1 in the paper's recipe."""
-        return 1.0 if self.aligner is None else float(self.aligner.scale)
+        """What multiplies the source's noise shift: f s of an aligned model, 1 in the paper's recipe."""
+        return 1.0 if self.aligner is None else self.enlargement * float(self.aligner.scale)
 
     def idle_names(self) -> list[str]:
         """Modules that never get a gradient, because nothing downstream reads them; leave them frozen."""
@@ -271,10 +325,10 @@ def _check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head
         raise ArchError(f"prediction {prediction!r} is not one of velocity, x_0")
     if alignment is None:
         return
-    if alignment.get("version") != 1:
+    if alignment.get("version") not in (1, 2):
         raise ArchError(
             f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
-            "1; use the l2p-arch that wrote it"
+            "1 and 2; use the l2p-arch that wrote it"
         )
     if prediction != "x_0":
         raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")

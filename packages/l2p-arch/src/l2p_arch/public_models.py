@@ -113,6 +113,11 @@ def plan_public(model: Path) -> PlannedExport:
             f"{model} is of the aligned recipe, and the public layouts hold the paper's alone; use its model "
             'directory, or train one with recipe = "paper"'
         )
+    if config.get("prediction", "velocity") != "velocity":
+        raise ArchError(
+            f"the head of {model} answers the image, and the public layouts hold heads that answer the "
+            'velocity; use its model directory, or convert with prediction = "velocity"'
+        )
     if config.get("quantisation"):
         raise ArchError(
             f"{model} is quantised ({config['quantisation']}); export the model that it was made of"

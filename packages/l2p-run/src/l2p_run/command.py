@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
@@ -174,6 +175,8 @@ def run_command(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of damaged pictures, and of large ones; what matters of them is in our own lines.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     with nullcontext() if own_signals else _signals():
         try:
             code = work() or OK

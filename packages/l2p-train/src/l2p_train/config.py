@@ -75,6 +75,11 @@ class TrainConfig:
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
     # guided so, in one
     # pass instead of two (distillation.py); 0: off
+    # On the image that a velocity implies, most at low noise (image_terms.py); 0: off, the paper has none
+    perceptual_weight: float = setting(0.0, ge=0, le=1000, later=True)  # of features: 0.1 to 1 is usual
+    # Directory of a vision backbone of transformers; None: efficientnet-lite0, l2p-train[perceptual]
+    perceptual_features: Path | None = field(default=None, metadata={"later": True})
+    frequency_weight: float = setting(0.0, ge=0, le=1000, later=True)  # of Fourier amplitudes: about 0.1
     caption_dropout: float = setting(0.0, ge=0, lt=1)  # probability of the empty prompt (classifier-free
     # guidance); official: none
 
@@ -155,6 +160,21 @@ class TrainConfig:
         if self.distil_guidance and self.zero_stage == 3:
             raise TrainError(
                 "distil_guidance needs a whole teacher in every process; use zero_stage 0, 1 or 2"
+            )
+        if self.distil_guidance and (self.perceptual_weight or self.frequency_weight):
+            raise TrainError(
+                "perceptual_weight and frequency_weight compare with the corpus's image, and distil_guidance "
+                "with a teacher's; set one of them to 0"
+            )
+        if self.perceptual_features is not None and not self.perceptual_weight:
+            raise TrainError(
+                f"perceptual_features is {self.perceptual_features}, and perceptual_weight is 0; give a "
+                "weight, such as 0.5, or leave both out"
+            )
+        if self.perceptual_features is not None and not self.perceptual_features.is_dir():
+            raise TrainError(
+                f"perceptual_features is {self.perceptual_features}, which is no directory; give one with a "
+                "vision backbone of transformers, or leave it out for efficientnet-lite0"
             )
         if self.trainable == "lora" and self.zero_stage == 3:
             raise TrainError(

@@ -9,6 +9,7 @@ frozen one 30 values per token and channel; the Detailer Head is counted from it
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -244,30 +245,75 @@ def head_values(config: TrainConfig, model: Any, height: int, width: int, channe
         height, width: of the image, px.
         channels: width of the tokens.
     """
-    tile = config.head_tile
     if not model.config.head_channels:  # the plain linear head keeps the features it reads
         return float(height * width * channels / model.patch_size**2)
+    factor, floor = model.enlargement, model.config.head_decoder_floor
+    finer, coarser = model.head_widths
+    bottleneck = model.config.head_bottleneck
+    total = _tiled_values(
+        config, model.head_inputs, coarser, channels, height, width, factor, floor, bottleneck
+    )
+    if finer:
+        total += _tiled_values(
+            config, model.head_inputs, finer, max(coarser[0], floor), height, width, 1, floor, None
+        )
+    return total
+
+
+def _tiled_values(
+    config: TrainConfig,
+    read: int,
+    widths: Sequence[int],
+    features: int,
+    height: int,
+    width: int,
+    factor: int,
+    floor: int,
+    bottleneck: int | None,
+) -> float:
+    """Return what one Detailer Head saves, whole or in tiles.
+
+    Args:
+        config: says precision, tiles and checkpointing.
+        read: channels that it reads at full size.
+        widths: of its encoder.
+        features: width of what it fuses.
+        height, width: of the image, px.
+        factor: how much smaller than the image is what the head sees, along a side.
+        floor, bottleneck: see `DetailerHead`.
+    """
+    height, width, tile = height // factor, width // factor, config.head_tile // factor
+    head = read, widths, features, floor, bottleneck
     if not (tile and config.gradient_checkpointing and max(height, width) > tile):
-        return _whole_head_values(config, model, height, width, channels)
-    side = tile + 2 * TILE_MARGIN * 2 ** len(model.config.head_channels)
-    ends = height * width * (model.head_inputs + 3 + channels / 4 ** len(model.config.head_channels))
-    return ends + _whole_head_values(config, model, min(side, height), min(side, width), channels)
+        return _whole_head_values(config, *head, height, width)
+    side = tile + 2 * TILE_MARGIN * 2 ** len(widths)
+    ends = height * width * (read + 3 + features / 4 ** len(widths))
+    return ends + _whole_head_values(config, *head, min(side, height), min(side, width))
 
 
-def _whole_head_values(config: TrainConfig, model: Any, height: int, width: int, channels: int) -> float:
+def _whole_head_values(
+    config: TrainConfig,
+    read: int,
+    widths: Sequence[int],
+    features: int,
+    floor: int,
+    bottleneck: int | None,
+    height: int,
+    width: int,
+) -> float:
     """Return what the Detailer Head saves: what convolutions, SiLUs and pools read, and the pools' indices.
 
     Joining and upsampling save nothing of what they read.
     """
-    encoder = [model.head_inputs, *model.config.head_channels]
-    decoder = [max(wide, model.config.head_decoder_floor) for wide in encoder[1:]]
+    encoder = [read, *widths]
+    decoder = [max(wide, floor) for wide in encoder[1:]]
     total, area = 0.0, float(height * width)
     for wide_in, wide_out in pairwise(encoder):
         total += area * (wide_in + 2 * wide_out)
         area /= 4
         total += area * wide_out * 8 / _bytes(config)  # the indices are int64
-    wide = model.config.head_bottleneck or encoder[-1]
-    total += area * (encoder[-1] + channels + wide)
+    wide = bottleneck or encoder[-1]
+    total += area * (encoder[-1] + features + wide)
     for level in range(len(decoder), 0, -1):
         area *= 4
         out = decoder[max(level - 2, 0)]

@@ -35,10 +35,24 @@ def l2p_loss(
     model: VelocityModel, x_0: Tensor, noise: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
 ) -> Tensor:
     """Return eq. 5 per sample, (B,), as a mean over channels and pixels in float32."""
+    return l2p_losses(model, x_0, noise, sigma, conditioning)[0]
+
+
+def l2p_losses(
+    model: VelocityModel,
+    x_0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    conditioning: Sequence[Conditioning],
+    terms: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return eq. 5 per sample, (B,), and what `terms` make of (x_t, sigma, velocity, x_0), (B,): see
+    `image_terms`."""
     x_t = interpolate(x_0, noise, sigma)
-    velocity = model(x_t, sigma, conditioning)
-    squared_error = F.mse_loss(velocity.float(), velocity_target(x_0, noise), reduction="none")
-    return reduce(squared_error, "b c h w -> b", "mean")
+    velocity = model(x_t, sigma, conditioning).float()
+    squared_error = F.mse_loss(velocity, velocity_target(x_0, noise), reduction="none")
+    added = None if terms is None else terms(x_t, sigma, velocity, x_0)
+    return reduce(squared_error, "b c h w -> b", "mean"), added
 
 
 def _no_weight(sigma: Tensor) -> Tensor | float:

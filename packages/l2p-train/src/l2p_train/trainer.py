@@ -27,7 +27,8 @@ from l2p_train.distillation import distillation_loss, load_teacher
 from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
-from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss
+from l2p_train.image_terms import image_terms
+from l2p_train.objective import LOSS_WEIGHTINGS, l2p_losses
 from l2p_train.report.metrics import (
     SIGMA_BINS,
     Event,
@@ -144,6 +145,7 @@ class Session:
             if config.distil_guidance
             else None
         )
+        self.terms = image_terms(config, shifted.noise_shift, self.engine.device)
         self.scheduler = load_scheduler(config.model)
         self.interval = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)  # sums since the last report
         self.ema = [shard.detach().clone() for shard in self.masters.shards] if config.ema_decay else None
@@ -181,13 +183,13 @@ class Session:
                 for value in (batch.x_0, batch.noise, batch.sigma)
             )
             sample = (x_0, noise, sigma, batch.conditioning)
-            loss = (
-                distillation_loss(self.engine, self.teacher, *sample)
-                if self.teacher
-                else l2p_loss(self.engine, *sample)
-            )
-            weight = LOSS_WEIGHTINGS[self.config.loss_weighting](sigma)
-            self.engine.backward((weight * loss).mean())
+            added: Tensor | None = None
+            if self.teacher:
+                loss = distillation_loss(self.engine, self.teacher, *sample)
+            else:
+                loss, added = l2p_losses(self.engine, *sample, self.terms)
+            weighted = LOSS_WEIGHTINGS[self.config.loss_weighting](sigma) * loss
+            self.engine.backward((weighted if added is None else weighted + added).mean())
             losses.append(loss.detach())
             if batch is batches[-1]:
                 rate = self.config.learning_rate * learning_rate_factor(step, self.config)

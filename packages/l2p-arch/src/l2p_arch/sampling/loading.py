@@ -57,9 +57,9 @@ def load_pipeline(
         raise
     except (RuntimeError, AssertionError) as error:
         raise ArchError(f"the device {device} cannot be used: {reason(error)}") from error
-    head: Any = getattr(getattr(pipeline, "transformer", None), "detailer_head", None)
-    if tile is not None and hasattr(head, "enable_tiling"):
-        head.enable_tiling(tile)
+    transformer: Any = getattr(pipeline, "transformer", None)
+    if tile is not None and hasattr(transformer, "enable_head_tiling"):
+        transformer.enable_head_tiling(tile)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 ALIGNMENT_VERSION = 1
+ENLARGED_VERSION = 2
 POLISH = 0.2
 """Of `L2PPipeline`: as little as a model needs that was trained for this pass (`polish_share` of l2p-train).
 On the source's own images it costs a Frechet distance of 42, and 0.4 costs 67 (docs/notes/miniature.md)."""
@@ -104,10 +105,21 @@ def check_alignable(source: Source, head_channels: Sequence[int], images: Tensor
         )
 
 
-def recipe_config(recipe: str, decoder: str) -> dict[str, Any]:
-    """What a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's."""
+def check_prediction(recipe: str, prediction: str) -> None:
+    """Raise for a head that the recipe cannot have."""
+    if prediction not in (AUTO, "velocity", "x_0"):
+        raise ArchError(f"unknown prediction {prediction!r}; known: {AUTO}, velocity, x_0")
+    if recipe == "aligned" and prediction == "velocity":
+        raise ArchError(
+            'prediction = "velocity" belongs to recipe = "paper", and the head of an aligned model answers '
+            "the image; leave it out"
+        )
+
+
+def recipe_config(recipe: str, decoder: str, prediction: str = AUTO) -> dict[str, Any]:
+    """What a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's own."""
     if recipe == "paper":
-        return {}
+        return {"prediction": "x_0"} if prediction == "x_0" else {}
     sizes = DECODERS[resolve_decoder(decoder)].sizes
     return {"prediction": "x_0", "alignment": {"version": ALIGNMENT_VERSION, "polish": POLISH, **sizes}}
 
@@ -189,13 +201,13 @@ def fit_alignment(
     """
     import torch
 
-    from l2p_arch.alignment import Alignment
+    from l2p_arch.alignment import Alignment, alignment_sizes
     from l2p_arch.surgery.alignment import fit_filters, fit_subspace, use_low_rank_decoder
     from l2p_arch.surgery.calibration import paired_grids
 
     config = model.config
     kind = DECODERS[decoder]
-    sizes = {key: value for key, value in config["alignment"].items() if key not in ("version", "polish")}
+    sizes = alignment_sizes(config["alignment"])
     channels = source.family.latent_channels(source.transformer_config)
     alignment = Alignment(config["patch_size"], channels, **sizes)
     layout = source.family.latent_embedder(source.transformer_config)
@@ -272,3 +284,47 @@ def encode(source: Source, trunk: Any, prompts: Sequence[str]) -> list[Any]:
         return family.encode_text(
             {**texts, "trunk": trunk}, prompts, device=torch.device("cpu"), max_sequence_length=64
         )
+
+
+def enlarged_config(
+    old: Mapping[str, Any],
+    patch_size: int,
+    factor: int,
+    head_channels: Sequence[int] | None,
+    head_bottleneck: int | None,
+    head_decoder_floor: int,
+) -> dict[str, Any]:
+    """The config of an aligned model with a larger patch (`l2p_arch.enlargement`).
+
+    Args:
+        old: config of the model with the smaller patch.
+        patch_size: of the new model, `factor` times the old one's.
+        factor: 2 or more.
+        head_channels: of the new model, those of the old one last; None: its finest width, halved for each
+            finer level, 8 at least.
+        head_bottleneck, head_decoder_floor: as given; only the old model's own can be had.
+    """
+    from l2p_arch.enlargement import DETAIL
+
+    kept, levels = list(old["head_channels"]), factor.bit_length() - 1
+    wanted = list(head_channels or [max(kept[0] >> level, 8) for level in range(levels, 0, -1)] + kept)
+    if len(wanted) != levels + len(kept) or wanted[levels:] != kept:
+        raise ArchError(
+            f"head_channels {tuple(wanted)} do not suit: an aligned model keeps its head {tuple(kept)}, and "
+            f"{factor} times its patch has {levels} finer level{'s' if levels > 1 else ''} before it; give "
+            f"{levels} width{'s' if levels > 1 else ''} and then the model's own"
+        )
+    for name, asked in (("head_bottleneck", head_bottleneck), ("head_decoder_floor", head_decoder_floor)):
+        if asked and asked != (old.get(name) or (kept[-1] if name == "head_bottleneck" else 0)):
+            raise ArchError(f"{name} {asked} is not the aligned model's own, which stays; leave it out")
+    polish = old["alignment"].get("polish", 0.0)
+    alignment = {
+        **old["alignment"],
+        "version": ENLARGED_VERSION,
+        "enlargement": factor,
+        "detail": DETAIL,
+        # The same of the small model's noise: sigma / (1 - sigma) grows with the factor.
+        "polish": factor * polish / (factor * polish + 1 - polish),
+    }
+    own = {key: value for key, value in old.items() if not key.startswith("_")}
+    return {**own, "patch_size": patch_size, "head_channels": wanted, "alignment": alignment}

@@ -22,6 +22,7 @@ from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
 from l2p_arch.surgery.aligned import (
     aligned_tensors,
     check_alignable,
+    check_prediction,
     inherited_tensors,
     recipe_config,
     resolve_decoder,
@@ -51,6 +52,7 @@ def convert(
     dtype: str | None = None,
     recipe: str = "paper",
     initialisation: str = AUTO,
+    prediction: str = AUTO,
     decoder: str = AUTO,
     calibration_images: Tensor | None = None,
     calibration_prompts: Sequence[str] | None = None,
@@ -77,6 +79,9 @@ def convert(
             `INITIALISATIONS`, joined with "+", such as "default", PyTorch's own values as in the public code.
             The report says what "auto" stood for: without calibration images a closed form, and with them
             "fitted+kaiming+gated", which loads the source's transformer once.
+        prediction: what the head answers: "velocity", or "x_0", the image; "auto" is what the recipe has, the
+            velocity in the paper's and the image in the aligned one. An image head of the paper's recipe is
+            for comparisons: the published layouts do not hold it.
         decoder: of the aligned recipe: "auto", the one that measurements chose, or a key of
             `l2p_arch.surgery.aligned.DECODERS`; those with filters load the source's transformer once.
         calibration_images: (N, 3, H, W) in [-1, 1], for the recipes and initialisations that measure the
@@ -101,7 +106,8 @@ def convert(
     if recipe == "paper":
         if decoder != AUTO:
             raise ArchError(f'decoder {decoder!r} belongs to recipe = "aligned"; leave it out')
-        check_initialisation(initialisation, calibration_images, head_channels)
+        check_initialisation(initialisation, calibration_images, head_channels, prediction)
+    check_prediction(recipe, prediction)
     opened = open_source(Path(source))
     wanted_dtype = _dtype_name(dtype)
     config = {
@@ -119,7 +125,7 @@ def convert(
         check_alignable(opened, head_channels, calibration_images)
         assert calibration_images is not None
         initialisation, decoder = resolve_start(initialisation), resolve_decoder(decoder)
-        config |= recipe_config(recipe, decoder)
+        config |= recipe_config(recipe, decoder, prediction)
         _refuse_quantised(opened)
         inherited = inherited_tensors(opened, wanted_dtype)
         make = partial(
@@ -133,8 +139,13 @@ def convert(
             seed=seed,
         )
     else:
+        config |= recipe_config(recipe, decoder, prediction)
         initialisation = resolve_initialisation(
-            initialisation, head_channels, calibration_images, has_vae=opened.has_vae
+            initialisation,
+            head_channels,
+            calibration_images,
+            has_vae=opened.has_vae,
+            prediction=prediction,
         )
         inherited = _inherited(opened, wanted_dtype)
         make = partial(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from l2p_arch.errors import ArchError
-from l2p_arch.surgery.aligned import resolve_decoder, resolve_start
+from l2p_arch.surgery.aligned import check_prediction, resolve_decoder, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels
 from l2p_arch.surgery.starts import AUTO, check_initialisation
 
@@ -17,6 +17,7 @@ def check_surgery_settings(
     head_channels: Sequence[int],
     initialisation: str,
     decoder: str = AUTO,
+    prediction: str = AUTO,
     table: str = "",
 ) -> None:
     """Raise for the first setting that `convert` would refuse; calibration images count as being there.
@@ -33,7 +34,9 @@ def check_surgery_settings(
         if recipe == "aligned":
             resolve_start(initialisation)
         else:
-            check_initialisation(initialisation, cast(Any, "the corpus"), head_channels)
+            check_initialisation(initialisation, cast(Any, "the corpus"), head_channels, prediction)
+    with _named(f"{table}prediction"):
+        check_prediction(recipe, prediction)
     if recipe == "paper":
         if decoder != AUTO:
             raise ArchError(

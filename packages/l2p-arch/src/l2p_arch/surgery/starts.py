@@ -38,6 +38,7 @@ def resolve_initialisation(
     calibration_images: Tensor | None = None,
     *,
     has_vae: bool = False,
+    prediction: str = "velocity",
 ) -> str:
     """What "auto" stands for; any other initialisation is returned as it is.
 
@@ -46,11 +47,16 @@ def resolve_initialisation(
         head_channels: of the model; empty for a plain linear head.
         calibration_images: (N, 3, H, W) in [-1, 1]; only whether there are any is looked at.
         has_vae: whether the source brings the VAE that the fits measure.
+        prediction: what the head answers; "gated" filters a velocity.
     """
     if initialisation != AUTO:
         return initialisation
-    starts = STARTS_WITHOUT_IMAGES if calibration_images is None or not has_vae else STARTS_WITH_IMAGES
+    starts: tuple[str, ...] = STARTS_WITH_IMAGES
+    if calibration_images is None or not has_vae:
+        starts = STARTS_WITHOUT_IMAGES
     finest = head_channels[0] if head_channels else 0
+    if prediction == "x_0":
+        starts = tuple(start for start in starts if "gated" not in start)
     return next(start for start in starts if _channels_needed(start) <= finest)
 
 
@@ -67,6 +73,7 @@ def check_initialisation(
     initialisation: str,
     calibration_images: Tensor | None,
     head_channels: Sequence[int] | None = None,
+    prediction: str = "velocity",
 ) -> None:
     """Raise unless every joined name is known and has what it needs.
 
@@ -74,6 +81,7 @@ def check_initialisation(
         initialisation: "auto", which always suits, or keys of `INITIALISATIONS`, joined with "+".
         calibration_images: (N, 3, H, W) in [-1, 1]; only whether there are any is looked at.
         head_channels: of the model; None leaves the question open whether its head suits.
+        prediction: what the head answers.
     """
     if initialisation == AUTO:
         return
@@ -82,6 +90,11 @@ def check_initialisation(
             raise ArchError(
                 f"unknown initialisation {name!r}; known: {AUTO}, or joined with '+': "
                 f"{', '.join(INITIALISATIONS)}"
+            )
+        if name == "gated" and prediction == "x_0":
+            raise ArchError(
+                'initialisation "gated" filters a velocity, and prediction = "x_0" answers an image; use '
+                '"detail", or prediction = "velocity"'
             )
         if measures_source(name) and calibration_images is None:
             raise ArchError(f"initialisation {name!r} needs calibration_images, (N, 3, H, W) in [-1, 1]")
@@ -177,11 +190,12 @@ def _detail(
     x.
 
     Smooth images have next to no such fine detail, so in x_t it is noise, which the velocity contains whole:
-    the head need not learn first of all to let it pass.
+    the head need not learn first of all to let it pass. A head that answers the image starts from the mean.
     """
     import torch
 
-    sign = model.source_family.velocity_sign
+    answers_image = model.config["prediction"] == "x_0"
+    sign = 1 if answers_image else model.source_family.velocity_sign
     encoder, decoder, out = (f"detailer_head.{name}" for name in ("enc1.0", "dec1.0", "out_conv"))
     # Where the skip's channels begin.
     skip = made[f"{decoder}.weight"].shape[1] - made[f"{encoder}.weight"].shape[0]
@@ -190,8 +204,10 @@ def _detail(
         made[f"{layer}.bias"][:6] = 0
     made[f"{out}.weight"].zero_()
     made[f"{out}.bias"].zero_()
-    fine = torch.full((3, 3), -1 / 9)
-    fine[1, 1] += 1
+    fine = torch.full((3, 3), 1 / 9)
+    if not answers_image:
+        fine = -fine
+        fine[1, 1] += 1
     for channel in range(3):
         for first, own in ((0, 1.0), (3, -1.0)):  # channels 0-2 carry the detail, 3-5 its negative
             made[f"{encoder}.weight"][first + channel, channel] = own * fine

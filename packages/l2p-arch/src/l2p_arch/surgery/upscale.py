@@ -4,11 +4,14 @@ The token grid stays, so the whole trunk is inherited. The pixel embedder of the
 old one: it reads the mean of each block of pixels where the old one read a pixel, and so gives the same token
 for the same picture. The Detailer Head keeps its coarse levels, counted from the bottleneck; its finest
 levels are new.
+
+A model of the aligned recipe is kept whole, head included, and sees the means of blocks; what is finer is
+left to a second head, which begins by adding nothing (`l2p_arch.enlargement`).
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from l2p_arch.files.directories import appearing_complete, write_json
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory
+from l2p_arch.surgery.aligned import enlarged_config, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels, complete_head
 from l2p_arch.surgery.report import SurgeryReport, TensorRecord
 from l2p_arch.surgery.starts import (
@@ -60,12 +64,13 @@ def upscale(
         out: directory to create; it appears complete or not at all.
         patch_size: a multiple of the model's own.
         head_channels: encoder widths, finest first; None is the public 4K, 8K and 10K heads' for patch 64,
-            128 and 160, and as many levels as the patch has halvings for others.
+            128 and 160, and as many levels as the patch has halvings for others. Those of an aligned model
+            end in the model's own, which stay, and None halves its finest width for each finer level.
         head_bottleneck: width after the fusion; None keeps the model's.
         head_decoder_floor: least width of a decoder level (16 in the public 8K and 10K heads).
         initialisation: of the head's new levels: "auto" (the start that measurements chose), "default"
             (PyTorch's), "zero-output", "kaiming", "detail" or several joined with "+". The other starts of
-            `convert` look at a source with its VAE.
+            `convert` look at a source with its VAE. Of an aligned model "auto" adds nothing at first.
         seed: of the tensors that are new.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
@@ -75,30 +80,38 @@ def upscale(
     """
     model, out = Path(model), Path(out)
     old, factor = _smaller(model, patch_size)
-    head_channels, head_bottleneck, head_decoder_floor = complete_head(
-        patch_size, head_channels, head_bottleneck, head_decoder_floor
-    )
-    check_head_channels(patch_size, head_channels)
-    initialisation = resolve_initialisation(initialisation, head_channels)
-    _check_start(initialisation, head_channels)
     family = find_family(old["family"])
     components = components_to_keep(model, family.text_components, family.name)
     stored = index_directory(model / "transformer")
-    config = {
-        "family": family.name,
-        "trunk_config": old["trunk_config"],
-        "patch_size": patch_size,
-        "head_channels": list(head_channels),
-        "head_bottleneck": _bottleneck(old, head_channels, head_bottleneck),
-        "head_decoder_floor": head_decoder_floor,
-    }
+    if recipe_of(old) == "aligned":
+        given = head_channels, head_bottleneck, head_decoder_floor
+        config = enlarged_config(old, patch_size, factor, *given)
+        initialisation = resolve_start(initialisation)
+    else:
+        head_channels, head_bottleneck, head_decoder_floor = complete_head(
+            patch_size, head_channels, head_bottleneck, head_decoder_floor
+        )
+        check_head_channels(patch_size, head_channels)
+        initialisation = resolve_initialisation(initialisation, head_channels)
+        _check_start(initialisation, head_channels)
+        config = {
+            "family": family.name,
+            "trunk_config": old["trunk_config"],
+            "patch_size": patch_size,
+            "head_channels": list(head_channels),
+            "head_bottleneck": _bottleneck(old, head_channels, head_bottleneck),
+            "head_decoder_floor": head_decoder_floor,
+            "prediction": old.get("prediction", "velocity"),
+        }
     larger, made = _started(config, initialisation, seed)
     wanted = {name: tuple(value.shape) for name, value in larger.state_dict().items()}
-    plan, used = _plan(stored, wanted, made, old, family.embedder, len(head_channels), factor)
-    head = [tensor for tensor in plan if tensor.name.startswith("detailer_head.")]
+    plan, used = _plan(stored, wanted, made, old, family.embedder, len(config["head_channels"]), factor)
+    head = [tensor for tensor in plan if tensor.name.startswith(("detailer_head.", "fine_head."))]
     has_new_levels = any(not isinstance(tensor.origin, StoredTensor) for tensor in head)
     start = f"upscale+{initialisation}" if has_new_levels and initialisation != "default" else "upscale"
-    report = _report(name_of(model), family.name, patch_size, start, plan, stored, used)
+    report = replace(
+        _report(name_of(model), family.name, patch_size, start, plan, stored, used), recipe=recipe_of(old)
+    )
     with appearing_complete(out, [model], overwrite) as partial:
         (partial / "transformer").mkdir()
         write_directory(partial / "transformer", plan, max_shard_bytes=max_shard_bytes)
@@ -113,11 +126,6 @@ def upscale(
 def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
     """The config of the model to start from, and by how much the patch grows along a side."""
     old = read_model_config(model)
-    if recipe_of(old) != "paper":
-        raise ArchError(
-            f"{model} is of the aligned recipe, whose maps are fitted for one patch; convert its source with "
-            f"patch_size {patch_size} (--patch-size) instead"
-        )
     if old.get("quantisation"):
         raise ArchError(f"{model} is quantised ({old['quantisation']}); start from the model it was made of")
     factor, rest = divmod(patch_size, old["patch_size"])
@@ -125,6 +133,8 @@ def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
         raise ArchError(
             f"patch size {patch_size} is no larger multiple of the model's own {old['patch_size']}"
         )
+    if (old.get("alignment") or {}).get("enlargement", 1) > 1:
+        raise ArchError(f"{model} has been enlarged already; start from the model that it was made of")
     return old, factor
 
 
@@ -144,10 +154,13 @@ def _started(config: Mapping[str, Any], initialisation: str, seed: int) -> tuple
     with torch.device("meta"):
         larger = L2PTransformer(**config)
     made = pytorch_values(larger, seed)
+    if larger.fine_head is not None:  # the starts know a head by one name
+        own = {name: value for name, value in made.items() if name.startswith("fine_head.")}
+        made = {name.replace("fine_head.", "detailer_head.", 1): value for name, value in own.items()}
     for name, apply in SOURCELESS.items():
         if name in initialisation.split("+"):
             apply(made, larger, None, None)
-    return larger, made
+    return larger, made if larger.fine_head is None else own
 
 
 def _check_start(initialisation: str, head_channels: Sequence[int]) -> None:
@@ -172,10 +185,10 @@ def _plan(
     """Where every wanted tensor comes from, and which stored ones are used."""
     plan, used = [], set()
     weight = f"trunk.{embedder}.weight"
-    new_dtype = stored[weight].dtype
+    new_dtype, aligned = stored[weight].dtype, recipe_of(old) == "aligned"
     for name, shape in wanted.items():
-        origin = stored.get(_older_name(name, levels - len(old["head_channels"])))
-        if name == weight:
+        origin = stored.get(name if aligned else _older_name(name, levels - len(old["head_channels"])))
+        if name == weight and not aligned:
             used.add(name)
             enlarged = _enlarged(stored[weight], shape, old["patch_size"], factor)
             plan.append(PlannedTensor(name=name, dtype=new_dtype, shape=shape, origin=enlarged))

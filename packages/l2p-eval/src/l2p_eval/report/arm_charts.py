@@ -7,7 +7,7 @@ from typing import Any
 from l2p_run.places import atomic_path, write_json, write_text
 
 from l2p_eval.layout import image_path
-from l2p_eval.report.arms import METRICS, table
+from l2p_eval.report.arms import METRICS, measured, table
 from l2p_eval.report.charts import running_mean
 from l2p_eval.report.pictures import grid_sheet
 
@@ -15,6 +15,7 @@ _TITLES = {
     "geneval": "six-task score, held-out prompts",
     "frechet": "FD-efficientnet-lite0 to the reference",
     "loss": "eq. 5, held-out pictures",
+    "patch-grid": "jump at patch borders over jump inside",
 }
 _ACCENT, _POINT = "#6d5efc", "#17181c"
 
@@ -46,14 +47,15 @@ def write_arms(
 
 
 def save_chart(summary: Mapping[str, Any], path: Path) -> None:
-    """One panel a metric (every seed a point, the bar their mean), and the training loss over steps."""
+    """One panel a metric (every seed a point, the bar their mean), the verdict's metric over the seconds of
+    training, and the training loss over steps."""
     from matplotlib.figure import Figure
 
-    arms = list(summary["arms"].values())
-    figure = Figure(figsize=(4.1 * (len(METRICS) + 1), 0.42 * len(arms) + 2.1), layout="constrained")
+    arms, names = list(summary["arms"].values()), measured(summary)
+    figure = Figure(figsize=(4.1 * (len(names) + 2), 0.42 * len(arms) + 2.1), layout="constrained")
     figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
-    panels = figure.subplots(1, len(METRICS) + 1)
-    for axes, (name, up) in zip(panels, METRICS.items(), strict=False):
+    panels = figure.subplots(1, len(names) + 2)
+    for axes, name in zip(panels, names, strict=False):
         rows = range(len(arms))
         values = [arm["metrics"][name] for arm in arms]
         errors = [value["deviation"] or 0.0 for value in values]
@@ -66,7 +68,9 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         bold = {"fontweight": "bold"} if name == summary["metric"] else {}
-        axes.set_title(f"{_TITLES[name]}\n({'higher' if up else 'lower'} is better)", fontsize=9, **bold)
+        better = "higher" if METRICS[name] else "lower"
+        axes.set_title(f"{_TITLES[name]}\n({better} is better)", fontsize=9, **bold)
+    _against_seconds(panels[-2], summary)
     _curves(panels[-1], summary)
     for axes in panels:
         axes.tick_params(which="both", length=0, labelsize=8)
@@ -74,6 +78,19 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
             axes.spines[side].set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def _against_seconds(axes: Any, summary: Mapping[str, Any]) -> None:
+    """Every run a point, with the colours of the loss curves beside it."""
+    metric = summary["metric"]
+    for name in summary["arms"]:
+        runs = [run for run in summary["runs"] if run["arm"] == name and metric in run["metrics"]]
+        seconds = [run["training"]["seconds"] for run in runs]
+        axes.plot(seconds, [run["metrics"][metric] for run in runs], "o", markersize=5)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{_TITLES[metric]}\nagainst seconds of training", fontsize=9)
+    axes.set_xlabel("seconds, as the machine was", fontsize=8)
 
 
 def _curves(axes: Any, summary: Mapping[str, Any]) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from l2p_run.settings import check_ranges, setting
 
-METRICS = {"geneval": True, "frechet": False, "loss": False}
-"""Every metric of an arm, and whether more is better."""
+METRICS = {"geneval": True, "frechet": False, "loss": False, "patch-grid": False}
+"""Every metric of an arm, and whether more is better. A run of before a metric came, or of patches without
+borders, lacks it: a summary has those that all of its runs have."""
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """(arm, seed) -> result: {"seed", "metrics": {metric: value}, "training", "curve", ...}."""
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -62,7 +63,13 @@ def spread(values: Sequence[float]) -> Spread:
 def compare(claim: Claim, metric: str, results: Results) -> Comparison:
     """Tries a claim on every seed for which both arms have a result."""
     sign = 1 if METRICS[metric] else -1
-    seeds = sorted(seed for arm, seed in results if arm == claim.better and (claim.worse, seed) in results)
+    both = (
+        seed
+        for arm, seed in results
+        if arm == claim.better
+        and all(metric in results.get((name, seed), {}).get("metrics", {}) for name in (arm, claim.worse))
+    )
+    seeds = sorted(both)
     differences = tuple(
         sign
         * (results[claim.better, seed]["metrics"][metric] - results[claim.worse, seed]["metrics"][metric])
@@ -101,13 +108,14 @@ def summarise(
         metric: what the verdicts rest on.
     """
     arms = {}
+    known = [key for key in METRICS if all(key in result["metrics"] for result in results.values())]
     for name, label in labels.items():
         own = [results[name, seed] for seed in seeds if (name, seed) in results]
         if own:
             arms[name] = {
                 "label": label,
                 "seeds": [result["seed"] for result in own],
-                "metrics": {key: asdict(spread([r["metrics"][key] for r in own])) for key in METRICS},
+                "metrics": {key: asdict(spread([r["metrics"][key] for r in own])) for key in known},
                 "training": {
                     key: fmean(result["training"][key] for result in own)
                     for key in ("images_per_second", "seconds", "trainable_parameters", "frozen_parameters")
@@ -124,13 +132,19 @@ def summarise(
     }
 
 
+def measured(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics of a summary, in the order of `METRICS`."""
+    return [name for name in METRICS if all(name in arm["metrics"] for arm in summary["arms"].values())]
+
+
 def table(summary: Mapping[str, Any]) -> str:
-    """Markdown: one row an arm, mean and deviation of every metric, then the verdicts."""
-    signs = {name: "higher is better" if up else "lower is better" for name, up in METRICS.items()}
-    heads = [f"{name} ({signs[name]})" for name in METRICS]
-    lines = ["| arm | " + " | ".join(heads) + " | n |", "|---" * (len(METRICS) + 2) + "|"]
+    """Markdown: a row an arm, mean and deviation of every metric, seconds of training; then the verdicts."""
+    names = measured(summary)
+    heads = [f"{name} ({'higher' if METRICS[name] else 'lower'} is better)" for name in names]
+    lines = ["| arm | " + " | ".join([*heads, "training, s"]) + " | n |", "|---" * (len(names) + 3) + "|"]
     for arm in summary["arms"].values():
-        cells = [_cell(arm["metrics"][name], name) for name in METRICS]
+        cells = [_cell(arm["metrics"][name], name) for name in names]
+        cells.append(f"{arm['training']['seconds']:.0f}")
         lines.append(f"| {arm['label']} | {' | '.join(cells)} | {len(arm['seeds'])} |")
     lines.append("")
     for comparison in summary["comparisons"]:

@@ -97,7 +97,7 @@ def load_model(config: TrainConfig) -> Any:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.head_tile:
-        model.detailer_head.enable_tiling(config.head_tile)
+        model.enable_head_tiling(config.head_tile)
     compile_blocks(model, config)
     return model.train()
 
