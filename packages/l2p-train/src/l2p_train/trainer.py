@@ -55,11 +55,13 @@ from l2p_train.run.run_directory import (
 from l2p_train.schedule import ema_decay, learning_rate_factor
 from l2p_train.zero.engine import (
     attention_for_device,
+    average_gradients,
     build_engine,
     distributed,
     explain_out_of_memory,
     load_model,
     set_learning_rate,
+    share_gradients,
     uncompiled,
 )
 from l2p_train.zero.quantised import quantise_frozen
@@ -140,6 +142,7 @@ class Session:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])
             self.reporter.count_flops(flops.step if flops else 0.0, peak_tflops(config), processes)
         self.engine, self.masters = build_engine(model, self.plan, config, processes)
+        self.shared_memory = share_gradients(self.engine, self.plan, config)
         self.teacher = (
             load_teacher(config, self.plan, self.engine.module, self.conditioning[""])
             if config.distil_guidance
@@ -194,6 +197,8 @@ class Session:
             if batch is batches[-1]:
                 rate = self.config.learning_rate * learning_rate_factor(step, self.config)
                 set_learning_rate(self.engine, rate)
+                if self.shared_memory is not None:
+                    average_gradients(self.engine, self.shared_memory)
             self.engine.step()
         if self.ema is not None:
             decay = ema_decay(step, self.config)
