@@ -134,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--image-count", type=int, default=32, help="how many of them, at most")
     sub.add_argument("--image-size", type=int, default=512, help="px; their middle square is scaled to it")
+    sub.add_argument(
+        "--disable-mmap",
+        action="store_true",
+        help="load by plain reads instead of memory maps, for network and FUSE mounts (L2P_DISABLE_MMAP=1)",
+    )
 
     sub = writes(command("upscale", "a pixel-space model -> the start of one with a larger patch"))
     sub.add_argument("model", type=Path, help="model directory")
@@ -231,6 +236,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         decoder=options.decoder,
         calibration_images=images,
         overwrite=options.overwrite,
+        disable_mmap=options.disable_mmap or None,
     )
     return {"summary": report.summary(), **asdict(report)}
 

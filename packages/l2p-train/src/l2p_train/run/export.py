@@ -14,7 +14,7 @@ from l2p_run.errors import raised_as
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
-from l2p_train.tensors import save_tensors
+from l2p_train.tensors import open_tensors, save_tensors
 
 _DIGITS = 20  # of a base's hash; earlier versions had 16
 
@@ -78,8 +78,6 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     Trained tensors come from the average if the run kept one, else from the float32 masters, in the dtype
     that the initial file has. One shard is in memory at a time. Needs neither the engine nor a GPU.
     """
-    from safetensors import safe_open
-
     verify(checkpoint)
     trained = TensorFiles(checkpoint.files())
     kind = "ema" if trained.has_kind("ema") else "master"
@@ -89,7 +87,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
     for path in weight_files(model_dir / "transformer"):
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         for name in names & set(tensors):
