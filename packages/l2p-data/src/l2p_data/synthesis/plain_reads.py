@@ -23,7 +23,8 @@ def unmapped(model: Path, dtype: Any) -> dict[str, Any]:
     networks: dict[str, Any] = {}
     for name, (library, class_name) in entries.items():
         kind: Any = getattr(transformers, str(class_name), None) if library == "transformers" else None
-        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        if is_network:
             networks[name] = kind.from_pretrained(
                 model / name, dtype=dtype, local_files_only=True, use_safetensors=True, disable_mmap=True
             )
