@@ -43,7 +43,7 @@ def loading_options(disable_mmap: bool | None = None) -> dict[str, bool]:
 
 
 def unmapped(
-    directory: Path, *, dtype: Any = None, leave: Collection[str] = (), disable_mmap: bool | None = None
+    directory: Path | str, *, dtype: Any = None, leave: Collection[str] = (), disable_mmap: bool | None = None
 ) -> dict[str, Any]:
     """What to hand to a pipeline's `from_pretrained` where memory maps are switched off, else nothing.
 
@@ -62,15 +62,16 @@ def unmapped(
     import transformers
 
     networks: dict[str, Any] = {}
-    for name, entry in components_of(read_index(directory)).items():
+    for name, entry in components_of(read_index(Path(directory))).items():
         kind: Any = getattr(transformers, entry[1], None) if entry[0] == "transformers" else None
         is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
         if name in leave or not is_network:
             continue
+        folder = Path(directory) / name
         networks[name] = kind.from_pretrained(
-            directory / name,
+            folder,
             dtype=dtype or torch.float32,
-            variant=variant(directory / name, "model"),
+            variant=variant(folder, "model"),
             local_files_only=True,
             use_safetensors=True,
             **options,
