@@ -5,7 +5,7 @@ Merging, quantising, exporting and importing read plainly in any case; this is f
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -42,9 +42,7 @@ def loading_options(disable_mmap: bool | None = None) -> dict[str, bool]:
     return {"disable_mmap": True} if mmap_disabled(disable_mmap) else {}
 
 
-def unmapped(
-    directory: Path | str, *, dtype: Any = None, leave: Collection[str] = (), disable_mmap: bool | None = None
-) -> dict[str, Any]:
+def unmapped(directory: Path | str, *, dtype: Any = None, disable_mmap: bool | None = None) -> dict[str, Any]:
     """What to hand to a pipeline's `from_pretrained` where memory maps are switched off, else nothing.
 
     diffusers hands the switch on to its own networks only, so those of transformers are loaded here.
@@ -52,7 +50,6 @@ def unmapped(
     Args:
         directory: of the pipeline.
         dtype: of its networks; None: float32, as diffusers has it.
-        leave: components that the pipeline is to do without.
         disable_mmap: None: as L2P_DISABLE_MMAP says.
     """
     options = loading_options(disable_mmap)
@@ -65,7 +62,7 @@ def unmapped(
     for name, entry in components_of(read_index(Path(directory))).items():
         kind: Any = getattr(transformers, entry[1], None) if entry[0] == "transformers" else None
         is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-        if name in leave or not is_network:
+        if not is_network:
             continue
         folder = Path(directory) / name
         networks[name] = kind.from_pretrained(
