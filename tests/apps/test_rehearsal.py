@@ -96,6 +96,8 @@ def test_a_training_that_this_machines_memory_cannot_hold_is_said_before_it_runs
 
 
 def test_noise_and_short_prompts_do_not_scale_the_plan_of_the_whole_run() -> None:
+    from l2p_plan.rehearsal.table import Row
+
     row = Row(stage="disk", what="corpus", unit="GB", planned=1.0, measured=1.9, whole=30.0)
     assert not row.off
 
