@@ -1,11 +1,15 @@
 """Gradients and updates between processes through shared memory: gloo's bits, and nothing left over."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from l2p_train import TrainConfig
+from safetensors.torch import load_file
 
 SHARED = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="shared memory is a file system on Linux only")
@@ -98,3 +102,36 @@ print("shared" if shared_memory.share_memory(SIZE) else "gloo")
     monkeypatch.setattr(shared_memory.os, "posix_fallocate", no_room)
     monkeypatch.setattr(shared_memory, "SHARED", tmp_path)
     assert shared_memory._file_of(4096) is None and not list(tmp_path.iterdir())
+
+
+def test_two_processes_take_the_same_steps_to_the_bit_as_through_gloo(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    work = "import sys; from l2p_train.__main__ import main; sys.exit(main([sys.argv[1]]))"
+    found = {}
+    for name, more in (("shared", {}), ("gloo", {"LOCAL_WORLD_SIZE": "1"})):  # 1: as on two machines
+        config = TrainConfig(
+            model=tiny_model,
+            corpus=tiny_corpus,
+            output=tmp_path / name,
+            steps=3,
+            batch_size=4,
+            zero_stage=0,
+            optimizer="muon",
+            trainable=1,
+            learning_rate=1e-3,
+            ema_decay=0.9,
+            log_every=1,
+            checkpoint_every=0,
+            sample_every=0,
+            tensorboard=False,
+        )
+        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
+        for ended in run(2, work, tmp_path / f"{name}.json", **more):
+            assert ended.returncode == 0, ended.stderr[-2000:]
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses = [row["loss"] for row in map(json.loads, lines) if row["event"] == "step"]
+        weights = load_file(next((tmp_path / name / "model" / "transformer").glob("*.safetensors")))
+        found[name] = losses, weights
+    assert len(found["shared"][0]) == 3 and found["shared"][0] == found["gloo"][0]
+    assert all(torch.equal(one, found["gloo"][1][key]) for key, one in found["shared"][1].items())
