@@ -62,7 +62,7 @@ def run(processes: int, work: str, folder: Path, **more: str) -> list[subprocess
         )
         for environment in process_environments(processes, on_gpus=False)
     ]
-    outputs = [one.communicate(timeout=240) for one in started]
+    outputs = [one.communicate(timeout=900) for one in started]
     return [
         subprocess.CompletedProcess(one.args, one.returncode, *output)
         for one, output in zip(started, outputs, strict=True)
