@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from l2p_run import hashes
 from l2p_run.errors import raised_as
+from l2p_run.places import read_json, write_json
 
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
@@ -106,19 +109,32 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         "config": checkpoint.state["config"],
     }
     (temporary / "training.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-    if checkpoint.state["config"].get("distil_guidance"):
-        _sample_in_one_pass(temporary / "sampling.json")
+    _sample_as_distilled(temporary, settings)
     if out.exists():
         shutil.rmtree(out)
     return temporary.rename(out)
 
 
-def _sample_in_one_pass(defaults: Path) -> None:
-    """Take guidance, which a distilled model has learned, out of the sampling defaults."""
-    if defaults.is_file():
-        settings = json.loads(defaults.read_text(encoding="utf-8")) | {"guidance_scale": 1.0}
-        defaults.unlink()  # a hard link to the teacher's
-        defaults.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+def _sample_as_distilled(model: Path, settings: Mapping[str, Any]) -> None:
+    """Take what a distilled model has learned (guidance, and with steps the polish) out of its defaults, and
+    fix the schedule that it knows."""
+    changes: dict[str, Any] = {}
+    if settings.get("distil_guidance") or settings.get("distil_steps"):
+        changes = {"guidance_scale": 1.0}
+    defaults = model / "sampling.json"
+    if settings.get("distil_steps"):
+        changes |= {
+            "num_inference_steps": settings["distil_steps"],
+            "noise_shift": settings["noise_shift"],
+        }
+        path = model / "transformer" / "config.json"
+        config = read_json(path)
+        if (config.get("alignment") or {}).get("polish"):
+            config["alignment"]["polish"] = 0.0
+            write_json(path, config)
+    if changes and (defaults.is_file() or settings.get("distil_steps")):
+        before = read_json(defaults) if defaults.is_file() else {}
+        write_json(defaults, before | changes)
 
 
 def _is_transformer_weight(folder: str, names: list[str]) -> set[str]:

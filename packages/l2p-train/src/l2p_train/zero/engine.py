@@ -93,7 +93,7 @@ def load_model(config: TrainConfig) -> Any:
             )
     except (OSError, ArchError) as error:
         raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
-    if config.trainable == "lora":
+    if config.adapts:
         add_adapters(model, config)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
