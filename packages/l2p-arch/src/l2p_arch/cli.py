@@ -78,6 +78,14 @@ class _Parser(argparse.ArgumentParser):
         shown = " ".join(message.split())[:500]
         self.exit(2, f"error: {shown}; {self.prog} --help says more\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help that cannot be written is an error, as every result is; argparse itself is silent about it."""
+        if message and file is sys.stdout:
+            if code := _print(message.removesuffix("\n")):
+                raise SystemExit(code)
+        else:
+            super()._print_message(message, file)
+
 
 def command_line() -> int:
     """`main`, as the whole of a process: Python's last act would be to look for garbage among all that torch
