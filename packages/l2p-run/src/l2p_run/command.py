@@ -48,7 +48,6 @@ class Parser(argparse.ArgumentParser):
         shown = shown if len(shown) <= 500 else shown[:499] + "…"
         self.exit(USAGE_ERROR, f"error: {shown}; {self.prog} --help says more\n")
 
-
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help that cannot be written is an error, as every result is; argparse itself is silent about it."""
         if message and file is sys.stdout:

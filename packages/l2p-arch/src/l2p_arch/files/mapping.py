@@ -1,5 +1,5 @@
-"""Whether weights are loaded through memory maps, which network and FUSE mounts answer page fault by page
-fault, or by plain reads. One name everywhere, diffusers' and transformers' own: `disable_mmap`.
+"""Whether weights are loaded through memory maps, which some network and FUSE mounts serve badly, or by plain
+reads. One name everywhere, diffusers' and transformers' own: `disable_mmap`.
 
 Merging, quantising, exporting and importing read plainly in any case; this is for what libraries load.
 """

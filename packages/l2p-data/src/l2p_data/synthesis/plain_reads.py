@@ -1,5 +1,5 @@
-"""A source on a network or FUSE mount: its weights by plain reads instead of memory maps, whose page faults
-such mounts answer one by one. L2P_DISABLE_MMAP=1 says so, in every process that paints."""
+"""A source on a network or FUSE mount: its weights by plain reads instead of memory maps, which some such
+mounts serve badly. L2P_DISABLE_MMAP=1 says so, in every process that paints."""
 
 import json
 import os
