@@ -78,6 +78,30 @@ def test_a_disk_that_is_too_small_is_said_before_anything_large_is_written(
     assert not (tmp_path / "run-rehearsal" / "source").exists()
 
 
+def test_a_training_that_this_machines_memory_cannot_hold_is_said_before_it_runs(
+    write_tiny_run: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from l2p_plan.rehearsal import session
+
+    write_tiny_run(tmp_path)
+    monkeypatch.setattr(session, "free_memory_of_machine", lambda: 10**5)
+    with contextlib.chdir(tmp_path):
+        assert main(["tiny.toml", "--rehearse"]) == 2
+    said = capsys.readouterr().err
+    assert "GB are free; rehearse fewer blocks with --rehearse-depth 1" in said
+    assert not (tmp_path / "run-rehearsal" / "run" / "train").exists()
+
+
+def test_noise_and_short_prompts_do_not_scale_the_plan_of_the_whole_run() -> None:
+    from l2p_plan.rehearsal.table import Row
+
+    row = Row(stage="disk", what="corpus", unit="GB", planned=1.0, measured=1.9, whole=30.0)
+    assert not row.off
+
+
 @pytest.mark.parametrize("name", ["z-image-1k", "flux-1k", "sd3.5-1k", "z-image-4k", "mini"])
 def test_shipped_configs_are_rehearsed_with_their_own_settings_on_few_items(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.toml")

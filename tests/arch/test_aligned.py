@@ -17,7 +17,7 @@ from l2p_arch import (
     quantise,
     save_delta,
 )
-from l2p_arch.alignment import Alignment, normalised
+from l2p_arch.alignment import DETAIL_SIDES, Alignment, local_mean, normalised
 from l2p_arch.cli import main
 from l2p_arch.surgery.alignment import fit_filters, fit_subspace
 from safetensors.torch import load_file, save_file
@@ -106,6 +106,24 @@ def test_features_of_any_size_are_read_alike() -> None:
     features = torch.randn(2, 24, 3, 5)
     for size in (1e-2, 1e2, 1e4):
         torch.testing.assert_close(normalised(size * features), normalised(features), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("side", [*DETAIL_SIDES, 1, 5, 11])
+@pytest.mark.parametrize("size", [(64, 64), (5, 40), (33, 3)])
+def test_local_means_are_those_of_average_pooling_within_the_image(side: int, size: tuple[int, int]) -> None:
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(side)).requires_grad_()
+    wanted = torch.nn.functional.avg_pool2d(image, side, stride=1, padding=side // 2, count_include_pad=False)
+    found = local_mean(image, side)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    pull = torch.randn_like(wanted)
+    gradients = (torch.autograd.grad(one, image, pull)[0] for one in (found, wanted))
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_local_means_of_a_large_image_keep_the_digits_of_small_detail() -> None:
+    image = 1 + 1e-4 * torch.randn(1, 1, 8, 4096, generator=torch.Generator().manual_seed(0)).double()
+    exact = local_mean(image, 15) - image
+    assert ((local_mean(image.float(), 15) - image.float()) - exact).abs().max() < 5e-7
 
 
 def test_white_pixel_noise_becomes_white_latent_noise_at_the_sources_noise_level() -> None:

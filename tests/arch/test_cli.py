@@ -184,3 +184,12 @@ def test_the_readmes_commands_are_known() -> None:
     assert len(ours) >= 6
     for words in ours:
         build_parser().parse_args(words)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["export", "--help"]])
+def test_help_that_cannot_be_written_is_an_error(words: list[str]) -> None:
+    code = "import sys; from l2p_arch.cli import command_line; sys.exit(command_line())"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", code, *words], stdout=full, stderr=-1, text=True)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: cannot write the result: No space left on device")

@@ -1,7 +1,9 @@
 """What the world can throw at the pipeline: each is one clear line, and nothing else is lost."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -153,3 +155,30 @@ def test_every_command_can_be_tried_dry(
         result = json.loads(capsys.readouterr().out)
         assert result.get("written", 0) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "a"}, {"prompt": [[], False]}], "line 2: prompt is .* it must be a text"),
+        ([{"prompt": 5}], "line 1: prompt is 5; it must be a text"),
+        ([{"prompt": None}, {"prompt": "a"}], "line 1: prompt is None; it must be a text"),
+        (
+            [{"prompt": "a", "n": [1]}, {"prompt": "b", "n": [[True], "x"]}],
+            "give each name values of one kind",
+        ),
+        ([{"prompt": "a", "n": 10**60}], "cannot be read"),
+        ([{"prompt": "a", "n": {"x": 1}}, {"prompt": "b", "n": {"x": "y"}}], None),
+        ([{"prompt": "a", "language": 5}, {"prompt": "b", "language": "en"}], None),
+    ],
+)
+def test_values_of_several_kinds_in_a_prompt_file_are_one_line(
+    rows: list[dict[str, Any]], said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (["filter", str(file), "--out", str(tmp_path / "o.parquet")], ["stats", str(file)]):
+        code = main([*command, "--json"])
+        ended = capsys.readouterr()
+        assert code in ((2,) if said else (0, 2)) and ended.err.count("\n") == (code == 2), ended.err
+        assert not said or re.search(said, ended.err), ended.err

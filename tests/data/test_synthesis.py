@@ -317,6 +317,34 @@ def test_shards_follow_from_prompts_and_settings_alone() -> None:
     assert shards == plan_shards(prompts, config(Path("m"), Path("o"), seeds_per_prompt=3, rows_per_shard=4))
 
 
+def test_a_plan_is_a_sequence_of_shards_of_one_size_after_the_other() -> None:
+    prompts = prompt_records([f"a cat number {number}" for number in range(40)])
+    sizes = ((64, 64), (96, 48), (48, 96))
+    plan = plan_shards(
+        prompts, config(Path("m"), Path("o"), seeds_per_prompt=3, rows_per_shard=7, buckets=sizes)
+    )
+    rows = [row for shard in plan for row in shard]
+    assert len(rows) == plan.rows == 120 and [len(shard) for shard in plan] == [7] * 17 + [1]
+    assert list(plan.ids()) == [row["id"] for row in rows] and len({row["id"] for row in rows}) == 120
+    order = [sizes.index((row["width"], row["height"])) for row in rows]
+    assert order == sorted(order) and set(order) == {0, 1, 2}
+    for size in range(3):  # within a size, as the prompts come
+        numbers = [
+            int(row["prompt"].split()[-1]) for row, own in zip(rows, order, strict=True) if own == size
+        ]
+        assert numbers == sorted(numbers)
+    assert plan[-1] == plan[17] and plan[2:4] == [plan[2], plan[3]]
+    with pytest.raises(IndexError):
+        plan[18]
+
+
+def test_a_digest_of_many_parts_is_the_digest_of_all_at_once() -> None:
+    from l2p_data.corpus.identity import digest, digest_of
+
+    for parts in ([], ["a"], ["ab", "c"], ['ä"', 7, "\ud800"]):
+        assert digest_of(iter(parts)) == digest(*parts)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,3 +219,48 @@ def test_the_frame_gives_signals_back_when_it_is_not_the_whole_process() -> None
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert run_command(lambda: None) == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The command in a shell, with what is done to its streams."""
+    script = tmp_path / "example.py"
+    script.write_text(COMMAND)
+
+    def run(words: str, unbuffered: str) -> "subprocess.CompletedProcess[str]":
+        line = f"exec {sys.executable} {script} {words}"
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        return subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("lines >&-", 0, ""),
+        ("printed <&- >&- 2>&-", 0, ""),
+        ("refused >&-", 2, "error: first second"),
+        ("refused <&- 2>&-", 2, ""),
+        ("lines --steps x >&-", 2, "error: argument --steps"),
+        ("lines --steps x 2>&-", 2, ""),
+        ("--version <&- >&-", 0, ""),
+        ("--help >&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_are_no_bug(
+    shell: Any, words: str, code: int, said: str, unbuffered: str
+) -> None:
+    """As `>&-` leaves them, and some supervisors."""
+    ended = shell(words, unbuffered)
+    assert ended.returncode == code and ended.stderr.startswith(said), ended.stderr
+    assert bool(ended.stderr) == bool(said)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_an_error(shell: Any, words: str, unbuffered: str) -> None:
+    ended = shell(f"{words} > /dev/full", unbuffered)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: cannot write the result to standard output: No space left")

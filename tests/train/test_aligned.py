@@ -1,12 +1,13 @@
 """An aligned model trains: its head alone, with adapters, or with outer blocks; it resumes like any other."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from l2p_arch import L2PPipeline, L2PTransformer, convert, upscale
+from l2p_arch import ArchError, L2PPipeline, L2PTransformer, convert, upscale
 from l2p_train import TrainConfig, TrainError, plan_for_model, train
 from l2p_train.memory import estimate
 from safetensors.torch import load_file
@@ -113,6 +114,96 @@ def test_adapters_train_are_merged_and_load_as_diffusers_file(
     assert any(".lora_A." in name for name in table["trainable"])
 
 
+EVERYWHERE = ("to_q", "feed_forward.w1", "trunk.layers.2.*", "trunk.all_final_layer.*", "detailer_head.*")
+
+
+@pytest.fixture(scope="module")
+def styled(aligned: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained nothing but adapters, on blocks, the last layer and the head."""
+    pytest.importorskip("peft")
+    run = tmp_path_factory.mktemp("styled") / "run"
+    changes = {"trainable": "lora-only", "lora_rank": 4, "lora_alpha": 8, "lora_targets": EVERYWHERE}
+    train(settings(aligned, tiny_corpus, run, **changes, learning_rate=1e-2))
+    return run
+
+
+def test_adapters_alone_go_where_they_are_sent_and_nothing_else_trains(aligned: Path, styled: Path) -> None:
+    table = json.loads((styled / "freeze_table.json").read_text())
+    assert all(".lora_A." in name or ".lora_B." in name for name in table["trainable"])
+    modules = {name.partition(".lora_")[0] for name in table["trainable"]}
+    assert "trunk.layers.0.attention.to_q" in modules
+    assert "trunk.layers.0.attention.to_k" not in modules
+    assert "trunk.layers.2.attention.to_k" in modules
+    assert "detailer_head.enc1.0" in modules
+    assert changed(aligned, styled / "model") == {f"{name}.weight" for name in modules}
+
+
+@pytest.mark.parametrize("file", ["lora", "lora-comfyui/adapter.safetensors"])
+def test_the_adapter_is_all_of_what_was_learned_and_leaves_no_trace(
+    file: str, aligned: Path, styled: Path
+) -> None:
+    texts = [{"caption": torch.randn(6, 128, generator=torch.Generator().manual_seed(3))}]
+
+    def painted(pipeline: L2PPipeline) -> torch.Tensor:
+        size = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 1.0}
+        call = pipeline(prompt_conditioning=texts, seeds=[0], output_type="latent", **size)
+        return call.images
+
+    pipeline = L2PPipeline.from_pretrained(aligned, dtype=torch.float32)
+    weights = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    before = painted(pipeline)
+    pipeline.load_lora_weights(styled / "model" / file)
+    adapted = painted(pipeline)
+    merged = painted(L2PPipeline.from_pretrained(styled / "model", dtype=torch.float32))
+    assert float((adapted - before).abs().max()) > 1e-3
+    torch.testing.assert_close(adapted, merged, rtol=1e-2, atol=1e-2)
+    pipeline.unload_lora_weights()
+    after = pipeline.transformer.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
+    assert torch.equal(painted(pipeline), before)
+
+
+def test_the_layouts_name_what_other_tools_look_for(styled: Path) -> None:
+    theirs = load_file(styled / "model" / "lora-comfyui" / "adapter.safetensors")
+    diffusers = load_file(styled / "model" / "lora" / "pytorch_lora_weights.safetensors")
+    name = "layers.0.attention.to_q.lora_A.weight"
+    assert torch.equal(theirs[f"diffusion_model.{name}"], diffusers[f"transformer.trunk.{name}"])
+    assert all(name.startswith("diffusion_model.") for name in theirs)
+    assert len(theirs) == len(diffusers)
+
+
+def test_an_adapter_of_an_aligned_model_fits_the_other_recipe_or_is_refused_in_one_line(
+    aligned: Path, styled: Path, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    paper = L2PPipeline.from_pretrained(tiny_model, dtype=torch.float32)
+    before = {name: value.clone() for name, value in paper.transformer.state_dict().items()}
+    with pytest.raises(ArchError, match=r"made for a model of other widths|no part here") as refused:
+        paper.load_lora_weights(styled / "model" / "lora")
+    assert "\n" not in str(refused.value)
+    after = paper.transformer.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    run = tmp_path / "blocks"
+    train(settings(aligned, tiny_corpus, run, trainable="lora-only", lora_rank=2))
+    for file in ("lora", "lora-comfyui/adapter.safetensors"):
+        paper.load_lora_weights(run / "model" / file)
+    assert len(paper.get_list_adapters()["transformer"]) == 2
+
+
+def test_a_seed_decides_the_adapters_and_a_stopped_run_goes_on_to_the_same(
+    aligned: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    def adapter(name: str, *steps: int, **changes: Any) -> dict[str, torch.Tensor]:
+        values = {"trainable": "lora-only", "lora_targets": EVERYWHERE, "lora_rank": 2, **changes}
+        for count in steps:
+            train(settings(aligned, tiny_corpus, tmp_path / name, steps=count, **values))
+        return load_file(tmp_path / name / "model" / "lora" / "pytorch_lora_weights.safetensors")
+
+    whole, parts, other = adapter("whole", 4), adapter("parts", 2, 4), adapter("other", 4, seed=1)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not any(torch.equal(whole[name], other[name]) for name in whole)
+
+
 def test_adapters_that_no_layer_or_stage_can_have_are_refused(
     aligned: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -120,8 +211,26 @@ def test_adapters_that_no_layer_or_stage_can_have_are_refused(
         train(
             settings(aligned, tiny_corpus, tmp_path / "run", trainable="lora", lora_targets=("to_queries",))
         )
-    with pytest.raises(TrainError, match="zero_stage = 3"):
-        settings(aligned, tiny_corpus, tmp_path / "run", trainable="lora", zero_stage=3)
+    for nothing in ("trunk.layers.9.*", "detailer_head.to_q", "*.qkv"):
+        with pytest.raises(TrainError, match=re.escape(f"lora_targets {nothing} name no linear layer")):
+            train(
+                settings(
+                    aligned,
+                    tiny_corpus,
+                    tmp_path / "run",
+                    trainable="lora-only",
+                    lora_targets=("to_q", nothing),
+                )
+            )
+    with pytest.raises(TrainError, match=r"detailer_head\.enc1\.0, which trains as a whole"):
+        train(
+            settings(
+                aligned, tiny_corpus, tmp_path / "run", trainable="lora", lora_targets=("detailer_head.*",)
+            )
+        )
+    for trainable in ("lora", "lora-only"):
+        with pytest.raises(TrainError, match="zero_stage = 3"):
+            settings(aligned, tiny_corpus, tmp_path / "run", trainable=trainable, zero_stage=3)
 
 
 def test_a_run_resumes_to_the_same_model(aligned: Path, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def test_defaults_are_table_3():
         ({"distil_guidance": 0.5}, "distil_guidance is 0.5; it must be above 1"),
         ({"distil_guidance": float("inf")}, "distil_guidance is inf"),
         ({"distil_guidance": 2.0, "zero_stage": 3}, "use zero_stage 0, 1 or 2"),
+        ({"distil_steps": 8, "zero_stage": 3}, "distil_steps needs a whole teacher"),
+        ({"distil_steps": -1}, "distil_steps is -1"),
+        ({"distil_steps": 4, "polish_share": 0.2}, "set polish_share to 0"),
     ],
 )
 def test_a_bad_setting_is_named(change, message):

@@ -1,5 +1,6 @@
-"""Guidance distillation: the target is the teacher's guided velocity, and the student comes nearer to it."""
+"""Distillation: the target is the teacher's own way, guided, and the student comes nearer to it."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_arch import L2PPipeline, L2PTransformer, convert
-from l2p_train import TrainConfig, plan_for_model, train
-from l2p_train.distillation import GuidedTeacher, distillation_loss, load_teacher
+from l2p_train import TrainConfig, TrainError, plan_for_model, train
+from l2p_train.distill import main, plan_stages
+from l2p_train.distillation import GuidedTeacher, Teacher, distillation_loss, load_teacher
 
 SCALE = 4.0
 
@@ -102,3 +104,181 @@ def test_a_student_approaches_its_teacher_and_is_exported_for_one_pass(
     exported = json.loads((Path(result.model) / "sampling.json").read_text())
     assert exported == {"guidance_scale": 1.0, "num_inference_steps": 9}
     assert json.loads((start / "sampling.json").read_text())["guidance_scale"] == 4.0
+
+
+@pytest.mark.parametrize("recipe", ["paper", "aligned"])
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_a_perfect_student_paints_in_fewer_steps_what_its_teacher_paints(
+    recipe: str, substeps: int, start: Path
+) -> None:
+    from l2p_mini.paths import PIXEL_MODEL
+
+    folder = PIXEL_MODEL if recipe == "aligned" else start
+    pipeline = L2PPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    model, steps, shift = pipeline.transformer.eval(), 4, 2.5
+    texts, empty = pipeline.encode(["a red ring", "a blue cross"]), pipeline.encode("")[0]
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    wanted = pipeline(
+        prompt_conditioning=texts,
+        num_inference_steps=steps * substeps,
+        guidance_scale=SCALE,
+        noise_shift=shift,
+        latents=noise,
+        height=64,
+        width=64,
+        output_type="latent",
+    ).images
+    shifted = shift * model.noise_scale
+    schedule = {"steps": steps, "substeps": substeps, "shift": shifted, "polish": model.polish}
+    teacher = Teacher(model, SCALE, empty, **schedule)
+    x_t, even = noise, torch.arange(steps, -1, -1) / steps
+    levels = shifted * even / (1 + (shifted - 1) * even)
+    for now, then in itertools.pairwise(levels):
+        x_t = x_t + (then - now) * teacher.target(x_t, now.expand(2), texts)
+    torch.testing.assert_close(x_t, wanted, atol=2e-3, rtol=1e-3)
+    assert bool(model.polish) == (recipe == "aligned")
+
+
+def test_without_guidance_the_teacher_needs_one_pass(start: Path) -> None:
+    calls: list[int] = []
+    model = model_of(start)
+    model.register_forward_hook(lambda _module, given, _answer: calls.append(len(given[0])))
+    teacher = Teacher(model, 0.0, captions(1)[0], steps=2, substeps=2)
+    teacher.target(torch.randn(3, 3, 32, 32), torch.tensor([1.0, 0.5, 1.0]), captions(3))
+    assert calls == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("steps", "teacher_steps", "guidance", "wanted"),
+    [
+        ([], 30, 2.0, [("guidance", 0, 1, 2.0)]),
+        ([8], 16, 2.5, [("steps-8", 8, 2, 2.5)]),
+        ([8, 4], 8, 3.0, [("steps-8", 8, 1, 3.0), ("steps-4", 4, 2, 0.0)]),
+        ([5], 30, 1.0, [("steps-5", 5, 6, 0.0)]),
+        ([12, 3, 1], 24, 7.5, [("steps-12", 12, 2, 7.5), ("steps-3", 3, 4, 0.0), ("steps-1", 1, 3, 0.0)]),
+    ],
+)
+def test_only_the_first_student_learns_guidance(
+    steps: list[int], teacher_steps: int, guidance: float, wanted: list[tuple[str, int, int, float]]
+) -> None:
+    planned = plan_stages(steps, teacher_steps, guidance)
+    assert [(one.name, one.steps, one.substeps, one.guidance) for one in planned] == wanted
+
+
+@pytest.mark.parametrize(
+    ("steps", "teacher_steps", "guidance", "message"),
+    [
+        ([], 30, 1.0, "the guidance is 1, which is off"),
+        ([7], 16, 2.0, "--steps 7 is no part of the 16 steps before it; use one of 1, 2, 4, 8, 16"),
+        ([16], 16, 1.0, "--steps 16 is no part of the 16 steps before it; use one of 1, 2, 4, 8, or"),
+        ([32], 16, 2.0, "--steps 32 is no part of the 16"),
+        ([4, 8], 16, 2.0, "--steps 8 is no part of the 4 steps before it; use one of 1, 2, or"),
+        ([4, 4], 16, 2.0, "--steps 4 is no part of the 4"),
+    ],
+)
+def test_steps_that_do_not_divide_are_refused(
+    steps: list[int], teacher_steps: int, guidance: float, message: str
+) -> None:
+    with pytest.raises(TrainError, match=message):
+        plan_stages(steps, teacher_steps, guidance)
+
+
+def distil_arguments(start: Path, corpus: Path, output: Path) -> list[str]:
+    few = ["batch_size=4", "trainable=full", "sample_every=0", "tensorboard=false", "loader_workers=0"]
+    settings = [word for one in few for word in ("--set", one)]
+    return [
+        *(str(start), "-o", str(output), "--corpus", str(corpus), "--steps", "4", "2"),
+        *("--teacher-steps", "8", "--guidance", "3", "--shift", "2.5", "--updates", "3", *settings),
+    ]
+
+
+def test_one_command_makes_students_of_fewer_steps_and_goes_on(
+    start: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = distil_arguments(start, tiny_corpus, tmp_path / "few")
+    assert main([*words, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["steps"], first["passes"], second["steps"], second["passes"]) == (4, 4, 2, 2)
+    sampling = json.loads((Path(second["model"]) / "sampling.json").read_text())
+    assert sampling == {"guidance_scale": 1.0, "num_inference_steps": 2, "noise_shift": 2.5}
+    configs = [
+        json.loads((tmp_path / "few" / name / "train.json").read_text()) for name in ("steps-4", "steps-2")
+    ]
+    assert [one["distil_guidance"] for one in configs] == [3.0, 0.0]
+    assert configs[1]["model"] == first["model"]
+
+    shutil.rmtree(tmp_path / "few" / "steps-2")  # as if it had been stopped between the two
+    weights = Path(second["model"]) / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert main(words) == 0
+    assert "loss" in capsys.readouterr().out and weights.is_file()
+    images = L2PPipeline.from_pretrained(second["model"], local_files_only=True)(
+        "a ring", height=32, width=32, output_type="np", num_inference_steps=2, guidance_scale=1.0
+    ).images
+    assert images.shape == (1, 32, 32, 3)
+
+
+def test_an_aligned_student_is_polished_by_its_last_step_alone(tiny_corpus: Path, tmp_path: Path) -> None:
+    from l2p_mini.paths import PIXEL_MODEL
+
+    teacher = json.loads((PIXEL_MODEL / "transformer" / "config.json").read_text())
+    words = distil_arguments(PIXEL_MODEL, tiny_corpus, tmp_path / "few")
+    words[words.index("4") : words.index("4") + 2] = ["2"]
+    assert main(words) == 0
+    model = tmp_path / "few" / "steps-2" / "model"
+    student = json.loads((model / "transformer" / "config.json").read_text())
+    assert student["alignment"].pop("polish") == 0 != teacher["alignment"].pop("polish")
+    assert student == teacher
+    assert model_of(model).polish == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "distil_steps=3"], "no option here stands for"),
+        (["--set", "learning_rate"], "not of the form KEY=VALUE"),
+        (["--set", "learnig_rate=1"], "did you mean 'learning_rate'"),
+        (["--teacher-steps", "9"], "--steps 4 is no part of the 9 steps"),
+    ],
+)
+def test_mistakes_of_the_command_end_in_one_line(
+    start: Path,
+    tiny_corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    assert main([*distil_arguments(start, tiny_corpus, tmp_path / "few"), *more]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_model_without_a_corpus_beside_it_asks_for_one(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(start), "-o", str(tmp_path / "few"), "--steps", "5"]) == 2
+    assert "add --corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_karras_sigmas": True},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "shift_terminal": 0.1},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": True},
+    ],
+    ids=lambda one: next(iter(set(one) - {"_class_name", "shift"}), one["_class_name"]),
+)
+def test_a_scheduler_that_steps_otherwise_is_refused(scheduler: dict[str, object]) -> None:
+    import diffusers
+    from l2p_train.distillation import check_schedule
+
+    made = getattr(diffusers, str(scheduler["_class_name"])).from_config(scheduler)
+    config = TrainConfig(model=Path("m"), corpus="c", output=Path("o"), distil_steps=4)
+    with pytest.raises(TrainError, match="distil_steps learns evenly spaced Euler steps"):
+        check_schedule(made, config, 1.8)
+    check_schedule(made, TrainConfig(model=Path("m"), corpus="c", output=Path("o")), 1.8)
+    plain = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    check_schedule(plain, config, 1.8)

@@ -124,6 +124,7 @@ def test_every_zero_stage_is_the_bare_loop_with_frozen_tensors_untouched(
         {"zero_stage": 3, "ema_decay": 0.9},
         {"zero_stage": 0, "optimizer": "muon", "precision": "bf16"},
         {"zero_stage": 2, "distil_guidance": 3.0},
+        {"zero_stage": 0, "distil_guidance": 2.0, "distil_steps": 4, "ema_decay": 0.9},
     ],
 )
 def test_a_run_resumed_from_a_checkpoint_is_bit_identical(changes, settings, tmp_path):

@@ -235,10 +235,11 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
         paths |= {"corpus": f"{run.storage}/corpus", "mirror": f"{run.storage}/train"}
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
-    if settings.distil_guidance:
+    if settings.distils:
+        key = "distil_guidance" if settings.distil_guidance else "distil_steps"
         raise TransferError(
-            "train.distil_guidance imitates a model that can already paint, and a transfer begins with one "
-            "that cannot; finish the transfer, then give its model to the trainer alone (docs/few-passes.md)"
+            f"train.{key} imitates a model that can already paint, and a transfer begins with one that "
+            "cannot; finish the transfer, then run l2p-train distill on it (docs/few-passes.md)"
         )
     config = Config(train=settings, processes=processes, **sections)
     check_config(config)

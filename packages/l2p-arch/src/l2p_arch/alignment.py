@@ -184,12 +184,41 @@ def head_input(pixels: Tensor, decoded: Tensor, velocity: Tensor, error: Tensor,
     unit = _per_sample(sigma * error).clamp_min(1e-4)
     smooth, details = x_0, []
     for side in DETAIL_SIDES:
-        smoother = F.avg_pool2d(x_0, side, stride=1, padding=side // 2, count_include_pad=False)
+        smoother = local_mean(x_0, side)
         details.append(DETAIL_LIMIT * torch.tanh((smooth - smoother) / (DETAIL_LIMIT * unit)))
         smooth = smoother
     planes = torch.stack((sigma, sigma.clamp(1e-3, 1 - 1e-3).logit() / 4), dim=1)
     planes = planes[..., None, None].expand(-1, -1, *pixels.shape[2:])
     return torch.cat((x_0, decoded, *details, planes), dim=1)
+
+
+def local_mean(image: Tensor, side: int) -> Tensor:
+    """The mean of the square of `side` (odd) px around each pixel of (B, C, H, W), within the image.
+
+    `F.avg_pool2d` adds up all side^2 pixels, which took a fourteenth of the miniature's training step.
+    """
+    for dim in (-1, -2):
+        places = torch.arange(image.shape[dim], device=image.device)
+        first, last = (places - side // 2).clamp_min(0), (places + side // 2).clamp_max(len(places) - 1)
+        counts = (last - first + 1).to(image.dtype)
+        image = _running_sum(image, side, dim) / (counts if dim == -1 else counts[:, None])
+    return image
+
+
+def _running_sum(image: Tensor, side: int, dim: int) -> Tensor:
+    """Sums of `side` neighbours along a dimension, by the binary digits of `side`: sums of twice as many come
+    from two of half. Differences of one long cumulative sum would lose the digits that the detail is in."""
+    length, margin = image.shape[dim], side // 2
+    sums = F.pad(image, (margin, margin) if dim == -1 else (0, 0, margin, margin))
+    total, width, start = torch.zeros_like(image), 1, 0
+    while True:
+        if side & width:
+            total = total + sums.narrow(dim, start, length)
+            start += width
+        if 2 * width > side:
+            return total
+        left = sums.shape[dim] - width
+        sums, width = sums.narrow(dim, 0, left) + sums.narrow(dim, width, left), 2 * width
 
 
 def normalised(features: Tensor) -> Tensor:

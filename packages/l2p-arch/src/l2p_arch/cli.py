@@ -78,6 +78,14 @@ class _Parser(argparse.ArgumentParser):
         shown = " ".join(message.split())[:500]
         self.exit(2, f"error: {shown}; {self.prog} --help says more\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help that cannot be written is an error, as every result is; argparse itself is silent about it."""
+        if message and file is sys.stdout:
+            if code := _print(message.removesuffix("\n")):
+                raise SystemExit(code)
+        else:
+            super()._print_message(message, file)
+
 
 def command_line() -> int:
     """`main`, as the whole of a process: Python's last act would be to look for garbage among all that torch
@@ -134,6 +142,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--image-count", type=int, default=32, help="how many of them, at most")
     sub.add_argument("--image-size", type=int, default=512, help="px; their middle square is scaled to it")
+    sub.add_argument(
+        "--disable-mmap",
+        action="store_true",
+        help="load by plain reads instead of memory maps, for network and FUSE mounts (L2P_DISABLE_MMAP=1)",
+    )
 
     sub = writes(command("upscale", "a pixel-space model -> the start of one with a larger patch"))
     sub.add_argument("model", type=Path, help="model directory")
@@ -231,6 +244,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         decoder=options.decoder,
         calibration_images=images,
         overwrite=options.overwrite,
+        disable_mmap=options.disable_mmap or None,
     )
     return {"summary": report.summary(), **asdict(report)}
 

@@ -24,6 +24,7 @@ from l2p_arch.enlargement import block_means, enlarged, reduced, repeated, split
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.families.base import CONDITIONING_DIMENSIONS
+from l2p_arch.files.mapping import loading_options
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
 from l2p_arch.quantisation import use_quantised_layers
@@ -131,6 +132,13 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         # Some classes do not say which blocks repeat, which torch.compile wants to know: the main ones do.
         blocks = {type(self.get_submodule(name)).__name__ for name in self.block_names()}
         self._repeated_blocks: Any = getattr(self.trunk, "_repeated_blocks", None) or sorted(blocks)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', except that `disable_mmap` follows L2P_DISABLE_MMAP where it is not given: True
+        loads by plain reads, for network and FUSE mounts."""
+        kwargs |= loading_options(kwargs.pop("disable_mmap", None))
+        return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def from_single_file(cls, file: Any, *, dtype: torch.dtype | None = None) -> "L2PTransformer":

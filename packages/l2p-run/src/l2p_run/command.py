@@ -48,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         shown = shown if len(shown) <= 500 else shown[:499] + "…"
         self.exit(USAGE_ERROR, f"error: {shown}; {self.prog} --help says more\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help that cannot be written is an error, as every result is; argparse itself is silent about it."""
+        if message and file is sys.stdout:
+            out(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
 
 class _Version(argparse.Action):
     """--version, which looks the version up only when it is asked for."""
@@ -172,6 +179,7 @@ def run_command(
         own_signals: the command handles SIGINT and SIGTERM itself.
         user_errors: further exceptions that a user can put right.
     """
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -192,6 +200,18 @@ def run_command(
             raise SystemExit(_code_of(stop)) from None
         except Exception as error:
             return _ended_by(error, user_errors)
+
+
+def _open_what_is_closed() -> None:
+    """Point standard streams that were closed (`>&-`, some supervisors) at nothing: the next file that is
+    opened would else take their number, and what a library prints would land in it."""
+    for number_, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number_)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number_, mode, closefd=False))  # noqa: SIM115 - for the whole process
 
 
 def _ended_by(error: Exception, user_errors: tuple[type[Exception], ...]) -> int:

@@ -69,6 +69,13 @@ def memory_of_machine() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def free_memory_of_machine() -> int:
+    """Bytes that processes can still have, what the system keeps of files included."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 class DeviceMeter:
     """Samples the memory in use on this machine's NVIDIA GPUs while its block runs.
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from l2p_run.command import Parser, number, out, run_command
 from l2p_run.places import is_address
@@ -108,10 +108,15 @@ def _stop_at_once() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
-if __name__ == "__main__":
+def run_process() -> NoReturn:
+    """Be the process: train as the command line says, and end."""
     _stop_at_once()
     # A clean interpreter exit joins gloo's threads, which can hang once a peer is gone.
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run_process()

@@ -75,6 +75,9 @@ class TrainConfig:
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
     # guided so, in one
     # pass instead of two (distillation.py); 0: off
+    distil_steps: int = setting(0, ge=0, later=True)  # above 0: one of so many sampling steps does what that
+    # model needs distil_substeps for; sigma is then one of these steps, shifted by noise_shift
+    distil_substeps: int = setting(2, ge=1, later=True)  # of the teacher in one step of its student
     # On the image that a velocity implies, most at low noise (image_terms.py); 0: off, the paper has none
     perceptual_weight: float = setting(0.0, ge=0, le=1000, later=True)  # of features: 0.1 to 1 is usual
     # Directory of a vision backbone of transformers; None: efficientnet-lite0, l2p-train[perceptual]
@@ -85,12 +88,13 @@ class TrainConfig:
 
     # What trains (freeze.py)
     trainable: str | int = setting("shallow", ge=0)  # shallow (5 blocks at each end), mid (10), full,
-    # head-only, lora, or n
-    lora_rank: int = setting(16, ge=1, later=True)  # lora only: low-rank adapters on the trunk's main blocks
-    lora_alpha: int = setting(16, ge=1, later=True)  # lora only: an adapter counts alpha / rank
+    # head-only, lora (and the new ends), lora-only, or n
+    lora_rank: int = setting(16, ge=1, later=True)  # lora and lora-only: low-rank adapters, of this rank
+    lora_alpha: int = setting(16, ge=1, later=True)  # lora and lora-only: an adapter counts alpha / rank
     lora_targets: tuple[str, ...] = field(
         default=("to_q", "to_k", "to_v", "to_out.0"), metadata={"later": True}
-    )  # lora only: ends of the names of the linear layers that get one
+    )  # lora and lora-only: ends of the names of the main blocks' linear layers that get one, or patterns
+    # over all linear and convolution layers, such as trunk.layers.2.* or detailer_head.*
     train_patterns: tuple[str, ...] = ()  # if given, exactly the tensors matching these (fnmatch) train
     freeze_patterns: tuple[str, ...] = ()  # taken out again
 
@@ -152,20 +156,7 @@ class TrainConfig:
                 f'optimizer = "muon" needs whole matrices, and zero_stage = {self.zero_stage} cuts them up; '
                 "set zero_stage = 0"
             )
-        if self.distil_guidance != 0 and self.distil_guidance <= 1:
-            raise TrainError(
-                f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
-                "or 0 to train without a teacher"
-            )
-        if self.distil_guidance and self.zero_stage == 3:
-            raise TrainError(
-                "distil_guidance needs a whole teacher in every process; use zero_stage 0, 1 or 2"
-            )
-        if self.distil_guidance and (self.perceptual_weight or self.frequency_weight):
-            raise TrainError(
-                "perceptual_weight and frequency_weight compare with the corpus's image, and distil_guidance "
-                "with a teacher's; set one of them to 0"
-            )
+        self._check_distillation()
         if self.perceptual_features is not None and not self.perceptual_weight:
             raise TrainError(
                 f"perceptual_features is {self.perceptual_features}, and perceptual_weight is 0; give a "
@@ -176,13 +167,45 @@ class TrainConfig:
                 f"perceptual_features is {self.perceptual_features}, which is no directory; give one with a "
                 "vision backbone of transformers, or leave it out for efficientnet-lite0"
             )
-        if self.trainable == "lora" and self.zero_stage == 3:
+        if self.adapts and self.zero_stage == 3:
             raise TrainError(
-                'trainable = "lora" keeps the frozen weights whole, and zero_stage = 3 shares them; set '
-                "zero_stage to 0, 1 or 2"
+                f'trainable = "{self.trainable}" keeps the frozen weights whole, and zero_stage = 3 shares '
+                "them; set zero_stage to 0, 1 or 2"
             )
         if self.export == "best" and not self.validation_images:
             raise TrainError('export = "best" needs validation_images > 0')
+
+    def _check_distillation(self) -> None:
+        if self.distil_guidance != 0 and self.distil_guidance <= 1:
+            raise TrainError(
+                f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
+                "or 0 to train without a teacher"
+            )
+        if self.distils and self.zero_stage == 3:
+            raise TrainError(
+                f"{'distil_guidance' if self.distil_guidance else 'distil_steps'} needs a whole teacher in "
+                "every process; use zero_stage 0, 1 or 2"
+            )
+        if self.distils and (self.perceptual_weight or self.frequency_weight):
+            raise TrainError(
+                "perceptual_weight and frequency_weight compare with the corpus's image, and a distillation "
+                "with a teacher's; leave them or distil_guidance and distil_steps out"
+            )
+        if self.distil_steps and self.polish_share:
+            raise TrainError(
+                "distil_steps trains at the student's own noise levels, and polish_share at another; set "
+                "polish_share to 0 (the student's last step learns the polish)"
+            )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether low-rank adapters are added to the model."""
+        return self.trainable in ("lora", "lora-only")
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run imitates the model that it starts from."""
+        return bool(self.distil_guidance or self.distil_steps)
 
     def _check_places(self) -> None:
         for name in ("model", "corpus", "output"):

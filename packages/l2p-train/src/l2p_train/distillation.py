@@ -1,52 +1,116 @@
-"""Guidance distillation (Meng et al. 2023): a student whose one pass is what its teacher needs two for.
+"""Distillation: a student whose one pass does what its teacher, the model that the run starts from, does in
+several.
 
-The teacher is the model that the run starts from. With classifier-free guidance of scale s it paints along
-v_neg + s (v_pos - v_neg), two passes a step. The student learns that velocity itself: eq. 5 with the guided
-velocity in place of noise - x_0. It is then sampled without guidance, and a sampler of as many steps costs
-half the passes.
+Of guidance (Meng et al. 2023, arXiv 2210.03142, sec. 3.1). With classifier-free guidance of scale s the
+teacher paints along v_neg + s (v_pos - v_neg), two passes a step. The student learns that velocity itself:
+eq. 5 with the guided velocity in place of noise - x_0. It is then sampled without guidance.
+
+Of steps (after progressive distillation, Salimans & Ho 2022, arXiv 2202.00512, sec. 3). The student will be
+sampled at N fixed noise levels. From x_t at one of them the teacher makes k smaller Euler steps to the next
+one, guided; the student learns the straight way there, (x_t - x_next) / (sigma - sigma_next), which is what
+one Euler step of its own follows. With k = 1 this is the distillation of guidance on N levels. Where the
+teacher polishes its finished images, the last step of the student leads to the polished one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from einops import reduce
 from l2p_arch.sampling.guidance import guided
+from l2p_arch.sampling.schedule import flow_schedule
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from l2p_train.config import TrainConfig
+from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
+from l2p_train.noise import shift_sigma
 from l2p_train.objective import Conditioning, VelocityModel, interpolate
 from l2p_train.zero.engine import load_model
 from l2p_train.zero.quantised import quantise_frozen
 
 
-class GuidedTeacher:
-    """The model that a run starts from, frozen, with its guidance.
+class Teacher:
+    """The model that a run starts from, frozen, as it is sampled.
 
     Args:
         model: predicts velocities; it is set to evaluation and gets no gradient.
-        scale: s of v_neg + s (v_pos - v_neg), above 1.
+        scale: s of v_neg + s (v_pos - v_neg); 1 or less is one pass without guidance.
         empty: conditioning of the empty prompt, which guidance leads away from.
+        steps: N, the student's; 0: it keeps the teacher's schedule, whatever that is.
+        substeps: k, the teacher's in one of them.
+        shift: of the schedule, the model's noise scale included.
+        polish: sigma at which a finished image is denoised once more, see `L2PPipeline`; 0: not.
     """
 
-    def __init__(self, model: Any, scale: float, empty: Conditioning) -> None:
+    def __init__(
+        self,
+        model: Any,
+        scale: float,
+        empty: Conditioning,
+        *,
+        steps: int = 0,
+        substeps: int = 1,
+        shift: float = 1.0,
+        polish: float = 0.0,
+    ) -> None:
         self.model, self.scale, self.empty = model.eval().requires_grad_(False), scale, empty
+        self.steps, self.substeps, self.shift, self.polish = steps, substeps, shift, polish
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """The guided velocity at x_t (B, 3, H, W) and sigma (B,), float32."""
+        if self.scale <= 1:
+            alone: Tensor = self.model(x_t, sigma, conditioning).float()
+            return alone
         both = self.model(
             torch.cat((x_t, x_t)), torch.cat((sigma, sigma)), [*conditioning, *[self.empty] * len(x_t)]
         ).float()
         with_prompt, without = both.chunk(2)
         return guided(with_prompt, without, self.scale)
 
+    @torch.no_grad()
+    def target(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        """What the student's velocity at x_t (B, 3, H, W) and sigma (B,) should be, float32.
 
-def load_teacher(config: TrainConfig, plan: FreezePlan, student: Any, empty: Conditioning) -> GuidedTeacher:
+        Args:
+            sigma: with `steps`, levels of that schedule.
+        """
+        if not self.steps:
+            return self.velocity(x_t, sigma, conditioning)
+        levels = self.levels(sigma)
+        x = x_t
+        for now, then in pairwise(levels):
+            x = x + _per_sample(then - now) * self.velocity(x, now, conditioning)
+        finished = levels[-1] == 0
+        if self.polish and bool(finished.any()):
+            texts = [one for one, last in zip(conditioning, finished.tolist(), strict=True) if last]
+            x = x.index_put((finished,), self._polished(x[finished], texts))
+        return (x_t - x) / _per_sample(sigma - levels[-1])
+
+    def levels(self, sigma: Tensor) -> list[Tensor]:
+        """The noise levels (B,) of the teacher's way from sigma (B,) to the student's next, k + 1 of them."""
+        count = self.steps * self.substeps
+        place = torch.round(shift_sigma(sigma.double(), 1 / self.shift) * count)
+        ways = [shift_sigma((place - back) / count, self.shift).float() for back in range(self.substeps + 1)]
+        return [sigma.float(), *ways[1:]]
+
+    def _polished(self, x_0: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        x_t = (1 - self.polish) * x_0
+        sigma = torch.full((len(x_0),), self.polish, device=x_0.device)
+        denoised: Tensor = x_t - self.polish * self.model(x_t, sigma, conditioning).float()
+        return denoised
+
+
+GuidedTeacher = Teacher
+"""The name of before there were steps to distil."""
+
+
+def load_teacher(config: TrainConfig, plan: FreezePlan, student: Any, empty: Conditioning) -> Teacher:
     """Load the teacher of a run beside its student, on the student's device.
 
     What the student does not train is the same in both, and is held once: the teacher costs the memory of
@@ -61,18 +125,26 @@ def load_teacher(config: TrainConfig, plan: FreezePlan, student: Any, empty: Con
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name in held:
             value.data = held[name].data
-    return GuidedTeacher(model.to(next(student.parameters()).device), config.distil_guidance, empty)
+    return Teacher(
+        model.to(next(student.parameters()).device),
+        config.distil_guidance,
+        empty,
+        steps=config.distil_steps,
+        substeps=config.distil_substeps,
+        shift=config.noise_shift * model.noise_scale,
+        polish=model.polish,
+    )
 
 
 def distillation_loss(
     model: VelocityModel,
-    teacher: GuidedTeacher,
+    teacher: Teacher,
     x_0: Tensor,
     noise: Tensor,
     sigma: Tensor,
     conditioning: Sequence[Conditioning],
 ) -> Tensor:
-    """Return eq. 5 per sample, (B,), with the teacher's guided velocity as its target.
+    """Return eq. 5 per sample, (B,), with `Teacher.target` in place of noise - x_0.
 
     Args:
         model: the student.
@@ -83,6 +155,39 @@ def distillation_loss(
         conditioning: of each sample.
     """
     x_t = interpolate(x_0, noise, sigma)
-    wanted = teacher.velocity(x_t, sigma, conditioning)
+    wanted = teacher.target(x_t, sigma, conditioning)
     squared_error = mse_loss(model(x_t, sigma, conditioning).float(), wanted, reduction="none")
     return reduce(squared_error, "b c h w -> b", "mean")
+
+
+def check_schedule(scheduler: Any, config: TrainConfig, noise_scale: float) -> None:
+    """Raise unless the model's scheduler will make the Euler steps that its student learns.
+
+    Args:
+        scheduler: the model's.
+        noise_scale: see `L2PTransformer.noise_scale`.
+    """
+    if not config.distil_steps:
+        return
+    made = flow_schedule(
+        scheduler,
+        config.distil_steps,
+        noise_shift=config.noise_shift,
+        image_tokens=1,
+        device=torch.device("cpu"),
+        changes={},
+        noise_scale=noise_scale,
+    )
+    even = torch.arange(config.distil_steps, -1, -1, dtype=torch.float64) / config.distil_steps
+    wanted = shift_sigma(even, config.noise_shift * noise_scale).float()
+    name = type(scheduler).__name__
+    plain = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling")
+    if not plain or made.sigmas.shape != wanted.shape or not torch.allclose(made.sigmas, wanted, atol=1e-4):
+        raise TrainError(
+            f"distil_steps learns evenly spaced Euler steps, and the model's scheduler ({name}) makes others;"
+            " put a FlowMatchEulerDiscreteScheduler without terminal shift, noise or sigmas of its own there"
+        )
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

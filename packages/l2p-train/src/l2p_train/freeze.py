@@ -25,6 +25,7 @@ PRESETS: dict[str, int | None] = {
     "full": None,  # everything
     "head-only": -1,  # nothing but the new ends: pixel embedder and Detailer Head
     "lora": -1,  # the new ends, and low-rank adapters on the trunk (lora.py)
+    "lora-only": -1,  # low-rank adapters and nothing else: a style or a subject for a finished model
 }
 
 
@@ -104,6 +105,8 @@ def plan_freeze(
     modules = (*shallow, *_ends(blocks, trainable))
     if trainable in ("head-only", "lora"):
         modules = tuple(new_ends)
+    elif trainable == "lora-only":
+        modules = ()
     if train_patterns:
         chosen = [name for name in sizes if any(fnmatchcase(name, pattern) for pattern in train_patterns)]
     elif trainable == "full":
@@ -112,7 +115,8 @@ def plan_freeze(
         chosen = [
             name
             for name in sizes
-            if any(_is_in(name, module) for module in modules) or (trainable == "lora" and is_adapter(name))
+            if any(_is_in(name, module) for module in modules)
+            or (trainable in ("lora", "lora-only") and is_adapter(name))
         ]
     chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in freeze_patterns)]
     if not chosen:

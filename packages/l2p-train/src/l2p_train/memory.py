@@ -163,7 +163,7 @@ def _state_bytes(config: TrainConfig, model: Any, plan: FreezePlan, processes: i
                 0.0  # each bucket goes to the host when it is full; ZeRO 2 waits for its sum in float32
             )
     sizes = dict(model.named_parameters())
-    teacher = trainable * value if config.distil_guidance else 0  # the rest it shares with its student
+    teacher = trainable * value if config.distils else 0  # the rest it shares with its student
     buckets = float(bucket_bytes(config, trainable, max(sizes[name].numel() for name in plan.trainable)))
     if stage == 3:
         buckets += value * min(LIVE_PARAMETERS, shared)
@@ -203,7 +203,7 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
     try:
         with torch.device("meta"):
             model = L2PTransformer.from_config(settings)
-            if config.trainable == "lora":
+            if config.adapts:
                 add_adapters(model, config)
         return model, model.source_family.feature_channels(settings["trunk_config"])
     except (ArchError, KeyError) as error:

@@ -7,6 +7,10 @@ import socket
 
 from l2p_train.errors import TrainError
 
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+"""For glibc, on the CPU: memory that a step gives back stays with the process, and the next step need not
+have the kernel clear 9,000 pages again (6 % of the miniature's step)."""
+
 
 def free_port() -> int:
     """Return a TCP port that is free on this machine now."""
@@ -57,6 +61,8 @@ def process_environments(processes: int, *, on_gpus: bool) -> list[dict[str, str
     if not on_gpus:
         # The model computes in these threads: whatever our own process has, the cores are shared out.
         shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+        for name, value in KEPT_MEMORY.items():
+            shared.setdefault(name, value)
         return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     # Of each process all cores, by default: eight teams would fight over them. A user's choice stays.
     shared.setdefault("OMP_NUM_THREADS", threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,3 +17,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     mode = path.stat().st_mode  # asking for the umask would change it for the other threads
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(mode & 0o777)
+
+
+def open_tensors(path: Path) -> Any:
+    """`safetensors.safe_open` of a file: through a memory map, or by plain reads where L2P_DISABLE_MMAP says
+    so (network and FUSE mounts)."""
+    from l2p_arch.files.mapping import mmap_disabled
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt", **({"backend": "pread"} if mmap_disabled() else {}))

@@ -23,12 +23,12 @@ from l2p_train.data.batches import Batch, BatchMaker, prefetched, refuse_non_fin
 from l2p_train.data.conditioning import embed_prompts
 from l2p_train.data.corpus import open_corpus
 from l2p_train.data.shards import check_corpus
-from l2p_train.distillation import distillation_loss, load_teacher
+from l2p_train.distillation import check_schedule, distillation_loss, load_teacher
 from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
 from l2p_train.image_terms import image_terms
-from l2p_train.objective import LOSS_WEIGHTINGS, l2p_losses
+from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss, l2p_losses
 from l2p_train.report.metrics import (
     SIGMA_BINS,
     Event,
@@ -55,11 +55,13 @@ from l2p_train.run.run_directory import (
 from l2p_train.schedule import ema_decay, learning_rate_factor
 from l2p_train.zero.engine import (
     attention_for_device,
+    average_gradients,
     build_engine,
     distributed,
     explain_out_of_memory,
     load_model,
     set_learning_rate,
+    share_gradients,
     uncompiled,
 )
 from l2p_train.zero.quantised import quantise_frozen
@@ -118,6 +120,8 @@ class Session:
         self.step = self.resumed.step if self.resumed else 0
         self.corpus = open_corpus(config)
         model = load_model(config)
+        self.scheduler = load_scheduler(config.model)
+        check_schedule(self.scheduler, config, model.noise_scale)
         self.plan = plan_for_model(
             model,
             trainable=config.trainable,
@@ -132,6 +136,8 @@ class Session:
         self.conditioning = embed_prompts(config, prompts, rank, processes, self._embedded, self.mirror.share)
         training, held_out = split_rows(self.corpus, config.validation_images, config.seed)
         shifted = replace(config, noise_shift=config.noise_shift * model.noise_scale)
+        if config.distil_steps:  # the sigmas that the student will be sampled at, and no others
+            shifted = replace(shifted, sigma_distribution="discrete", sigma_points=config.distil_steps)
         sources = (shifted, self.corpus, self.conditioning)
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
         self.maker = BatchMaker(*sources, **share, rows=training, polish=model.polish)
@@ -140,13 +146,13 @@ class Session:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])
             self.reporter.count_flops(flops.step if flops else 0.0, peak_tflops(config), processes)
         self.engine, self.masters = build_engine(model, self.plan, config, processes)
+        self.shared_memory = share_gradients(self.engine, self.plan, config)
         self.teacher = (
             load_teacher(config, self.plan, self.engine.module, self.conditioning[""])
-            if config.distil_guidance
+            if config.distils
             else None
         )
         self.terms = image_terms(config, shifted.noise_shift, self.engine.device)
-        self.scheduler = load_scheduler(config.model)
         self.interval = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)  # sums since the last report
         self.ema = [shard.detach().clone() for shard in self.masters.shards] if config.ema_decay else None
 
@@ -194,11 +200,17 @@ class Session:
             if batch is batches[-1]:
                 rate = self.config.learning_rate * learning_rate_factor(step, self.config)
                 set_learning_rate(self.engine, rate)
+                if self.shared_memory is not None:
+                    average_gradients(self.engine, self.shared_memory)
             self.engine.step()
         if self.ema is not None:
             decay = ema_decay(step, self.config)
             torch._foreach_lerp_(self.ema, [shard.detach() for shard in self.masters.shards], 1 - decay)
         return self._summary(torch.cat(losses), torch.cat([batch.sigma for batch in batches]))
+
+    def _loss(self, model: Any, *sample: Any) -> Tensor:
+        """What the run minimises, per sample: `sample` is x_0, noise, sigma and conditioning."""
+        return distillation_loss(model, self.teacher, *sample) if self.teacher else l2p_loss(model, *sample)
 
     def _summary(self, losses: Tensor, sigma: Tensor) -> Tensor:
         """Sum over all processes: `loss_sums`, and the stop signal."""
@@ -257,7 +269,7 @@ class Session:
         """Report the held-out loss of the weights that would be exported."""
         assert self.validation is not None
         with self.masters.model_uses(self.ema), uncompiled():
-            loss, by_sigma = self.validation.loss(self.engine.module, self.engine.device)
+            loss, by_sigma = self.validation.loss(self.engine.module, self.engine.device, self._loss)
         self.reporter.event("validation", step=self.step, loss=loss, loss_by_sigma=by_sigma)
         return loss
 

@@ -74,6 +74,7 @@ def rehearse(config: Config, options: Options, display: Display, command: Sequen
         rehearsal.claim(recorder)
         rehearsal.prepare(recorder, _prompts(config, small.prompts.count))
         check_inputs(small)
+        rehearsal.check_memory()
         execute(small, recorder, command=command)
         rehearsal.resume(recorder)
     table = rehearsal.table(recorder)

@@ -165,12 +165,12 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
     raise ArchError(f"{directory} holds no {single.name} and no index of shards")
 
 
-def variant(directory: Path) -> str | None:
+def variant(directory: Path, stem: str = WEIGHTS) -> str | None:
     """The variant, such as "fp16", that a model directory's weights were saved as; None where plain ones are
-    there."""
-    if any((directory / f"{WEIGHTS}.safetensors{end}").is_file() for end in ("", ".index.json")):
+    there. `stem` begins their files' names: transformers' is "model"."""
+    if any((directory / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json")):
         return None
-    matches = (VARIANT_FILE.fullmatch(path.name) for path in directory.glob(f"{WEIGHTS}.*.safetensors"))
+    matches = (VARIANT_FILE.fullmatch(path.name) for path in directory.glob(f"{stem}.*.safetensors"))
     variants = sorted({match["variant"] for match in matches if match})
     if len(variants) > 1:
         raise ArchError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from l2p_arch.errors import ArchError, reason
 from l2p_arch.files.loadable import AGAIN, PIXEL_PIPELINE, check_loadable, components_of
+from l2p_arch.files.mapping import loading_options
 from l2p_arch.files.tensor_files import read_header
 from l2p_arch.libraries import quiet_libraries
 
@@ -19,6 +20,7 @@ def load_pipeline(
     dtype: str,
     cpu_offload: bool = False,
     tile: int | None = None,
+    disable_mmap: bool | None = None,
 ) -> Any:
     """The pipeline of a model directory, an L2PPipeline or a source's own, loaded without network or pickles.
 
@@ -27,6 +29,7 @@ def load_pipeline(
         dtype: "float32", "bfloat16" or "float16".
         cpu_offload: text encoders and transformer are on the device by turns.
         tile: px, of the Detailer Head's tiles; None runs it whole.
+        disable_mmap: load by plain reads, for network and FUSE mounts; None: as L2P_DISABLE_MMAP says.
 
     Raises:
         ArchError: files of the model are missing or damaged, or the device cannot be used.
@@ -41,6 +44,7 @@ def load_pipeline(
     index = check_loadable(directory)
     kind = L2PPipeline if index["_class_name"] == PIXEL_PIPELINE else DiffusionPipeline
     options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
+    options |= loading_options(disable_mmap)
     try:
         models = _load_models(directory, index, options)
         pipeline = kind.from_pretrained(directory, **models, **options)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
+from l2p_arch.files.mapping import unmapped
 from l2p_arch.files.tensor_files import StoredTensor, variant
 from l2p_arch.files.tensor_writing import PlannedTensor
 from l2p_arch.libraries import quiet_libraries
@@ -277,6 +278,7 @@ def encode(source: Source, trunk: Any, prompts: Sequence[str]) -> list[Any]:
         local_files_only=True,
         use_safetensors=True,
         variant=variant(source.directory / "transformer"),
+        **unmapped(source.directory),
     )
     family = source.family
     texts = {name: getattr(pipeline, name, None) for name in family.text_components}

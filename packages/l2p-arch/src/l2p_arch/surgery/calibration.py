@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor
 
 from l2p_arch.errors import ArchError, reason
+from l2p_arch.files.mapping import loading_options
 from l2p_arch.files.tensor_files import variant
 from l2p_arch.libraries import quiet_libraries
 from l2p_arch.patchify import pixels_to_patches
@@ -188,7 +189,11 @@ def _load_vae(source: Source) -> Any:
     quiet_libraries()
     try:
         return vae_class.from_pretrained(
-            directory, variant=variant(directory), local_files_only=True, use_safetensors=True
+            directory,
+            variant=variant(directory),
+            local_files_only=True,
+            use_safetensors=True,
+            **loading_options(),
         ).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArchError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from l2p_arch.errors import ArchError
 from l2p_arch.files.components import copy_components, name_of
 from l2p_arch.files.directories import appearing_complete, write_json
+from l2p_arch.files.mapping import memory_maps
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import FLOATS, StoredTensor
 from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
@@ -58,6 +59,7 @@ def convert(
     calibration_prompts: Sequence[str] | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 5 << 30,
+    disable_mmap: bool | None = None,
 ) -> SurgeryReport:
     """Turn a latent diffusion pipeline into a pixel-space one, and write it to `out`.
 
@@ -89,6 +91,8 @@ def convert(
         calibration_prompts: what the images show, one each, for the aligned recipe's filters.
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
+        disable_mmap: load what is measured (VAE, text encoder) by plain reads, for network and FUSE mounts;
+            the blocks are copied by plain reads in any case. None: as L2P_DISABLE_MMAP says.
 
     Returns:
         The report, also written as surgery_report.json.
@@ -151,7 +155,10 @@ def convert(
         make = partial(
             new_tensors, initialisation, source=opened, calibration_images=calibration_images, seed=seed
         )
-    with appearing_complete(Path(out), [opened.directory], overwrite) as staged:
+    with (
+        memory_maps(disabled=disable_mmap),
+        appearing_complete(Path(out), [opened.directory], overwrite) as staged,
+    ):
         weights = staged / "transformer"
         weights.mkdir()
         with DirectoryWriter(weights, max_shard_bytes) as writer:

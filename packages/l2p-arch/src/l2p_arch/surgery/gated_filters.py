@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from l2p_arch.errors import ArchError, reason
+from l2p_arch.files.mapping import unmapped
 from l2p_arch.files.tensor_files import variant
 from l2p_arch.patchify import pixels_to_patches
 
@@ -158,6 +159,7 @@ def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) ->
     found = variant(source.directory / "transformer")
     options: dict[str, Any] = {**kept, "local_files_only": True, "use_safetensors": True, "variant": found}
     try:
+        options |= unmapped(source.directory)
         pipeline = DiffusionPipeline.from_pretrained(source.directory, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArchError(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from l2p_run import hashes
@@ -16,6 +16,16 @@ _CHUNK_BYTES = 1 << 20
 def digest(*parts: str | int) -> bytes:
     """sha256 over an unambiguous encoding of `parts` (so ("ab", "c") and ("a", "bc") differ)."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).digest()
+
+
+def digest_of(parts: Iterable[str | int]) -> bytes:
+    """`digest` of any number of parts, of which one at a time is in memory."""
+    sha, between = hashlib.sha256(b"["), b""
+    for part in parts:
+        sha.update(between + json.dumps(part, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        between = b", "
+    sha.update(b"]")
+    return sha.digest()
 
 
 def stable_id(*parts: str | int) -> str:

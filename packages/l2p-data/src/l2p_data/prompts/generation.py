@@ -231,6 +231,10 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
         raise
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"prompt file {path} cannot be read: {one_line(error)}") from error
+    except (TypeError, OverflowError) as error:  # lists of several kinds, numbers beyond 128 bits
+        raise DataError(
+            f"prompt file {path} cannot be read ({one_line(error, 120)}); give each name values of one kind"
+        ) from error
     frame = _with_provenance(frame, path)
     check_prompts(frame, f"prompt file {path}")
     return frame
@@ -268,6 +272,11 @@ def _read_objects(content: bytes, path: Path) -> pl.DataFrame:
                 raise DataError(
                     f"prompt file {path} cannot be read: line {number} is {shown(row)}; wanted an object "
                     "with a text under 'prompt'"
+                )
+            if not isinstance(row.get("prompt", ""), str):
+                raise DataError(
+                    f"prompt file {path} cannot be read: line {number}: prompt is {shown(row['prompt'])}; "
+                    "it must be a text"
                 )
             rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)

@@ -21,16 +21,16 @@ from l2p_run.sizes import Size
 
 from l2p_data.cluster import RayShare
 from l2p_data.corpus.files import location, make_directory, raised_as, read_json
-from l2p_data.corpus.identity import digest, image_seed, model_fingerprint
+from l2p_data.corpus.identity import digest_of, model_fingerprint
 from l2p_data.corpus.manifest import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.filters.filtering import kept
 from l2p_data.models import local_directory
 from l2p_data.prompts.generation import check_prompts
-from l2p_data.synthesis.buckets import bucket_of
 from l2p_data.synthesis.checks import CheckSettings
 from l2p_data.synthesis.executor import run_here, run_on_ray
 from l2p_data.synthesis.ledger import claim, finished_shards, release, remove_partial_files
+from l2p_data.synthesis.shard_plan import ShardPlan
 from l2p_data.synthesis.worker import WorkerSettings
 
 LARGEST_SIDE = 16_384
@@ -166,7 +166,7 @@ def _all_made(
     model: Path,
     corpus: Path,
     source_model: str,
-    shards: list[list[dict[str, Any]]],
+    shards: ShardPlan,
     on_progress: Callable[[SynthesisProgress], None] | None,
 ) -> dict[int, dict[str, Any]]:
     """The ledger entries of all shards, by index, once those that are missing are made."""
@@ -180,11 +180,11 @@ def _all_made(
             if not any("file" in known for known in entries.values()):
                 cause = entry["failures"][0]["error"]
                 raise DataError(f"{config.model} failed on every image of the first shard: {cause}")
-            progress.report()
+            progress.add(entry)
     return entries
 
 
-def _settings(config: SynthesisConfig, model: Path, shards: Sequence[Sequence[Any]]) -> dict[str, Any]:
+def _settings(config: SynthesisConfig, model: Path, shards: ShardPlan) -> dict[str, Any]:
     """All that decides the images. Options that are off are left out: what this package learns later does not
     part it from corpora that were begun before."""
     try:
@@ -204,7 +204,7 @@ def _settings(config: SynthesisConfig, model: Path, shards: Sequence[Sequence[An
         "image_format": config.image_format,
         "min_entropy": config.min_entropy,
         "pipeline_kwargs": dict(config.pipeline_kwargs),
-        "rows": digest(*(row["id"] for rows in shards for row in rows)).hex()[:16],
+        "rows": digest_of(shards.ids()).hex()[:16],
     }
     if config.buckets:
         settings["buckets"] = [list(size) for size in config.buckets]
@@ -218,7 +218,7 @@ def _made(
     model: Path,
     corpus: Path,
     source_model: str,
-    shards: list[list[dict[str, Any]]],
+    shards: ShardPlan,
     missing: list[int],
 ) -> Iterator[dict[str, Any]]:
     """Ledger entries of the missing shards as they get done, on Ray or here.
@@ -240,7 +240,7 @@ def _made(
         checks=config.checks,
         pipeline_kwargs=dict(config.pipeline_kwargs),
     )
-    work = [{"shard": index, "rows": json.dumps(shards[index])} for index in missing]
+    work = ({"shard": index, "rows": json.dumps(shards[index])} for index in missing)
     share = RayShare(
         workers=config.workers,
         threads_per_worker=config.threads_per_worker,
@@ -256,31 +256,13 @@ def _made(
             yield entry
 
 
-def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> list[list[dict[str, Any]]]:
+def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> ShardPlan:
     """Every row to be made, grouped by shard: a pure function of the prompts and the settings.
 
     With buckets, the rows of one size stand together.
     """
-    columns = ["prompt", "language", "category", "subclass", "superclass", "created_by"]
     sizes = [Size(*one) for one in config.buckets] or [Size(width=config.width, height=config.height)]
-    rows = []
-    for record in prompts.select("id", *columns).iter_rows(named=True):
-        for index in range(config.seeds_per_prompt):
-            width, height = bucket_of(record["id"], index, sizes)
-            rows.append(
-                {
-                    "id": f"{record['id']}-{index:02d}",
-                    **{name: record[name] for name in columns},
-                    "seed": image_seed(record["id"], index),
-                    "width": width,
-                    "height": height,
-                }
-            )
-    rows.sort(
-        key=lambda row: sizes.index(Size(width=row["width"], height=row["height"]))
-    )  # stable; full batches of one size
-    size = config.rows_per_shard
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    return ShardPlan(prompts, config.seeds_per_prompt, sizes, config.rows_per_shard)
 
 
 def resolve_model(model: str | Path) -> Path:
@@ -291,27 +273,39 @@ def resolve_model(model: str | Path) -> Path:
 
 
 class _Reporter:
-    """Counts for `on_progress`."""
+    """Counts for `on_progress`, one shard after the other: there may be millions."""
 
     def __init__(
         self,
-        shards: list[list[dict[str, Any]]],
-        entries: dict[int, dict[str, Any]],
+        shards: ShardPlan,
+        entries: Mapping[int, Mapping[str, Any]],
         on_progress: Callable[[SynthesisProgress], None] | None,
     ) -> None:
-        self.shards, self.entries, self.on_progress = shards, entries, on_progress
-        self.total = sum(len(rows) for rows in shards)
-        self.report()
+        self.on_progress = on_progress
+        self.total, self.total_shards = shards.rows, len(shards)
+        self.images = self.failed = self.shards = 0
+        for entry in entries.values():
+            self._count(entry)
+        self._report()
 
-    def report(self) -> None:
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Count a shard that is done, and tell."""
+        self._count(entry)
+        self._report()
+
+    def _count(self, entry: Mapping[str, Any]) -> None:
+        self.shards += 1
+        self.images += entry["file"]["rows"] if "file" in entry else 0
+        self.failed += len(entry["failures"])
+
+    def _report(self) -> None:
         if self.on_progress is not None:
-            done = list(self.entries.values())
             self.on_progress(
                 SynthesisProgress(
-                    images=sum(entry["file"]["rows"] for entry in done if "file" in entry),
-                    failed=sum(len(entry["failures"]) for entry in done),
+                    images=self.images,
+                    failed=self.failed,
                     total=self.total,
-                    shards=len(done),
-                    total_shards=len(self.shards),
+                    shards=self.shards,
+                    total_shards=self.total_shards,
                 )
             )

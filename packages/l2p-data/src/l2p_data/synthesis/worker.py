@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from l2p_data.errors import DataError
 from l2p_data.synthesis.checks import CheckSettings, ImageCheck
 from l2p_data.synthesis.ledger import attempts_path, begun_attempts, ledger_path
 from l2p_data.synthesis.long_prompts import LongPrompts
+from l2p_data.synthesis.plain_reads import unmapped
 
 Batch = Sequence[Mapping[str, Any]]
 Pixels = NDArray[np.floating]  # (H, W, 3) in [0, 1]
@@ -129,11 +131,13 @@ def load_generator(settings: WorkerSettings, long_prompts: LongPrompts | None = 
         logging.disable_progress_bar()
         logging.set_verbosity(logging.CRITICAL)  # what fails is said once, by us
     torch.set_num_threads(settings.threads)
+    dtype = getattr(torch, resolve_dtype(settings.dtype, settings.device))
     pipeline = DiffusionPipeline.from_pretrained(
         settings.model,
-        dtype=getattr(torch, resolve_dtype(settings.dtype, settings.device)),
+        dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
+        **unmapped(Path(settings.model), dtype),
     )
     if settings.cpu_offload:
         pipeline.enable_model_cpu_offload(device=settings.device)

@@ -19,6 +19,7 @@ from typing import Any
 from l2p_run import hashes
 from l2p_run.places import shorten, write_json, write_text
 from l2p_run.stages import read_marker
+from l2p_run.usage import free_memory_of_machine
 
 from l2p_plan.errors import PlanError
 from l2p_plan.model import plan_model
@@ -116,6 +117,26 @@ class Rehearsal:
         write_text(self.folder / "prompts.txt", "\n".join(prompts) + "\n")
         rows = first_of_each_tag(self.whole.evaluation.metadata)
         write_text(self.folder / "metadata.jsonl", "\n".join(rows) + "\n")
+
+    def check_memory(self) -> None:
+        """Look, once the source is there, whether a CPU's memory holds the training: the system would end it,
+        and what runs beside. A GPU says so itself.
+
+        Raises:
+            PlanError: it does not.
+        """
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        plan = plan_model(self.small)
+        needed, free = plan.processes * plan.memory_gb, free_memory_of_machine() / 1e9
+        if needed > free:
+            raise PlanError(
+                f"the rehearsal's training needs about {needed:,.1f} GB of memory (processes:"
+                f" {plan.processes}), and {free:,.1f} GB are free; rehearse fewer blocks with"
+                " --rehearse-depth 1, or add --set train.processes=1 or a smaller train.batch_size"
+            )
 
     def resume(self, recorder: Recorder) -> None:
         """Take the last steps back and resume from the checkpoint before them: are the weights the same?"""

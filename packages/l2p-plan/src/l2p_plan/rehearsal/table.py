@@ -8,6 +8,7 @@ from typing import Any
 
 from l2p_arch.files.part_sizes import TRANSFORMER, of_directory
 from l2p_run.places import shorten
+from l2p_run.usage import memory_of_machine
 from l2p_train.config import TrainConfig
 
 from l2p_plan.costs import GENEVAL_PROMPTS
@@ -15,7 +16,8 @@ from l2p_plan.model import ModelPlan
 from l2p_plan.transfer import Source
 
 HOST = "memory of a process, host"
-NOT_COMPARED = (HOST,)  # planned for a GPU; a process on a CPU also holds 1 GB of libraries
+CONTENT = ("corpus", "text embeddings")  # as large as the pictures and prompts make it, and these are noise
+NOT_COMPARED = (HOST, *CONTENT)  # HOST: planned for a GPU; a process on a CPU also holds 1 GB of libraries
 JUDGES_BYTES = 2 * 10**9
 TOLERANCE = 0.1  # of the plan, beyond which a row is marked
 REMEDIES = {
@@ -142,7 +144,7 @@ def make_table(
         rows += _stage_rows(name, marker, noted, little, whole, flop)
     return Table(
         rows=tuple(rows),
-        problems=tuple(_problems(train, output, rows)),
+        problems=tuple(_problems(train, output, whole.processes, rows)),
         resumed_alike=measured.resumed_alike,
     )
 
@@ -155,7 +157,7 @@ def _disk_rows(
     planned["a checkpoint"] = planned.pop("checkpoints") / (3 + bool(train.validation_images))
     full["a checkpoint"] = full.pop("checkpoints") / kept
     for name, size in disk.items():
-        ratio = size / 1e9 / planned[name] if planned.get(name) else 1.0
+        ratio = size / 1e9 / planned[name] if planned.get(name) and name not in CONTENT else 1.0
         yield Row(
             stage="disk",
             what=name,
@@ -191,9 +193,8 @@ def _stage_rows(
     if name == "training":
         what = "memory of a process" if on_gpu else HOST
         used = marker["values"]["peak_memory_mb"] * 2**20 / 1e9
-        yield row(
-            what, "GB", used, little.memory_gb, whole.memory_gb * used / little.memory_gb if on_gpu else None
-        )
+        full = whole.memory_gb * used / little.memory_gb if on_gpu else whole.memory_gb
+        yield row(what, "GB", used, little.memory_gb, full)
     seconds = _seconds(name, marker, noted)
     if flop.get(name) and seconds:
         reached = flop[name] / seconds
@@ -210,7 +211,7 @@ def _seconds(name: str, marker: Mapping[str, Any], noted: Mapping[str, Any]) -> 
     return float(marker["seconds"])
 
 
-def _problems(train: TrainConfig, output: Path, rows: list[Row]) -> Iterator[str]:
+def _problems(train: TrainConfig, output: Path, processes: int, rows: list[Row]) -> Iterator[str]:
     """What the whole run would lack on this machine, each with the keys that help."""
     import torch
 
@@ -224,11 +225,23 @@ def _problems(train: TrainConfig, output: Path, rows: list[Row]) -> Iterator[str
             f" ({shorten(output)}); {REMEDIES['disk']}"
         )
     if not torch.cuda.is_available():
+        yield from _too_much_for_a_cpu(processes, rows)
         return
     most = torch.cuda.get_device_properties(0).total_memory / 1e9
     for row in rows:
         if row.what == "memory of a GPU" and row.whole and row.whole > most:
             yield f"{row.stage}: {row.whole:,.1f} GB on a GPU of {most:,.1f}; {REMEDIES[row.stage]}"
+
+
+def _too_much_for_a_cpu(processes: int, rows: list[Row]) -> Iterator[str]:
+    """Of the whole run's training, in the memory that all processes share."""
+    needed = processes * sum(row.whole or 0.0 for row in rows if row.what == HOST)
+    there = memory_of_machine() / 1e9
+    if needed > there:
+        yield (
+            f"training: {needed:,.1f} GB on a machine with {there:,.1f} GB of memory and no GPU; "
+            f"{REMEDIES['training']}, or fewer train.processes"
+        )
 
 
 def _existing(path: Path) -> Path:

@@ -39,6 +39,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=5), gr.Row():
                 painted = _gallery("Pixel-space model", "painted")
                 source = _gallery(f"Source: {studio.source_name}", "source", visible=has_source)
+                if not has_source:  # over the whole width a single picture would be cut off below
+                    gr.Column(min_width=240)
         gr.Markdown("#### Before\nChoose a picture to take its prompt, seed and settings.")
         history = gr.Gallery(
             show_label=False,
@@ -85,6 +87,7 @@ def _gallery(title: str, name: str, *, visible: bool = True) -> gr.Gallery:
 def _form(studio: Studio) -> dict[str, Any]:
     """The fields in the order of `Request`, and the button."""
     own, limits = studio.defaults, studio.limits
+    brush = max(2, min(own.width, own.height) // 24)  # half of its width in the picture, px
     fields: dict[str, Any] = {
         "prompt": gr.Textbox(
             label="Prompt", lines=3, max_length=limits.characters, elem_id="prompt", autofocus=True
@@ -114,30 +117,35 @@ def _form(studio: Studio) -> dict[str, Any]:
                     value=getattr(own, name),
                     step=patch,
                     label=f"{name.title()} (px)",
-                    min_width=120,
+                    min_width=200,
                 )
         with gr.Row():
             fields["steps"] = gr.Slider(
-                1, limits.steps, value=own.num_inference_steps, step=1, label="Steps", min_width=120
+                1, limits.steps, value=own.num_inference_steps, step=1, label="Steps", min_width=200
             )
             fields["guidance"] = gr.Slider(
-                1, 10, value=own.guidance_scale, step=0.1, label="Guidance (1: off)", min_width=120
+                1, 10, value=own.guidance_scale, step=0.1, label="Guidance (1: off)", min_width=200
             )
             fields["shift"] = gr.Number(
-                label="Noise shift (0: the model's)", value=own.noise_shift or 0, minimum=0, min_width=120
+                label="Noise shift (0: the model's)", value=own.noise_shift or 0, minimum=0, min_width=200
             )
         fields["negative_prompt"] = gr.Textbox(label="Negative prompt", max_length=limits.characters)
         fields["image"] = gr.Image(
             label="Start from a picture", type="filepath", height=160, sources=["upload", "clipboard"]
         )
         fields["strength"] = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength (1: forget the picture)")
+        gr.Markdown(
+            "**Paint only here:** draw over the picture, and the rest of it stays as it is."
+            " Strength 1 forgets what was there."
+        )
         fields["mask"] = gr.ImageEditor(
-            label="Paint only here: draw over the picture; the rest of it stays as it is",
+            label="Paint only here",
+            show_label=False,  # the tools would lie over it
             type="pil",
             sources=(),
             layers=False,
             transforms=(),
-            brush=gr.Brush(colors=["#ff00aa"], color_mode="fixed", default_size=16),
+            brush=gr.Brush(colors=["#ff00aa"], color_mode="fixed", default_size=brush),
             elem_id="mask",
             height=360,
             interactive=True,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.tensors import save_tensors
+from l2p_train.tensors import open_tensors, save_tensors
 
 Conditioning = Mapping[str, Tensor]
 _PART_PROMPTS = 1024  # prompts per file
@@ -63,13 +63,13 @@ class ConditioningCache:
 
     def refresh(self) -> None:
         """Read the headers of files that are new."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         for path in sorted(self.directory.glob("*.safetensors")):
             if path in self._handles:
                 continue
             try:
-                handle = safe_open(path, framework="pt")
+                handle = open_tensors(path)
             except (SafetensorError, OSError) as error:
                 raise TrainError(
                     f"corrupt text embeddings {path}: {error}; delete the file and run again"
@@ -119,13 +119,19 @@ def encode_missing(
 ) -> Iterator[int]:
     """Encode `prompts` with the model's own text encoder into `directory`; yield how many are done."""
     from l2p_arch import L2PPipeline
+    from l2p_arch.files.mapping import unmapped
 
     if not prompts:
         return
     family = source_family(model_dir)
     dtype = stored_dtype(model_dir, family.text_components)
     pipeline = L2PPipeline.from_pretrained(
-        model_dir, transformer=None, dtype=dtype, local_files_only=True, use_safetensors=True
+        model_dir,
+        transformer=None,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        **unmapped(model_dir, dtype=dtype),
     )
     components = {name: getattr(pipeline, name) for name in family.text_components}
     for component in components.values():
@@ -189,10 +195,8 @@ def embed_prompts(
 
 def stored_dtype(model_dir: Path, components: Sequence[str]) -> torch.dtype:
     """Return the dtype the encoder's weights are stored in: that of the first tensor."""
-    from safetensors import safe_open
-
     for path in (path for name in components for path in sorted((model_dir / name).glob("*.safetensors"))):
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return file.get_tensor(next(iter(file.keys()))).dtype
     return torch.float32
 

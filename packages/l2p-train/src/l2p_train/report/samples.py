@@ -79,6 +79,7 @@ def draw_samples(
         num_inference_steps=config.sample_steps,
         guidance_scale=config.sample_guidance,
         seeds=[config.sample_seed + i for i in mine],
+        **({"noise_shift": config.noise_shift, "polish": 0.0} if config.distil_steps else {}),
         output_type="latent",
     ).images
     transformer.train(was_training)

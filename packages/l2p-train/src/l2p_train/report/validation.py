@@ -1,4 +1,5 @@
-"""Held-out eq. 5 at fixed noise: a curve that can be compared along a run, and what "best" means.
+"""The held-out loss (eq. 5, or a distillation's) at fixed noise: a curve that can be compared along a run,
+and what "best" means.
 
 The training loss is drawn with new noise at every step, and most of it is the noise level's own. Here every
 image keeps its noise level and its noise for the whole run: image j of n has the quantile (j + 1/2) / n of
@@ -8,7 +9,7 @@ the distribution that one trains with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,15 +119,21 @@ class Validation:
         )
 
     @torch.no_grad()
-    def loss(self, model: Any, device: torch.device) -> tuple[float, list[float | None]]:
-        """Return the mean loss and its part per quarter of the sigma axis; collective."""
+    def loss(
+        self, model: Any, device: torch.device, measure: Callable[..., Tensor] = l2p_loss
+    ) -> tuple[float, list[float | None]]:
+        """Return the mean loss and its part per quarter of the sigma axis; collective.
+
+        Args:
+            measure: what the run minimises, with the arguments of `l2p_loss`.
+        """
         was_training = model.training
         model.eval()
         sums = torch.zeros(2 + 2 * SIGMA_BINS, dtype=torch.float64)
         for part, weight in self.parts:
             batch = self.batch(part)
             x_0, noise, sigma = (value.to(device) for value in (batch.x_0, batch.noise, batch.sigma))
-            losses = l2p_loss(model, x_0, noise, sigma, batch.conditioning)
+            losses = measure(model, x_0, noise, sigma, batch.conditioning)
             sums += weight * loss_sums(losses, batch.sigma)
         model.train(was_training)
         total: Tensor = sums.to(device)

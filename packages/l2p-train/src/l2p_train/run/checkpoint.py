@@ -27,7 +27,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.tensors import save_tensors
+from l2p_train.tensors import open_tensors, save_tensors
 from l2p_train.zero.fp32_masters import Masters
 
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ class TensorFiles:
     """Read access to tensors `KIND/NAME` spread over safetensors files."""
 
     def __init__(self, paths: list[Path]) -> None:
-        from safetensors import safe_open
-
-        self._handles = [safe_open(path, framework="pt") for path in paths]
+        self._handles = [open_tensors(path) for path in paths]
         self._where = {name: handle for handle in self._handles for name in handle.keys()}  # noqa: SIM118
 
     def has_kind(self, kind: str) -> bool:

@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from l2p_run import hashes
 from l2p_run.errors import raised_as
+from l2p_run.places import read_json, write_json
 
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
-from l2p_train.tensors import save_tensors
+from l2p_train.tensors import open_tensors, save_tensors
 
 _DIGITS = 20  # of a base's hash; earlier versions had 16
 
@@ -78,8 +81,6 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     Trained tensors come from the average if the run kept one, else from the float32 masters, in the dtype
     that the initial file has. One shard is in memory at a time. Needs neither the engine nor a GPU.
     """
-    from safetensors import safe_open
-
     verify(checkpoint)
     trained = TensorFiles(checkpoint.files())
     kind = "ema" if trained.has_kind("ema") else "master"
@@ -89,7 +90,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
     for path in weight_files(model_dir / "transformer"):
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         for name in names & set(tensors):
@@ -108,19 +109,32 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         "config": checkpoint.state["config"],
     }
     (temporary / "training.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-    if checkpoint.state["config"].get("distil_guidance"):
-        _sample_in_one_pass(temporary / "sampling.json")
+    _sample_as_distilled(temporary, settings)
     if out.exists():
         shutil.rmtree(out)
     return temporary.rename(out)
 
 
-def _sample_in_one_pass(defaults: Path) -> None:
-    """Take guidance, which a distilled model has learned, out of the sampling defaults."""
-    if defaults.is_file():
-        settings = json.loads(defaults.read_text(encoding="utf-8")) | {"guidance_scale": 1.0}
-        defaults.unlink()  # a hard link to the teacher's
-        defaults.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+def _sample_as_distilled(model: Path, settings: Mapping[str, Any]) -> None:
+    """Take what a distilled model has learned (guidance, and with steps the polish) out of its defaults, and
+    fix the schedule that it knows."""
+    changes: dict[str, Any] = {}
+    if settings.get("distil_guidance") or settings.get("distil_steps"):
+        changes = {"guidance_scale": 1.0}
+    defaults = model / "sampling.json"
+    if settings.get("distil_steps"):
+        changes |= {
+            "num_inference_steps": settings["distil_steps"],
+            "noise_shift": settings["noise_shift"],
+        }
+        path = model / "transformer" / "config.json"
+        config = read_json(path)
+        if (config.get("alignment") or {}).get("polish"):
+            config["alignment"]["polish"] = 0.0
+            write_json(path, config)
+    if changes and (defaults.is_file() or settings.get("distil_steps")):
+        before = read_json(defaults) if defaults.is_file() else {}
+        write_json(defaults, before | changes)
 
 
 def _is_transformer_weight(folder: str, names: list[str]) -> set[str]:

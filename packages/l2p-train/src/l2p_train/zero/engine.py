@@ -24,6 +24,7 @@ from l2p_train.zero.fp32_masters import Masters
 from l2p_train.zero.muon import Muon
 from l2p_train.zero.partitioned import load_partitioned
 from l2p_train.zero.settings import deepspeed_config
+from l2p_train.zero.shared_memory import SharedMemory, share_memory
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long processes wait for each other. Process 0 exports, hashes and uploads 20 GB and more while the
@@ -92,7 +93,7 @@ def load_model(config: TrainConfig) -> Any:
             )
     except (OSError, ArchError) as error:
         raise TrainError(f"cannot load a model from {config.model}: {str(error).splitlines()[0]}") from error
-    if config.trainable == "lora":
+    if config.adapts:
         add_adapters(model, config)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -148,6 +149,31 @@ def build_engine(
             dist_init_required=False,
         )
     return engine, Masters(engine, optimizer, [pair for group in groups for pair in group])
+
+
+def share_gradients(engine: Any, plan: FreezePlan, config: TrainConfig) -> SharedMemory | None:
+    """Take the exchange of whole gradients from DeepSpeed where all processes are on this machine's CPU.
+
+    Then `average_gradients` has to come before the engine's step. Collective.
+    """
+    if config.zero_stage > 0:
+        return None
+    shared = share_memory(plan.trainable_count * (2 if config.precision == "bf16" else 4))
+    if shared is not None:
+        engine.enable_backward_allreduce = False
+        optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        if isinstance(optimizer, Muon):
+            optimizer.shared_memory = shared
+    return shared
+
+
+def average_gradients(engine: Any, shared: SharedMemory) -> None:
+    """Replace every gradient by its mean over all processes. Collective."""
+    trainable = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        if parameter.grad is None:  # of what this process's samples did not use
+            parameter.grad = torch.zeros_like(parameter)
+    shared.average([parameter.grad for parameter in trainable])
 
 
 def _by_muon(parameter: nn.Parameter, config: TrainConfig) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from l2p_train.errors import TrainError
+from l2p_train.zero.shared_memory import SharedMemory
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that Jordan et al. iterate
 _ITERATIONS = 5
@@ -43,6 +44,7 @@ class Muon(torch.optim.AdamW):
     """
 
     param_groups: list[dict[str, Any]]
+    shared_memory: SharedMemory | None = None  # of processes on one machine's CPU; else updates are broadcast
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float = 0.95, **adamw: Any) -> None:
         if not 0 <= momentum < 1:
@@ -73,7 +75,9 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None
         ]
         directions = [self._momentum_of(parameter) for parameter, _ in matrices]
-        for (parameter, group), update in zip(matrices, _orthogonalise_all(directions), strict=True):
+        for (parameter, group), update in zip(
+            matrices, _orthogonalise_all(directions, self.shared_memory), strict=True
+        ):
             longest = max(parameter.shape[0], parameter.numel() // parameter.shape[0])
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update.reshape(parameter.shape), alpha=-0.2 * math.sqrt(longest) * group["lr"])
@@ -109,7 +113,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return x if wide else x.T
 
 
-def _orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+def _orthogonalise_all(matrices: Sequence[Tensor], shared: SharedMemory | None = None) -> list[Tensor]:
     """Orthogonalise matrices that all processes hold alike; each does its share and sends it round."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = torch.distributed.get_world_size() if distributed else 1
@@ -121,15 +125,21 @@ def _orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
         for matrix, owner in zip(matrices, owners, strict=True)
         if owner == rank
     ]
+    shares = [[index for index, owner in enumerate(owners) if owner == one] for one in range(processes)]
+    sizes = [[matrices[index].numel() for index in share] for share in shares]
+    if shared is not None:
+        flats = shared.gather(own, [sum(some) for some in sizes])
+    else:
+        flats = [
+            torch.cat(own) if process == rank else _bfloat16(sum(some), like=matrices[0])
+            for process, some in enumerate(sizes)
+        ]
+        for process, flat in enumerate(flats):
+            if len(flat):
+                torch.distributed.broadcast(flat, src=process)
     results: list[Tensor] = [torch.empty(0)] * len(matrices)
-    for process in range(processes):
-        share = [index for index, owner in enumerate(owners) if owner == process]
-        if not share:
-            continue
-        sizes = [matrices[index].numel() for index in share]
-        flat = torch.cat(own) if process == rank else _bfloat16(sum(sizes), like=matrices[0])
-        torch.distributed.broadcast(flat, src=process)
-        for index, part in zip(share, flat.split(sizes), strict=True):
+    for share, some, flat in zip(shares, sizes, flats, strict=True):
+        for index, part in zip(share, flat.split(some), strict=True):
             results[index] = part
     return results
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from l2p_train.errors import TrainError
+from l2p_train.tensors import open_tensors
 
 
 def load_partitioned(
@@ -35,13 +36,12 @@ def load_partitioned(
     import deepspeed
     from accelerate import init_empty_weights
     from l2p_arch import L2PTransformer
-    from safetensors import safe_open
 
     config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
     with init_empty_weights(include_buffers=False):
         model = L2PTransformer.from_config(config)
     # Processes of one machine read the same files through the page cache; only headers are kept.
-    handles = [safe_open(path, framework="pt") for path in sorted(transformer.glob("*.safetensors"))]
+    handles = [open_tensors(path) for path in sorted(transformer.glob("*.safetensors"))]
     where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
 
     def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
