@@ -17,8 +17,11 @@ COMMANDS = {
     "l2p-data": "l2p_data.cli",
     "l2p-arch": "l2p_arch.cli",
 }
-BEGINNINGS = {"l2p-transfer": "l2p_transfer.runner", "l2p-ablate": "l2p_ablate.runner"}
-"""Where the hours begin: `execute` of these modules. What comes before must accept what a dry run accepts."""
+BEGINNINGS = {
+    "l2p-transfer": ("l2p_transfer.runner", "execute"),
+    "l2p-ablate": ("l2p_ablate.runner", "Store"),
+}
+"""Where the hours begin: a module, and what it calls then. All before it must accept what a dry run does."""
 
 
 class Begun(BaseException):
@@ -90,7 +93,8 @@ def work(command: Sequence[str], folder: Path) -> int:
     os.environ["L2P_CACHE"] = str(folder / "cache")
     os.environ["HF_HUB_OFFLINE"] = "1"
     if begin and program in BEGINNINGS:
-        import_module(BEGINNINGS[program]).execute = _begun  # type: ignore[attr-defined]
+        module, name = BEGINNINGS[program]
+        setattr(import_module(module), name, _begun)
         try:
             return main(arguments)
         except Begun:

@@ -323,3 +323,21 @@ def test_nan_and_infinity_never_become_a_picture(
         list(part.parameters())[-1].fill_(number)
     with pytest.raises(ArchError, match="NaN or infinity"):
         paint_images(pipeline, ["a ring"], [1], **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("", "chat_template.jinja is empty"),
+        ("<|im_start|>", "leaves the prompt out"),
+        ("{% for message in messages %}{{ message['role'] }}{% endfor %}", "leaves the prompt out"),
+    ],
+)
+def test_a_chat_template_without_the_prompt_paints_nothing_else_instead(
+    model: Path, template: str, said: str
+) -> None:
+    """What a full disk leaves of it. Without the check every picture was of the template alone."""
+    (model / "tokenizer" / "chat_template.jinja").write_text(template)
+    with pytest.raises(ArchError, match=said) as caught:
+        paint_images(load_pipeline(model, device="cpu", dtype="float32"), ["a ring"], [1], **SMALL)
+    assert "\n" not in str(caught.value)

@@ -69,3 +69,10 @@ def test_images_are_found_by_name_whatever_they_were_saved_as(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvalError, match="has no images"):
         find_images(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "n\x1b[2Jm", "{'a': 1}" * 60])
+def test_a_name_that_no_file_can_have_is_one_short_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="has no image of ") as caught:
+        find_images(tmp_path, (name,))
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)

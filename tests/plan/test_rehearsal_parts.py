@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from l2p_plan.rehearsal.inputs import METADATA, PROMPTS, first_of_each_tag, prompts
-from l2p_plan.rehearsal.measuring import rate, step_seconds
+from l2p_plan.rehearsal.measuring import rate, size_of, step_seconds
 from l2p_plan.rehearsal.table import Row, Table
 
 
@@ -56,3 +56,14 @@ def test_a_step_takes_the_median_without_the_first(tmp_path: Path) -> None:
     assert step_seconds(path) == 2.0
     path.write_text(json.dumps(rows[0]))
     assert step_seconds(path) is None
+
+
+def test_a_file_that_two_folders_share_by_a_hard_link_takes_its_room_once(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "own").write_bytes(b"x" * 300)
+    (first / "shared").write_bytes(b"y" * 1000)
+    (second / "shared").hardlink_to(first / "shared")
+    assert size_of(first) == size_of(second) == 1300
+    assert size_of(first, second) == 1600

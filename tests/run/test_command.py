@@ -1,5 +1,6 @@
 """A command ends with the right code and one line, whatever is done to it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from l2p_run.command import Parser, run_command
 
 COMMAND = """
 import sys
@@ -256,6 +258,33 @@ def test_streams_that_are_closed_are_no_bug(
     ended = shell(words, unbuffered)
     assert ended.returncode == code and ended.stderr.startswith(said), ended.stderr
     assert bool(ended.stderr) == bool(said)
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\x1b[2J", "a\x1db", "\u202e", "\x9b31m", "\r\n", "\u2028", "\x00", "\ud800"]
+)
+def test_errors_hold_nothing_that_steers_a_terminal(hidden: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file name or a prompt may hold it."""
+    from l2p_run.errors import UserError
+
+    def fail() -> int:
+        raise UserError(f"no file {hidden}; give 中文 or é")
+
+    def refuse() -> int:
+        raise OSError(errno.ENAMETOOLONG, "File name too long", f"x{hidden}")
+
+    def parse() -> int:
+        Parser(prog="x").error(f"unrecognized arguments: {hidden}")
+
+    for work in (fail, refuse, parse):
+        try:
+            code = run_command(work)
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        said = capsys.readouterr().err
+        assert code == 2 and said.startswith("error: ") and said.endswith("\n")
+        assert said[:-1].isprintable() and len(said.splitlines()) == 1
+    assert "中文 or é" in (run_command(fail), capsys.readouterr().err)[1]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

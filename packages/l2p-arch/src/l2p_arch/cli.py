@@ -29,12 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _ended_by_sigterm():
             result = _RUN[options.command](options)
     except ArchError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Ended) as end:
         print("interrupted; nothing was written", file=sys.stderr)
         return 143 if isinstance(end, _Ended) else 130
     return _print(json.dumps(result) if options.json else result["summary"])
+
+
+def _printable(text: str) -> str:
+    """A text in one line, without characters that steer a terminal: what was handed in may hold some."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class _Ended(BaseException):
@@ -75,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that says a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
-        shown = " ".join(message.split())[:500]
+        shown = _printable(message)[:500]
         self.exit(2, f"error: {shown}; {self.prog} --help says more\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -7,6 +7,7 @@
 import io
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +111,14 @@ def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path
 
 def _find(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise EvalError(f"the file name {name!r} leaves the folder {folder}")
+        raise EvalError(f"the file name {name[:100]!r} leaves the folder {folder}")
     plain = folder / name
     candidates = [plain, *(plain.with_name(plain.name + suffix) for suffix in IMAGE_SUFFIXES)]
     candidates += [plain.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]  # saved in another format
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise EvalError(f"{folder} has no image of {name!r}; paint it, or take its row out of the prompt file")
+        with suppress(OSError, ValueError):  # no file can be called so
+            if candidate.is_file():
+                return candidate
+    raise EvalError(
+        f"{folder} has no image of {name[:100]!r}; paint it, or take its row out of the prompt file"
+    )

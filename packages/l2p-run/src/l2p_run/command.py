@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for every other mistake."""
         # Only the head of what was given: an argument may be a whole text.
-        shown = " ".join(message.split())
+        shown = printable(message)
         shown = shown if len(shown) <= 500 else shown[:499] + "…"
         self.exit(USAGE_ERROR, f"error: {shown}; {self.prog} --help says more\n")
 
@@ -139,10 +139,16 @@ def _silence(stream: Any) -> None:
         pass
 
 
+def printable(text: str) -> str:
+    """A text in one line, without characters that steer a terminal: what was handed in may hold some."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def _complain(text: str) -> None:
     """One line on stderr, if anybody reads it."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _silence(sys.stderr)
 

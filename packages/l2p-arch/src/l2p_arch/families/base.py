@@ -34,6 +34,27 @@ def plain_text_room(components: Mapping[str, Any], most: int, negative: bool) ->
     return room_in(components["tokenizer"], most)
 
 
+PROBE = "|||"
+"""A prompt that no chat template writes by itself."""
+
+
+def before_prompt(written: str) -> str:
+    """What a chat template writes before the prompt.
+
+    Args:
+        written: what it made of `PROBE`.
+
+    Raises:
+        ArchError: the prompt is not in it, so that every picture would be of nothing.
+    """
+    if PROBE not in written:
+        raise ArchError(
+            "the tokenizer's chat template (chat_template.jinja) leaves the prompt out: it is damaged; fetch "
+            "or write the model again"
+        )
+    return written.split(PROBE)[0]
+
+
 def room_in(tokenizer: Any, most: int, before: str = "") -> tuple[Any, int]:
     """The tokenizer, and the tokens of a prompt that fit into `most` behind what stands before it."""
     if tokenizer is None:

@@ -13,9 +13,11 @@ from einops import rearrange
 from torch import Tensor
 
 from l2p_arch.families.base import (
+    PROBE,
     Conditioning,
     Family,
     LatentEmbedder,
+    before_prompt,
     room_in,
     strip_norm_and_projection,
     width_of_heads,
@@ -76,12 +78,12 @@ def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tupl
     if tokenizer is None:
         return None, 0
     if _is_klein(components):
-        message: Any = [{"role": "user", "content": "|||"}]
+        message: Any = [{"role": "user", "content": PROBE}]
         options = {"add_generation_prompt": True, "enable_thinking": False}
     else:
-        message, options = format_input(["|||"], SYSTEM_MESSAGE)[0], {"add_generation_prompt": False}
+        message, options = format_input([PROBE], SYSTEM_MESSAGE)[0], {"add_generation_prompt": False}
     text = tokenizer.apply_chat_template(message, tokenize=False, **options)
-    return room_in(tokenizer, most, text.split("|||")[0])
+    return room_in(tokenizer, most, before_prompt(text))
 
 
 def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:

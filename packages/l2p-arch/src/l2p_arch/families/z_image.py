@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2p_arch.families.base import Conditioning, Family, FeaturesOnly, LatentEmbedder, room_in
+from l2p_arch.families.base import (
+    PROBE,
+    Conditioning,
+    Family,
+    FeaturesOnly,
+    LatentEmbedder,
+    before_prompt,
+    room_in,
+)
 
 _LENGTHENING = Lock()
 
@@ -63,6 +71,7 @@ def _encode_text(
     neighbours.
     """
     tokenizer, encoder = components["tokenizer"], components["text_encoder"]
+    before_prompt(_message(tokenizer, PROBE))
     by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         ids = tokenizer(
@@ -90,7 +99,7 @@ def _message(tokenizer: Any, prompt: str) -> str:
 
 def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
     tokenizer = components["tokenizer"]
-    return room_in(tokenizer, most, tokenizer and _message(tokenizer, "|||").split("|||")[0])
+    return room_in(tokenizer, most, tokenizer and before_prompt(_message(tokenizer, PROBE)))
 
 
 Z_IMAGE = Family(

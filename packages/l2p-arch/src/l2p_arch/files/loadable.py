@@ -22,6 +22,7 @@ _LIBRARIES = ("diffusers", "transformers", "l2p_arch")
 _WEIGHTS_INDEX = re.compile(r".+\.safetensors\.index(\.[^.]+)?\.json")
 _COMPONENT = re.compile(r"(transformer|unet|scheduler|vae|text_encoder|tokenizer)(_\d+)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NEVER_EMPTY = (".json", ".jinja", ".model", ".safetensors")
 _VOCABULARY = re.compile(r"tokenizer\.json|vocab\..+|.+\.model|.+\.tiktoken")
 
 
@@ -128,6 +129,8 @@ def _check_files(folder: Path) -> None:
         if not path.is_file():
             continue
         _check_open(path)
+        if path.suffix in _NEVER_EMPTY and not path.stat().st_size:
+            raise ArchError(f"{path} is empty; {AGAIN}")
         if _WEIGHTS_INDEX.fullmatch(path.name):
             _check_shards(path)
         elif path.suffix == ".safetensors":

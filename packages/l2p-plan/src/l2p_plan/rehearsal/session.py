@@ -188,7 +188,7 @@ class Rehearsal:
         return {
             "source": size_of(self.folder / "source"),
             "corpus": size_of(self.run / "corpus"),
-            "initial and final model": size_of(self.run / "initial") + size_of(train / "model"),
+            "initial and final model": size_of(self.run / "initial", train / "model"),
             "a checkpoint": max((size_of(path) for path in steps), default=0),
             "text embeddings": size_of(train / "conditioning"),
         }
