@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import l2p_arch.files.public_layout as public_layout
+import l2p_arch.public_models as public_models
 import l2p_arch.surgery.convert as surgery
 import pytest
 from l2p_arch import ArchError, L2PTransformer, convert, export_public
@@ -114,13 +114,13 @@ def test_what_came_meanwhile_is_not_replaced_unasked(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     convert(untrained_source, tmp_path / "model", head_channels=HEAD)
     (tmp_path / "exports").mkdir()
-    file, write_file = tmp_path / "exports/one.safetensors", public_layout.write_file
+    file, write_file = tmp_path / "exports/one.safetensors", public_models.write_file
 
     def someone_else_writes(*args: Any) -> None:
         file.write_text("keep")
         write_file(*args)
 
-    monkeypatch.setattr(public_layout, "write_file", someone_else_writes)
+    monkeypatch.setattr(public_models, "write_file", someone_else_writes)
     with pytest.raises(ArchError, match="already exists"):
         export_public(tmp_path / "model", file)
     assert file.read_text() == "keep"
