@@ -66,7 +66,9 @@ def test_a_stroke_is_the_mask_and_without_one_there_is_none(page_of: Any, tmp_pa
         page.set_default_timeout(PATIENCE)
         page.goto(address)
         page.locator("#prompt textarea").fill("a ring")
-        page.get_by_text("Settings").first.click()
+        while not page.locator("input[type=file]").count():  # a click before the page is alive does nothing
+            page.get_by_text("Settings").first.click()
+            page.wait_for_timeout(3000)
         page.locator("input[type=file]").first.set_input_files(str(tmp_path / "picture.png"))
         page.locator("#mask").get_by_text("%").first.wait_for()  # the zoom, when the picture lies there
         page.wait_for_timeout(1000)

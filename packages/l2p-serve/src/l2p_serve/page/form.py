@@ -20,6 +20,8 @@ from l2p_serve.recipe import read_recipe
 
 HISTORY = 48  # pictures of one visitor that the page shows
 _DAY = 86_400  # s
+# Gradio makes no more columns than there are pictures: the first one would be cut off below.
+_STYLE = "#history .grid-container {grid-template-columns: repeat(8, minmax(0, 1fr)) !important}"
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -280,6 +282,7 @@ def make_app(
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         max_file_size="20mb",
         allowed_paths=[str(studio.folder)],
+        css=_STYLE,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     app.add_middleware(Guard, names=names, allowed=tuple(allowed), sessions=True)
