@@ -125,6 +125,24 @@ def test_an_open_address_without_tokens_is_refused(colours: Colours) -> None:
         serve_api(colours, defaults=DEFAULTS, host="0.0.0.0")
 
 
+def test_without_the_extra_its_name_is_said(
+    colours: Colours, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "l2p_serve.api.endpoints", None)
+    with (
+        pytest.raises(ServeError, match=r'need FastAPI: pip install "l2p-serve\[api\]"'),
+        api_application(colours, defaults=DEFAULTS, folder=tmp_path),
+    ):
+        pass
+
+
+def test_every_public_name_is_there_without_an_extra() -> None:
+    code = "import sys\nfor name in ('fastapi', 'uvicorn', 'starlette', 'gradio'): sys.modules[name] = None\n"
+    code += "import l2p_serve\nfor name in l2p_serve.__all__: getattr(l2p_serve, name)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_neither_torch_nor_gradio_is_loaded_for_it() -> None:
     code = "import sys; from l2p_serve import serve_api, BatchQueue, Recipe, Limits\n"
     code += "sys.exit(str({'torch', 'diffusers', 'gradio'} & set(sys.modules)))"

@@ -1,20 +1,24 @@
 """The endpoints as an application with its queue, and as a server of one call."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from l2p_arch.sampling.settings import Sampling
 
 from l2p_serve.api.batching import BatchQueue
-from l2p_serve.api.endpoints import Api, error_body, make_api
 from l2p_serve.door.guard import Guard, answered_names, is_loopback
 from l2p_serve.door.listening import listen, serve_until_interrupted
 from l2p_serve.door.scratch import scratch_folder
 from l2p_serve.errors import ServeError
 from l2p_serve.limits import Limits
 from l2p_serve.painter import Paints
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 @contextmanager
@@ -42,7 +46,14 @@ def api_application(
         tokens: bearer tokens; without one everybody who can connect may ask.
         waiting: requests that may wait.
         batch: images at once, at most.
+
+    Raises:
+        ServeError: the extra `api` is not installed.
     """
+    try:
+        from l2p_serve.api.endpoints import Api, error_body, make_api
+    except ImportError:
+        raise ServeError('the endpoints need FastAPI: pip install "l2p-serve[api]"') from None
     queue = BatchQueue(painter, waiting=waiting, batch=batch)
     api = Api(
         painter=painter,
