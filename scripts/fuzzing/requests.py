@@ -10,7 +10,7 @@ from fuzzing.case import Case, encoded
 from fuzzing.values import changed, damaged, json_bytes, json_values, texts
 
 GENERATION = {
-    **{"prompt": "a circle", "model": "model", "n": 1, "size": "16x16", "response_format": "b64_json"},
+    **{"prompt": "a circle", "model": "m", "n": 1, "size": "16x16", "response_format": "b64_json"},
     **{"output_format": "png", "seed": 1, "steps": 1, "guidance_scale": 1.0, "negative_prompt": "a ring"},
     **{"noise_shift": 3.0, "stream": False, "quality": "high", "user": "u"},
 }
@@ -27,7 +27,7 @@ def requests(seeds: Path) -> st.SearchStrategy[Case]:
     json_type = {"content-type": "application/json"}
     paths = st.sampled_from(
         [
-            *("/v1/models", "/v1/models/model", "/v1/models/../..", "/v1/models/%ff", "/v1/%00", "//"),
+            *("/v1/models", "/v1/models/m", "/v1/models/../..", "/v1/models/%ff", "/v1/%00", "//"),
             *("/v1/images/files/..%2f..%2fetc%2fpasswd", "/v1/images/files/.x", "/v1/images/edits"),
             *("/health", "/metrics", "/openapi.json", "/docs"),
         ]
