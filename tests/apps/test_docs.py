@@ -59,7 +59,11 @@ def test_commands_have_the_flags_that_the_guides_give_them(page: str, words: lis
         "l2p-transfer": ("l2p_transfer.cli", "_parser"),
         "l2p-data": ("l2p_data.arguments", "build_parser"),
         "l2p-arch": ("l2p_arch.cli", "parser"),
+        "l2p-train": ("l2p_train.__main__", "_parser"),
     }
+    if words[:2] == ["l2p-train", "distill"]:
+        importlib.import_module("l2p_train.distill").parser().parse_args(words[2:])
+        return
     if words[:2] == ["l2p-generate", "serve"]:
         importlib.import_module("l2p_generate.serve").parse(words[2:])
         return
