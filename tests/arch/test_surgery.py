@@ -50,6 +50,7 @@ def test_a_copy_is_planned_without_torch(untrained_source: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
+        "import l2p_arch.surgery.convert\n"
         "from l2p_arch.surgery.source import open_source\n"
         "source = open_source(Path(sys.argv[1]))\n"
         "print(len(source.tensors), source.format.family, 'torch' in sys.modules)"
