@@ -96,7 +96,7 @@ def switch(session: Any) -> Callable[[str], None]:
 
 def launch(folder: Path, options: argparse.Namespace, kept: bool) -> dict[str, Any]:
     """Start the processes; what the first one measured."""
-    from l2p_train.processes import KEPT_MEMORY, process_environments
+    from l2p_train.machine.processes import KEPT_MEMORY, process_environments
 
     command = [sys.executable, __file__, "--work", str(folder), "--batch-size", str(options.batch_size)]
     command += ["--rounds", str(options.rounds)]

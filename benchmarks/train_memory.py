@@ -91,7 +91,7 @@ def child(settings: dict[str, Any], report: Path) -> None:
 
 def run_group(settings: dict[str, Any], processes: int, folder: Path) -> list[dict[str, float]]:
     """Run `child` in forked processes; return their reports."""
-    from l2p_train.processes import free_port
+    from l2p_train.machine.processes import free_port
 
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = []

@@ -91,7 +91,7 @@ def test_a_painters_worker_loads_its_source_unmapped(source: Path, monkeypatch: 
 
 @linux_only
 def test_the_trainers_own_files_are_read_unmapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2p_train.tensors import open_tensors, save_tensors
+    from l2p_train.machine.tensors import open_tensors, save_tensors
 
     save_tensors({"a": torch.arange(5000.0)}, tmp_path / "x.safetensors", metadata={"of": "test"})
     usual = open_tensors(tmp_path / "x.safetensors")

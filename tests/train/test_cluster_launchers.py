@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from l2p_train import NonFiniteLossError, TrainConfig, train
-from l2p_train.processes import free_port
+from l2p_train.machine.processes import free_port
 
 BIN = Path(sys.executable).parent
 

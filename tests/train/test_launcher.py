@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, launch, train
-from l2p_train.processes import check_processes, process_environments
+from l2p_train.machine.processes import check_processes, process_environments
 from l2p_train.run import launcher
 from l2p_train.run.launcher import _outcome
 from safetensors.torch import load_file

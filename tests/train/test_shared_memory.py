@@ -50,7 +50,7 @@ print("done", rank)
 
 
 def run(processes: int, work: str, folder: Path, **more: str) -> list[subprocess.CompletedProcess[str]]:
-    from l2p_train.processes import process_environments
+    from l2p_train.machine.processes import process_environments
 
     started = [
         subprocess.Popen(

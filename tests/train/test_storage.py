@@ -16,7 +16,7 @@ from l2p_train import TrainConfig, TrainError, launch, train
 from l2p_train.data.corpus import Corpus
 from l2p_train.data.shards import RemoteShards
 from l2p_train.data.storage import Store
-from l2p_train.processes import free_port
+from l2p_train.machine.processes import free_port
 from l2p_train.run.mirror import Mirror
 from safetensors.torch import load_file
 

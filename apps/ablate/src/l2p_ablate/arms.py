@@ -242,7 +242,7 @@ def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def _processes(config: Config, workers: int | None) -> int:
-    from l2p_train.processes import processes_for
+    from l2p_train.machine.processes import processes_for
 
     wanted = config.train.get("processes", "auto")
     if wanted != "auto":

@@ -37,7 +37,7 @@ def _execute(config: Any, options: argparse.Namespace, command: Sequence[str]) -
 
     from l2p_eval.report.arms import table
     from l2p_run.progress import Counter
-    from l2p_train.processes import choose_accelerator
+    from l2p_train.machine.processes import choose_accelerator
 
     from l2p_ablate.runner import execute
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
-    from l2p_train.processes import choose_accelerator
+    from l2p_train.machine.processes import choose_accelerator
 
     from l2p_transfer.config import load_config
     from l2p_transfer.planning.inputs import check_inputs

@@ -251,7 +251,7 @@ def resolve_processes(config: Config) -> int:
     if config.processes:
         return config.processes
     import torch
-    from l2p_train.processes import processes_for
+    from l2p_train.machine.processes import processes_for
 
     return processes_for(config.train.batch_size, torch.cuda.device_count() or min(usable_cores(), 8))
 

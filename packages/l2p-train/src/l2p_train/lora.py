@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import is_adapter
-from l2p_train.tensors import save_tensors
+from l2p_train.machine.tensors import save_tensors
 
 FOLDER = "lora"
 """Of the exported model: `lora/pytorch_lora_weights.safetensors`."""

@@ -59,7 +59,7 @@ def _check_metadata(config: Config) -> None:
 
 
 def _check_gpus(config: Config) -> None:
-    from l2p_train.processes import usable_gpus
+    from l2p_train.machine.processes import usable_gpus
 
     if read_marker(config.run.output, "training").get("state") == "done":
         return  # what is left may run on a smaller machine

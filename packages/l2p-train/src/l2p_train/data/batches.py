@@ -24,8 +24,8 @@ from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import Conditioning, ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import NonFiniteLossError, TrainError
+from l2p_train.machine.tensors import save_tensors
 from l2p_train.noise import draw, sample_generator
-from l2p_train.tensors import save_tensors
 
 
 @dataclass

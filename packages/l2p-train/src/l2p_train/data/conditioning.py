@@ -21,7 +21,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.tensors import open_tensors, save_tensors
+from l2p_train.machine.tensors import open_tensors, save_tensors
 
 Conditioning = Mapping[str, Tensor]
 _PART_PROMPTS = 1024  # prompts per file

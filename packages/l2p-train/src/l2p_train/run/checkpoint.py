@@ -27,7 +27,7 @@ from torch import Tensor
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.tensors import open_tensors, save_tensors
+from l2p_train.machine.tensors import open_tensors, save_tensors
 from l2p_train.zero.fp32_masters import Masters
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from l2p_run.cluster import ray_session, workers_that_fit
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
-from l2p_train.processes import processes_for
+from l2p_train.machine.processes import processes_for
 from l2p_train.run.run_directory import TrainResult
 
 WATCH_INTERVAL = 5.0  # s between looks at what the training has written

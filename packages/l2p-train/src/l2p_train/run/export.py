@@ -16,8 +16,8 @@ from l2p_run.places import read_json, write_json
 
 from l2p_train.errors import TrainError
 from l2p_train.lora import merge_into, save_adapters
+from l2p_train.machine.tensors import open_tensors, save_tensors
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
-from l2p_train.tensors import open_tensors, save_tensors
 
 _DIGITS = 20  # of a base's hash; earlier versions had 16
 

@@ -24,7 +24,7 @@ from l2p_run.places import make_folder, write_json
 from l2p_train.config import TrainConfig
 from l2p_train.data.shards import check_corpus
 from l2p_train.errors import Interrupted, NonFiniteLossError, TrainError
-from l2p_train.processes import check_processes, process_environments, usable_gpus
+from l2p_train.machine.processes import check_processes, process_environments, usable_gpus
 from l2p_train.report.metrics import read_metrics
 from l2p_train.run.export import base_hash
 from l2p_train.run.mirror import Mirror

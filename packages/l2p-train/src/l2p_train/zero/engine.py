@@ -19,7 +19,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
 from l2p_train.lora import add_adapters
-from l2p_train.processes import free_port
+from l2p_train.machine.processes import free_port
 from l2p_train.zero.fp32_masters import Masters
 from l2p_train.zero.muon import Muon
 from l2p_train.zero.partitioned import load_partitioned

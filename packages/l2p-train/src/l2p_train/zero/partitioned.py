@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from l2p_train.errors import TrainError
-from l2p_train.tensors import open_tensors
+from l2p_train.machine.tensors import open_tensors
 
 
 def load_partitioned(

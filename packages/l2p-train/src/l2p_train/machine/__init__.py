@@ -1,0 +1,1 @@
+"""What the trainer asks of a machine: processes on one node, and files of tensors."""
