@@ -118,6 +118,17 @@ synthesize(prompt_records({PROMPTS!r}), config, report)
     assert content(corpus) == content(undisturbed)
 
 
+def test_shards_that_ray_is_told_of_in_waves_have_the_undisturbed_bytes(
+    undisturbed: Path, untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2p_data.synthesis import executor
+
+    monkeypatch.setattr(executor, "WAVE", 2)  # of three shards
+    corpus = tmp_path / "corpus"
+    synthesize(prompt_records(PROMPTS), config(untrained_source, corpus, workers=1))
+    assert content(corpus) == content(undisturbed)
+
+
 def test_running_again_touches_nothing_and_healing_remakes_only_what_is_missing(
     undisturbed: Path, untrained_source: Path
 ) -> None:
