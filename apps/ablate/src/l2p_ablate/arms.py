@@ -147,12 +147,15 @@ def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Pa
     from l2p_arch.surgery.convert import convert
     from l2p_arch.surgery.scratch import forget_trunk
     from l2p_arch.surgery.starts import measures_source
+    from l2p_train.data.corpus import first_images
 
     surgery = config.surgery_of(arm)
     aligned = surgery.recipe == "aligned"
     images, prompts = None, None
     if aligned or measures_source(surgery.initialisation):
-        images, prompts = _calibration(corpus, ALIGNED_IMAGES if aligned else CALIBRATION_IMAGES)
+        settings = config.train_config(arm, seed=seed, model=out, corpus=corpus, output=out.parent / "train")
+        count = ALIGNED_IMAGES if aligned else CALIBRATION_IMAGES
+        images, prompts = first_images(settings, multiple=surgery.patch_size, wanted=lambda _: count)
     staging = out.with_name(f".{out.name}.partial")
     convert(
         config.source.model,
@@ -228,17 +231,6 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     """RGB images of one size as (N, 3, H, W) in [-1, 1]."""
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return rearrange(stacked, "n h w c -> n c h w").float() / 127.5 - 1
-
-
-def _calibration(corpus: Path, count: int) -> tuple[torch.Tensor, list[str]]:
-    """Some images of the corpus, (N, 3, H, W) in [-1, 1], and their prompts."""
-    from l2p_data.corpus.dataset import iterate_corpus
-    from l2p_data.corpus.images import decode_image
-
-    rows = [
-        row for row, _ in zip(iterate_corpus(corpus, ["id", "prompt", "image"]), range(count), strict=False)
-    ]
-    return to_pixels([decode_image(row["image"]) for row in rows]), [row["prompt"] for row in rows]
 
 
 def _processes(config: Config, workers: int | None) -> int:
