@@ -23,15 +23,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-for name_, value_ in {
+os.environ |= {  # whatever is set outside: children are forked, and threads are not
     "OMP_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-}.items():
-    os.environ.setdefault(name_, value_)  # children are forked, and threads are not
+}
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzzing.case import ACCEPTED, Case, Result, run  # noqa: E402
+from fuzzing.case import ACCEPTED, Case, Result, run
 
 AREAS = {
     **{"transfer": "configs", "training": "configs", "ablation": "configs", "options": "command_lines"},

@@ -2,10 +2,11 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from l2p_arch import ArchError, convert
+from l2p_arch import ArchError, L2PTransformer, convert
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +15,7 @@ _PARTS = (
     "Processor",
     "kind.from_pretrained(model, local_files_only=True, **options)",
     "folder)",
+    "AutoConfig",
 )
 
 
@@ -39,6 +41,16 @@ def test_every_network_is_loaded_from_safetensors_of_this_machine() -> None:
         and "**options" not in call  # which the tests of those functions look at
     ]
     assert not careless
+
+
+def test_a_transformer_of_ours_is_not_read_from_a_pickle(
+    tmp_path: Path, tiny_trunks: dict[str, dict[str, Any]]
+) -> None:
+    model = L2PTransformer("z-image", tiny_trunks["z-image"], 16, (8, 8, 8, 8))
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.glob("*.bin"))
+    with pytest.raises(OSError, match="safetensors"):
+        L2PTransformer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -223,18 +223,26 @@ def test_a_byte_in_the_middle_of_the_weights_is_another_model(tmp_path: Path, mo
 
 
 def test_a_corpus_goes_on_under_the_earlier_name_of_its_source_and_is_refused_when_that_changed(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = tmp_path / "c"
-    old, new = {"source_model": "S@old", "width": 8}, {"source_model": "S@new", "width": 8}
-    claim(corpus, old, lambda: "")
-    assert claim(corpus, new, lambda: "S@old")["source_model"] == "S@old"
+    monkeypatch.setenv("L2P_CACHE", str(tmp_path / "cache"))
+    corpus, source = tmp_path / "c", model_of(tmp_path / "m")
+    for file in source.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    old = {"source_model": f"S@{earlier_fingerprint(source)}", "width": 8}
+    new = {"source_model": f"S@{model_fingerprint(source)}", "width": 8}
+    claim(corpus, old, source)
+    assert claim(corpus, new, source)["source_model"] == old["source_model"]
+    with pytest.raises(DataError, match=r"begun with other settings .width: was 8, now 9"):
+        claim(corpus, {**new, "width": 9}, source)
+    weights = source / "transformer" / "a.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[3 << 20] ^= 1  # a byte that the earlier name does not know
+    weights.write_bytes(content)
     with pytest.raises(
         DataError, match=r"the source model S has changed since the corpus .* put its files back"
     ):
-        claim(corpus, new, lambda: "S@another")
-    with pytest.raises(DataError, match=r"begun with other settings .width: was 8, now 9"):
-        claim(corpus, {**new, "width": 9}, lambda: "S@old")
+        claim(corpus, {**new, "source_model": f"S@{model_fingerprint(source)}"}, source)
 
 
 def test_a_damaged_ledger_entry_is_made_again(corpus: Path) -> None:

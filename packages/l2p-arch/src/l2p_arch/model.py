@@ -135,10 +135,12 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', except that `disable_mmap` follows L2P_DISABLE_MMAP where it is not given: True
-        loads by plain reads, for network and FUSE mounts."""
-        kwargs |= loading_options(kwargs.pop("disable_mmap", None))
-        return super().from_pretrained(*args, **kwargs)
+        """As diffusers', but from safetensors only, unless `use_safetensors` says otherwise. `disable_mmap`
+        follows L2P_DISABLE_MMAP where it is not given: True loads by plain reads, for network and FUSE
+        mounts."""
+        mapping = loading_options(kwargs.pop("disable_mmap", None))
+        options = {"use_safetensors": True} | kwargs | mapping
+        return super().from_pretrained(*args, **options)
 
     @classmethod
     def from_single_file(cls, file: Any, *, dtype: torch.dtype | None = None) -> "L2PTransformer":

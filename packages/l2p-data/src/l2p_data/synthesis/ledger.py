@@ -121,11 +121,11 @@ def claim(corpus: Path, settings: Mapping[str, Any], model: Path) -> dict[str, A
             )
         checked = before.pop(_CHECKED, None)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if changed == ["source_model"] and _is_same_source(before, now, checked, model, begun):
-            if checked is None:  # from now on every byte of it counts
+        if "source_model" in changed and _is_same_source(before, now, checked, model, begun):
+            changed.remove("source_model")
+            if checked is None and not changed:  # from now on every byte of it counts
                 write_json(path, {**before, _CHECKED: now["source_model"]})
             now["source_model"] = before["source_model"]
-            changed.remove("source_model")
         if changed:
             raise DataError(_other_settings(corpus, before, now, changed))
     elif _is_painted(corpus):
