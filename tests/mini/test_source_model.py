@@ -33,7 +33,7 @@ def test_the_directory_is_laid_out_as_z_image_turbo() -> None:
 def test_diffusers_loads_it_and_it_draws_what_the_prompt_says() -> None:
     from diffusers import ZImagePipeline
 
-    pipeline = ZImagePipeline.from_pretrained(SOURCE_MODEL, local_files_only=True, torch_dtype=torch.float32)
+    pipeline = ZImagePipeline.from_pretrained(SOURCE_MODEL, local_files_only=True, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     rows = [json.loads(line) for line in EVALUATION_METADATA.read_text().splitlines()]
     rows = [row for row in rows if row["tag"] in ("colors", "color_attr")][::4]

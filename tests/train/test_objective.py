@@ -1,7 +1,11 @@
 """Eq. 5."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
-from l2p_train.objective import LOSS_WEIGHTINGS, interpolate, l2p_loss, velocity_target
+from l2p_train import TrainError
+from l2p_train.objective import LOSS_WEIGHTINGS, interpolate, l2p_loss, velocity_target, weighting
 
 
 def test_sigma_0_is_the_image_and_sigma_1_is_the_noise():
@@ -42,3 +46,14 @@ def test_weightings_have_mean_one_over_a_uniform_sigma():
     for name, weight in LOSS_WEIGHTINGS.items():
         mean = torch.as_tensor(weight(sigma)).float().mean()
         assert abs(float(mean) - 1) < 1e-3, name
+
+
+def test_the_weight_of_the_closed_forms_error_is_its_inverse_square_of_mean_one():
+    alignment = SimpleNamespace(errors=torch.ones(2), error=lambda sigma: 0.2 + 0.6 * (1 - sigma))
+    weight = weighting("error", SimpleNamespace(aligner=alignment))
+    sigma = torch.linspace(0, 1, 2001)
+    assert abs(float(weight(sigma).mean()) - 1) < 1e-3
+    assert float(weight(torch.tensor([1.0])) / weight(torch.tensor([0.0]))) == pytest.approx(16, rel=1e-4)
+    with pytest.raises(TrainError, match='loss_weighting "error" needs the closed form of an aligned model'):
+        weighting("error", SimpleNamespace(aligner=None))
+    assert weighting("none", None) is LOSS_WEIGHTINGS["none"]

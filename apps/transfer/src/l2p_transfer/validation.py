@@ -132,6 +132,11 @@ def _check_start(config: "Config") -> None:
             f"train.polish_share is {config.train.polish_share}, and surgery.recipe {surgery.recipe!r} makes"
             ' a model without that pass; set it to 0, or the recipe to "aligned"'
         )
+    if config.train.loss_weighting == "error" and surgery.recipe != "aligned":
+        raise TransferError(
+            'train.loss_weighting "error" weighs by the closed form of the recipe "aligned", and'
+            f' surgery.recipe is {surgery.recipe!r}; set the weighting to "none"'
+        )
     try:
         check_surgery_settings(
             recipe=surgery.recipe,

@@ -69,7 +69,7 @@ class TrainConfig:
     logit_std: float = setting(1.0, gt=0, le=100)  # logit-normal only
     sigma_points: int = setting(500, ge=1)  # discrete only
     stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
-    loss_weighting: Literal["none", "x_0", "cosmap"] = "none"  # eq. 5 has none
+    loss_weighting: Literal["none", "x_0", "cosmap", "error"] = "none"  # eq. 5 has none; error: aligned only
     polish_share: float = setting(0.0, ge=0, lt=1, later=True)  # aligned only: samples that train the last
     # pass, which takes the grain off a finished image (noise.py); 0: none
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,

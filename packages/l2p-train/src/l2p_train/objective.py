@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from l2p_train.errors import TrainError
+
 Conditioning = Mapping[str, Tensor]
+_PLACES = 1000  # of the sigma axis
 VelocityModel = Callable[[Tensor, Tensor, Sequence[Conditioning]], Tensor]
 
 
@@ -67,6 +71,35 @@ def _cosine_map_weight(sigma: Tensor) -> Tensor:
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
+def closed_form_weight(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the weight "error": 1 / error(sigma)^2 of an aligned model, of mean 1 over a uniform sigma.
+
+    What the closed form of an aligned model leaves is several times larger at low noise, and eq. 5 would
+    mostly be about that. Each sigma counts alike in units of what is left for the head (EDM, arXiv 2206.00364,
+    sec. 5, weighs by the inverse square of its output's scale for the same reason).
+
+    Args:
+        model: an `L2PTransformer`.
+
+    Raises:
+        TrainError: it has no closed form: it is not aligned.
+    """
+    if model.aligner is None:
+        raise TrainError(
+            'loss_weighting "error" needs the closed form of an aligned model; set it to "none", or begin with '
+            'a model of the recipe "aligned"'
+        )
+    with torch.no_grad():
+        sigmas = torch.linspace(0, 1, _PLACES + 1, device=model.aligner.errors.device)
+        weights = model.aligner.error(sigmas).float().square().reciprocal()
+    weights = weights / weights.mean()
+
+    def weight(sigma: Tensor) -> Tensor:
+        return weights.to(sigma.device)[(sigma * _PLACES).round().long()]
+
+    return weight
+
+
 # Weights of mean 1 over a uniform sigma. "x_0" measures the error of the implied image x_t - sigma * v: it
 # stresses high noise; "cosmap" (SD3) stresses the middle.
 LOSS_WEIGHTINGS: dict[str, Callable[[Tensor], Any]] = {
@@ -74,3 +107,12 @@ LOSS_WEIGHTINGS: dict[str, Callable[[Tensor], Any]] = {
     "x_0": _image_error_weight,
     "cosmap": _cosine_map_weight,
 }
+
+
+def weighting(name: str, model: Any) -> Callable[[Tensor], Any]:
+    """Return the weight of `TrainConfig.loss_weighting`, a function of sigma (B,), for a model.
+
+    Raises:
+        TrainError: the model cannot have it.
+    """
+    return closed_form_weight(model) if name == "error" else LOSS_WEIGHTINGS[name]

@@ -28,7 +28,7 @@ from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
 from l2p_train.image_terms import image_terms
-from l2p_train.objective import LOSS_WEIGHTINGS, l2p_loss, l2p_losses
+from l2p_train.objective import l2p_loss, l2p_losses, weighting
 from l2p_train.report.metrics import (
     SIGMA_BINS,
     Event,
@@ -122,6 +122,7 @@ class Session:
         model = load_model(config)
         self.scheduler = load_scheduler(config.model)
         check_schedule(self.scheduler, config, model.noise_scale)
+        self.weight = weighting(config.loss_weighting, model)
         self.plan = plan_for_model(
             model,
             trainable=config.trainable,
@@ -194,7 +195,7 @@ class Session:
                 loss = distillation_loss(self.engine, self.teacher, *sample)
             else:
                 loss, added = l2p_losses(self.engine, *sample, self.terms)
-            weighted = LOSS_WEIGHTINGS[self.config.loss_weighting](sigma) * loss
+            weighted = self.weight(sigma) * loss
             self.engine.backward((weighted if added is None else weighted + added).mean())
             losses.append(loss.detach())
             if batch is batches[-1]:
