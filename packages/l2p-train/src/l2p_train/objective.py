@@ -75,8 +75,8 @@ def closed_form_weight(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the weight "error": 1 / error(sigma)^2 of an aligned model, of mean 1 over a uniform sigma.
 
     What the closed form of an aligned model leaves is several times larger at low noise, and eq. 5 would
-    mostly be about that. Each sigma counts alike in units of what is left for the head (EDM, arXiv 2206.00364,
-    sec. 5, weighs by the inverse square of its output's scale for the same reason).
+    mostly be about that. So each sigma counts alike in units of what is left for the head; EDM (arXiv
+    2206.00364, sec. 5) weighs by the inverse square of its output's scale for the same reason.
 
     Args:
         model: an `L2PTransformer`.
@@ -86,8 +86,8 @@ def closed_form_weight(model: Any) -> Callable[[Tensor], Tensor]:
     """
     if model.aligner is None:
         raise TrainError(
-            'loss_weighting "error" needs the closed form of an aligned model; set it to "none", or begin with '
-            'a model of the recipe "aligned"'
+            'loss_weighting "error" needs the closed form of an aligned model; set it to "none", or begin '
+            'with a model of the recipe "aligned"'
         )
     with torch.no_grad():
         sigmas = torch.linspace(0, 1, _PLACES + 1, device=model.aligner.errors.device)
