@@ -19,6 +19,7 @@ from l2p_data import (
     read_prompts,
     write_prompts,
 )
+from l2p_data.preview import prompt_stats
 from l2p_data.prompts.generation import PROMPT_SCHEMA, apportion, parse_answer
 
 
@@ -155,3 +156,17 @@ def test_an_unwritable_folder_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose a writable"):
         write_prompts(prompt_records(["a cat"]), tmp_path / "file" / "prompts.parquet")
+
+
+def test_columns_beside_the_prompts_may_be_empty_or_oddly_named(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"prompt": "a red ring", "status": null, "note": {}, "deep": [{"a": {}}], "kept": [1]}\n')
+    prompts = read_prompts(odd)
+    assert "kept" in prompts.columns and not {"note", "deep"} & set(prompts.columns)
+    assert read_prompts(write_prompts(prompts, tmp_path / "odd.parquet")).height == 1
+    assert prompt_stats(prompts)["prompts"] == 1
+    wide = tmp_path / "wide.csv"
+    wide.write_text("x" * 90_000 + ",b\n1,2\n")
+    with pytest.raises(DataError, match="has no column 'prompt'") as caught:
+        read_prompts(wide)
+    assert len(str(caught.value)) < 500

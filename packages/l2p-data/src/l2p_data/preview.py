@@ -54,8 +54,9 @@ def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dic
     if "status" in prompts.columns:
         keep = int((prompts["status"] == "keep").sum())
         stats["acceptance"] = round(keep / max(stats["prompts"], 1), 4)
-        stats["reasons"] = _counts(prompts.filter(pl.col("status") == "drop"), "reason")
-        if stats["unusable"]:
+        dropped = prompts.filter(pl.col("status") == "drop")
+        stats["reasons"] = _counts(dropped, "reason") if "reason" in prompts.columns else {}
+        if stats.get("unusable"):
             stats["reasons"] = {"answer": stats["unusable"], **stats["reasons"]}
         prompts = prompts.filter(pl.col("status") == "keep")
     lengths = prompts["prompt"].str.len_chars()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -248,7 +249,9 @@ def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
     """
     missing = [name for name in _REQUIRED if name not in prompts.columns]
     if missing:
-        raise DataError(f"{where}: no column {', '.join(missing)}; it has {', '.join(prompts.columns)}")
+        raise DataError(
+            f"{where}: no column {', '.join(missing)}; it has {shown(', '.join(prompts.columns))}"
+        )
     for name in _REQUIRED:
         if prompts.schema[name] != pl.String:
             raise DataError(f"{where}: column {name!r} is {prompts.schema[name]}, not text")
@@ -297,7 +300,7 @@ _READERS: dict[str, Callable[[bytes, Path], pl.DataFrame]] = {
 def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
     if "prompt" not in frame.columns:
         raise DataError(
-            f"prompt file {path} has no column 'prompt'; it has {', '.join(frame.columns) or 'none'}"
+            f"prompt file {path} has no column 'prompt'; it has {shown(', '.join(frame.columns) or 'none')}"
         )
     defaults = {
         "language": "en",
@@ -313,5 +316,12 @@ def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
         frame = frame.unique("prompt", maintain_order=True)
         ids = [stable_id(row["created_by"], str(row["prompt"])) for row in frame.iter_rows(named=True)]
         frame = frame.with_columns(pl.Series("id", ids, dtype=pl.String))
-    rest = [name for name in frame.columns if name not in PROMPT_SCHEMA]
-    return frame.select(*PROMPT_SCHEMA, *rest)
+    rest = [name for name, kind in frame.schema.items() if name not in PROMPT_SCHEMA and _has_a_place(kind)]
+    return frame.select(*PROMPT_SCHEMA, *rest).with_columns(pl.col(pl.Null).cast(pl.String))
+
+
+def _has_a_place(kind: Any) -> bool:
+    """Whether Parquet can hold a column of this type: of tables without a key it cannot, at any depth."""
+    if isinstance(kind, pl.Struct):
+        return bool(kind.fields) and all(_has_a_place(field.dtype) for field in kind.fields)
+    return _has_a_place(kind.inner) if isinstance(kind, pl.List | pl.Array) else True
