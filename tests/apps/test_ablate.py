@@ -234,14 +234,28 @@ def test_bad_configs_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_arm_that_cannot_be_built_stops_the_command_before_it_starts(
-    tmp_path: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('surgery.initialisation = "magic"', "unknown initialisation 'magic'"),
+        (
+            "train.polish_share = 0.1",
+            "arm scratch: train.polish_share is 0.1, and this model takes no grain off",
+        ),
+        (
+            'train.loss_weighting = "error"',
+            'arm scratch: train.loss_weighting is "error", which weighs by the',
+        ),
+    ],
+)
+def test_an_arm_that_cannot_be_built_or_trained_stops_the_command_before_it_starts(
+    tmp_path: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
     path = tmp_path / "bad.toml"
     tables = TINY.replace("SOURCE", str(untrained_source))
-    path.write_text(tables.replace('surgery.trunk = "random"', 'surgery.initialisation = "magic"'))
+    path.write_text(tables.replace('surgery.trunk = "random"', setting))
     assert main([str(path), "-o", str(tmp_path / "run")]) == 2
-    assert "unknown initialisation 'magic'" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

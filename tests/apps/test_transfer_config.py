@@ -213,11 +213,11 @@ def test_a_dry_run_without_weights_counts_the_full_size(
         (["prompts.engine=file", "prompts.file=none.txt"], "none.txt does not exist; give one that ends in"),
         (
             ["train.loss_weighting=error", "surgery.recipe=paper"],
-            "surgery.recipe is 'paper'; set the weighting to",
+            'train.loss_weighting is "error", which weighs by the closed form of the recipe "aligned", and',
         ),
         (
             ["train.polish_share=0.1", "surgery.recipe=paper"],
-            "surgery.recipe 'paper' makes a model without that pass; set it to 0, or the recipe to",
+            "train.polish_share is 0.1, and this model takes no grain off a finished image",
         ),
     ],
 )

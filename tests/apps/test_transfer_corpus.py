@@ -72,7 +72,7 @@ def test_prompts_that_a_filter_dropped_do_not_come_back(
 ) -> None:
     """Two of five are dropped, and `count` counts the others."""
     from l2p_data.filters.filtering import FilterRules, filter_prompts
-    from l2p_data.prompts.generation import prompt_records
+    from l2p_data.prompts.records import prompt_records
     from l2p_transfer.config import load_config
     from l2p_transfer.paths import RunPaths
     from l2p_transfer.stages import Run, write_prompts

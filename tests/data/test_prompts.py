@@ -20,7 +20,8 @@ from l2p_data import (
     write_prompts,
 )
 from l2p_data.preview import prompt_stats
-from l2p_data.prompts.generation import PROMPT_SCHEMA, apportion, parse_answer
+from l2p_data.prompts.generation import apportion, parse_answer
+from l2p_data.prompts.records import PROMPT_SCHEMA
 
 
 class Moody:

@@ -10,7 +10,7 @@ from l2p_data.corpus.drawn import draw_corpus
 from l2p_data.errors import DataError
 from l2p_data.image_settings import ImageSettings
 from l2p_data.prompt_settings import Place, PromptSettings, make_prompts
-from l2p_data.prompts.generation import prompt_records
+from l2p_data.prompts.records import prompt_records
 from l2p_mini.paths import GRAMMAR
 from PIL import Image
 

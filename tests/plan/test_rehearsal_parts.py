@@ -11,7 +11,7 @@ from l2p_plan.rehearsal.table import Row, Table
 def test_its_own_prompts_pass_the_filter_and_its_own_rows_are_geneval_rows(tmp_path: Path) -> None:
     import polars as pl
     from l2p_data.filters.filtering import FilterRules, filter_prompts
-    from l2p_data.prompts.generation import read_prompts
+    from l2p_data.prompts.records import read_prompts
     from l2p_eval.geneval import read_metadata
 
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")

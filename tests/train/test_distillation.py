@@ -261,6 +261,15 @@ def test_a_model_without_a_corpus_beside_it_asks_for_one(
     assert "add --corpus" in capsys.readouterr().err
 
 
+def test_a_file_in_the_place_of_the_teacher_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.safetensors").touch()
+    assert main([str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "few"), "--steps", "5"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "m.safetensors is a file; give a run of l2p-transfer" in error
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [

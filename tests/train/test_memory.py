@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from l2p_train import TrainConfig, estimate
+from l2p_train import TrainConfig, TrainError, estimate
 from l2p_train.memory import head_values, meta_model
 from l2p_train.trainer import Session
 from l2p_train.zero.engine import attention_for_device, distributed
@@ -14,6 +15,22 @@ from l2p_train.zero.settings import bucket_bytes
 # GB per GPU on 8 GPUs for weights + gradients + Adam, 1.82 B trainable, by ZeRO stage, measured with bf16
 # gradients. Ours are float32: beside them in stage 1, in their place in a process's share of stages 2 and 3.
 MEASURED = {0: 37.8, 1: 18.7 + 4 * 1.82, 2: 15.5 + 2 * 1.82 / 8, 3: 4.7 + 2 * 1.82 / 8}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"polish_share": 0.2}, "polish_share is 0.2, and this model takes no grain off a finished image"),
+        ({"loss_weighting": "error"}, 'loss_weighting is "error", which weighs by the closed form'),
+    ],
+)
+def test_a_dry_run_and_a_run_refuse_what_the_papers_recipe_cannot_have(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, setting: dict[str, Any], message: str
+) -> None:
+    config = TrainConfig(model=tiny_model, corpus=tiny_corpus, output=tmp_path / "o", zero_stage=0, **setting)
+    for begin in (estimate, Session):
+        with pytest.raises(TrainError, match=message):
+            begin(config)
 
 
 def test_states_agree_with_the_measured_stages_and_activations(z_image: Path):

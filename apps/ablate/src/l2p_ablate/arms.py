@@ -23,7 +23,7 @@ from l2p_run.settings import to_table
 from PIL import Image
 
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.errors import NotFiniteError
+from l2p_ablate.errors import AblateError, NotFiniteError
 
 CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
 ALIGNED_IMAGES = 1024  # for the aligned recipe, whose decoder reads nine tokens
@@ -111,12 +111,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def check_arms(config: Config) -> None:
-    """Builds every arm's model on the meta device, before hours are spent; `ArchError` says what is wrong."""
+    """Builds every arm's model on the meta device, before hours are spent; `ArchError` or `AblateError` says
+    what is wrong."""
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
     from l2p_arch.surgery.aligned import recipe_config
     from l2p_arch.surgery.settings_check import check_surgery_settings
     from l2p_arch.surgery.source import open_source
+    from l2p_train.errors import TrainError
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
@@ -133,13 +135,19 @@ def check_arms(config: Config) -> None:
             table=f"arm {arm.name}: surgery.",
         )
         with torch.device("meta"):
-            L2PTransformer(
+            model = L2PTransformer(
                 source.family.name,
                 trunk,
                 surgery.patch_size,
                 surgery.head_channels,
                 **recipe_config(surgery.recipe, surgery.decoder, surgery.prediction),
             )
+        places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
+        settings = config.train_config(arm, seed=0, **places)
+        try:
+            settings.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
+        except TrainError as error:
+            raise AblateError(f"arm {arm.name}: train.{error}") from None
 
 
 def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:

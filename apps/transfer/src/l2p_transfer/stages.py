@@ -41,7 +41,7 @@ class Run:
 def write_prompts(run: Run, progress: Progress) -> Outcome:
     """Category tree or file -> prompt records (sec. 3.2)."""
     from l2p_data.prompt_settings import make_prompts
-    from l2p_data.prompts.generation import write_prompts as write
+    from l2p_data.prompts.records import write_prompts as write
 
     config = run.config
     prompts = make_prompts(config.prompts, place_of(run), seed=config.run.seed, progress=progress)
@@ -57,8 +57,8 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
     """Every prompt is kept or dropped with a reason (sec. 3.2)."""
     from l2p_data.filters.filtering import filter_prompts as judge
     from l2p_data.filters.filtering import kept, reasons
-    from l2p_data.prompts.generation import read_prompts
-    from l2p_data.prompts.generation import write_prompts as write
+    from l2p_data.prompts.records import read_prompts
+    from l2p_data.prompts.records import write_prompts as write
 
     config = run.config
     judged = judge(read_prompts(run.paths.prompts), config.filter)
@@ -88,7 +88,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
     """The source paints the corpus on Ray actors (sec. 3.2)."""
     from l2p_data.corpus.files import folder_exists, location
     from l2p_data.filters.filtering import kept
-    from l2p_data.prompts.generation import read_prompts
+    from l2p_data.prompts.records import read_prompts
     from l2p_data.synthesis.ledger import release
     from l2p_data.synthesis.synthesize import SynthesisProgress, synthesize
     from l2p_run.devices import resolve_dtype

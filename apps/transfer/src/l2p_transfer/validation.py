@@ -127,16 +127,6 @@ def _check_side(name: str, length: int, patch: int) -> None:
 def _check_start(config: "Config") -> None:
     """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
     surgery = config.surgery
-    if config.train.polish_share and surgery.recipe != "aligned":
-        raise TransferError(
-            f"train.polish_share is {config.train.polish_share}, and surgery.recipe {surgery.recipe!r} makes"
-            ' a model without that pass; set it to 0, or the recipe to "aligned"'
-        )
-    if config.train.loss_weighting == "error" and surgery.recipe != "aligned":
-        raise TransferError(
-            'train.loss_weighting "error" weighs by the closed form of the recipe "aligned", and'
-            f' surgery.recipe is {surgery.recipe!r}; set the weighting to "none"'
-        )
     try:
         check_surgery_settings(
             recipe=surgery.recipe,
@@ -148,3 +138,8 @@ def _check_start(config: "Config") -> None:
         )
     except ArchError as error:
         raise TransferError(str(error)) from None
+    aligned = surgery.recipe == "aligned"  # whose models polish, too
+    try:
+        config.train.check_recipe(aligned=aligned, polishes=aligned)
+    except TrainError as error:
+        raise TransferError(f"train.{error}") from None

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from l2p_data.engines.llm import Category, PromptRequest, TextGenerator
     from l2p_data.errors import DataError
     from l2p_data.filters.filtering import FilterRules, filter_prompts
-    from l2p_data.prompts.generation import generate_prompts, prompt_records, read_prompts, write_prompts
+    from l2p_data.prompts.generation import generate_prompts
     from l2p_data.prompts.grammar import GrammarGenerator
+    from l2p_data.prompts.records import prompt_records, read_prompts, write_prompts
     from l2p_data.prompts.taxonomy import Taxonomy, load_taxonomy
     from l2p_data.synthesis.checks import CheckSettings
     from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
@@ -34,12 +35,12 @@ _EXPORTS = {
     "load_manifest": "corpus.dataset",
     "load_taxonomy": "prompts.taxonomy",
     "open_engine": "engines.choice",
-    "prompt_records": "prompts.generation",
+    "prompt_records": "prompts.records",
     "read_corpus": "corpus.dataset",
-    "read_prompts": "prompts.generation",
+    "read_prompts": "prompts.records",
     "synthesize": "synthesis.synthesize",
     "verify": "corpus.dataset",
-    "write_prompts": "prompts.generation",
+    "write_prompts": "prompts.records",
 }
 __all__ = [
     "Category",

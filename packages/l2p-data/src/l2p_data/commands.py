@@ -16,14 +16,9 @@ from l2p_data.filters.filtering import FilterRules, filter_prompts, kept, reason
 from l2p_data.preview import contact_sheet as draw_contact_sheet
 from l2p_data.preview import corpus_stats, prompt_stats
 from l2p_data.prompts.expansion import Expander, expand_taxonomy
-from l2p_data.prompts.generation import (
-    apportion,
-    check_count,
-    generate_prompts,
-    read_prompts,
-    write_prompts,
-)
+from l2p_data.prompts.generation import apportion, check_count, generate_prompts
 from l2p_data.prompts.grammar import GrammarGenerator
+from l2p_data.prompts.records import read_prompts, write_prompts
 from l2p_data.prompts.taxonomy import load_taxonomy
 
 Progress = Callable[[int, int], None]

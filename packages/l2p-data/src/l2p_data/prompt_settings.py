@@ -123,7 +123,7 @@ def open_generator(settings: PromptSettings, place: Place, *, seed: int, progres
 def make_prompts(
     settings: PromptSettings, place: Place, *, seed: int, progress: Progress
 ) -> "polars.DataFrame":
-    """Records of `PROMPT_SCHEMA` (`l2p_data.prompts.generation`) by the engine that the settings name."""
+    """Records of `PROMPT_SCHEMA` (`l2p_data.prompts.records`) by the engine that the settings name."""
     from l2p_data.prompts.generation import generate_prompts
     from l2p_data.prompts.taxonomy import load_taxonomy
 
@@ -143,7 +143,7 @@ def prompts_of_file(path: Path) -> "polars.DataFrame":
     """
     import polars as pl
 
-    from l2p_data.prompts.generation import read_prompts
+    from l2p_data.prompts.records import read_prompts
 
     prompts = read_prompts(path)
     if "status" in prompts.columns:

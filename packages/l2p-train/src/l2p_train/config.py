@@ -216,6 +216,27 @@ class TrainConfig:
         if self.mirror is not None and not is_address(self.mirror):
             raise TrainError(f"mirror is {self.mirror!r}; it must be an address, such as s3://bucket/run")
 
+    def check_recipe(self, *, aligned: bool, polishes: bool) -> None:
+        """Refuse what a model of another recipe of the surgery cannot have.
+
+        Args:
+            aligned: whether the model has the closed form of the recipe "aligned".
+            polishes: whether it takes the grain off a finished image (`L2PTransformer.polish` above 0).
+
+        Raises:
+            TrainError: `loss_weighting` "error" without the one, or `polish_share` without the other.
+        """
+        if self.loss_weighting == "error" and not aligned:
+            raise TrainError(
+                'loss_weighting is "error", which weighs by the closed form of the recipe "aligned", and '
+                'this model is of another; set it to "none"'
+            )
+        if self.polish_share and not polishes:
+            raise TrainError(
+                f"polish_share is {self.polish_share}, and this model takes no grain off a finished image, "
+                'as those of the recipe "aligned" do; set it to 0'
+            )
+
     def batch_layout(self, processes: int) -> tuple[int, int]:
         """Return (micro batch size, accumulation steps) for a number of processes, or raise `TrainError`."""
         if self.batch_size % processes:

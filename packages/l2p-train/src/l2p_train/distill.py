@@ -68,8 +68,14 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run every stage; return per stage its model, its steps and passes an image, its loss and seconds."""
     from l2p_arch.sampling.painter import find_pixel_model, sampling_defaults
 
+    from l2p_train.errors import TrainError
     from l2p_train.run.launcher import launch
 
+    if options.model.is_file():
+        raise TrainError(
+            f"{options.model} is a file; give a run of l2p-transfer or a model directory (l2p-arch import "
+            "makes one of a single file)"
+        )
     found = find_pixel_model(options.model)
     usual = sampling_defaults(found.directory)
     guidance = usual.guidance_scale if options.guidance is None else options.guidance

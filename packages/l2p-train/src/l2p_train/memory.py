@@ -92,6 +92,7 @@ def estimate(
     """
     micro, _ = config.batch_layout(processes)
     model, channels = meta_model(config)
+    config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
     plan = plan_for_model(
         model,
         trainable=config.trainable,

@@ -19,7 +19,10 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 
 GRAIN_SIZE = 0.8
-GRAIN_CELLS = (1, 1, 2, 4, 8)  # px
+"""The most that `grain` has, in units of the noise: at the polish's sigma 0.2 a standard deviation of 0.2 of
+the image in [-1, 1]."""
+GRAIN_CELLS = (1, 1, 2, 4, 8)
+"""Sides of the grain's cells, px."""
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -94,6 +97,8 @@ def draw(config: TrainConfig, counter: int, height: int, width: int, polish: flo
 
 def grain(generator: np.random.Generator, height: int, width: int) -> Tensor:
     """What a sampler leaves on a finished image, in units of the noise: (3, height, width), float32.
+
+    Ours; the paper has no such pass.
 
     Normal noise in cells of 1 (two times of five), 2, 4 or 8 px, smooth between their centres, of a size
     `GRAIN_SIZE` u^2 with u uniform in [0, 1): mostly little, sometimes none. A model that is told a sigma and

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
-from l2p_train.errors import TrainError
-
 Conditioning = Mapping[str, Tensor]
 _PLACES = 1000  # of the sigma axis
 VelocityModel = Callable[[Tensor, Tensor, Sequence[Conditioning]], Tensor]
@@ -79,16 +77,11 @@ def closed_form_weight(model: Any) -> Callable[[Tensor], Tensor]:
     2206.00364, sec. 5) weighs by the inverse square of its output's scale for the same reason.
 
     Args:
-        model: an `L2PTransformer`.
+        model: an `L2PTransformer` of the recipe "aligned".
 
-    Raises:
-        TrainError: it has no closed form: it is not aligned.
+    Returns:
+        A function of sigma (B,) in [0, 1]; its values are above 0, one for each thousandth of sigma.
     """
-    if model.aligner is None:
-        raise TrainError(
-            'loss_weighting "error" needs the closed form of an aligned model; set it to "none", or begin '
-            'with a model of the recipe "aligned"'
-        )
     with torch.no_grad():
         sigmas = torch.linspace(0, 1, _PLACES + 1, device=model.aligner.errors.device)
         weights = model.aligner.error(sigmas).float().square().reciprocal()
@@ -110,9 +103,6 @@ LOSS_WEIGHTINGS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def weighting(name: str, model: Any) -> Callable[[Tensor], Any]:
-    """Return the weight of `TrainConfig.loss_weighting`, a function of sigma (B,), for a model.
-
-    Raises:
-        TrainError: the model cannot have it.
-    """
+    """Return the weight of `TrainConfig.loss_weighting`, a function of sigma (B,), for a model that
+    `TrainConfig.check_recipe` lets pass."""
     return closed_form_weight(model) if name == "error" else LOSS_WEIGHTINGS[name]

@@ -122,6 +122,7 @@ class Session:
         model = load_model(config)
         self.scheduler = load_scheduler(config.model)
         check_schedule(self.scheduler, config, model.noise_scale)
+        config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
         self.weight = weighting(config.loss_weighting, model)
         self.plan = plan_for_model(
             model,

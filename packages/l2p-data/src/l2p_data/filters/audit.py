@@ -7,7 +7,7 @@ from typing import Protocol
 import polars as pl
 
 from l2p_data.engines.template import audit_message
-from l2p_data.prompts.generation import check_prompts
+from l2p_data.prompts.records import check_prompts
 
 _KINDS = {
     "format": "audit-format",

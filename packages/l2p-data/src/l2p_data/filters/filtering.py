@@ -15,7 +15,7 @@ from l2p_run.settings import check_ranges, setting
 
 from l2p_data.errors import DataError
 from l2p_data.filters.rules import RULES, with_helper_columns
-from l2p_data.prompts.generation import check_prompts
+from l2p_data.prompts.records import check_prompts
 
 #: Sub-classes whose prompts must say, in double quotes, what is written in the image (Fig. 10).
 TEXT_SUBCLASSES = ("Posters", "Slides", "UI", "English Text", "Chinese Text")

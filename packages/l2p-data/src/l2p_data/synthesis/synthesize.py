@@ -26,7 +26,7 @@ from l2p_data.corpus.manifest import Failure, Manifest, Shard
 from l2p_data.errors import DataError
 from l2p_data.filters.filtering import kept
 from l2p_data.models import local_directory
-from l2p_data.prompts.generation import check_prompts
+from l2p_data.prompts.records import check_prompts
 from l2p_data.synthesis.checks import CheckSettings
 from l2p_data.synthesis.executor import run_here, run_on_ray
 from l2p_data.synthesis.ledger import claim, finished_shards, release, remove_partial_files

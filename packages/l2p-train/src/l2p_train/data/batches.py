@@ -23,7 +23,7 @@ from torch import Tensor
 from l2p_train.config import TrainConfig
 from l2p_train.data.conditioning import Conditioning, ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
-from l2p_train.errors import NonFiniteLossError, TrainError
+from l2p_train.errors import NonFiniteLossError
 from l2p_train.machine.tensors import save_tensors
 from l2p_train.noise import draw, sample_generator
 
@@ -148,11 +148,6 @@ class BatchMaker:
         polish: float = 0.0,
     ) -> None:
         """Prepare. `rows`: those of the corpus that train; None: all. `polish`: as `draw` takes it."""
-        if config.polish_share and not polish:
-            raise TrainError(
-                f"polish_share is {config.polish_share}, and this model takes no grain off a finished image; "
-                'set it to 0, or begin with a model of the recipe "aligned"'
-            )
         self.polish = polish
         self.config, self.corpus, self.conditioning, self.rank = config, corpus, conditioning, rank
         self.micro_batch_size, self.accumulation = config.batch_layout(world_size)

@@ -73,18 +73,19 @@ def launch(
 def _start(path: Path, environments: list[dict[str, str]], logs: Path) -> list[subprocess.Popen[bytes]]:
     """Start the processes. Each has its signals blocked until it can end in an orderly way."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # inherited; __main__ unblocks
+    children = []
     try:
-        # A session of their own: Ctrl-C reaches only us, and each process gets the signal once.
-        return [
-            subprocess.Popen(
-                [sys.executable, "-m", "l2p_train", str(path)],
-                env=environment,
-                stdout=(logs / f"rank-{rank}.log").open("wb"),
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            for rank, environment in enumerate(environments)
-        ]
+        for rank, environment in enumerate(environments):
+            with (logs / f"rank-{rank}.log").open("wb") as log:  # the child has its own copy
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "l2p_train", str(path)],
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches only us, and each process gets the signal once
+                )
+            children.append(child)
+        return children
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
