@@ -138,7 +138,7 @@ def test_a_distance_stands_beside_its_floor_and_a_grid_beside_the_sources(tmp_pa
     alone = replace(full, patch_grids={"l2p": 1.2345})
     for report, shown, hidden in (
         (full, ("61.27", "42.13", "1.071", "1.234", "before the transfer"), ()),
-        (old, ("61.27",), ("floor", "grid of")),
+        (old, ("61.27",), ("floor", "atch grid")),
         (alone, ("1.234",), ("1.071",)),
     ):
         page = write_report(report, tmp_path / "out").read_text()

@@ -1,7 +1,7 @@
 """Category -> structured prompt records (sec. 3.2, "General Prompt Generation").
 
-A record is a row of `PROMPT_SCHEMA` (records.py). Every answer of an engine becomes a row: one that could not be used has
-its cause in `problem`, and the filter drops it with that reason, so nothing vanishes unseen.
+A record is a row of `PROMPT_SCHEMA` (records.py). Every answer of an engine becomes a row: one that could not
+be used has its cause in `problem`, and the filter drops it with that reason, so nothing vanishes unseen.
 """
 
 import json
