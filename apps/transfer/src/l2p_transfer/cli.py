@@ -35,13 +35,14 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     choose_accelerator()
     if options.dry_run:
         from l2p_plan.costs import Machine
+        from l2p_run.progress import say
 
         from l2p_transfer.planning.plan import make_plan
 
         plan = make_plan(config, Machine(gpu=options.gpu, utilisation=options.utilisation))
         out(json.dumps(plan.to_row(), indent=1) if options.json else plan.text())
         for problem in plan.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            say(f"error: {problem}")
         from l2p_transfer.runner import check_unchanged
 
         check_unchanged(config, options.update)

@@ -8,13 +8,13 @@ left as it is, one that was stopped goes on exactly, so the same command again d
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l2p_run.command import Parser, number, out, run_command
+from l2p_run.progress import say
 
 STUDENT: dict[str, Any] = {
     "schedule": "cosine",
@@ -91,7 +91,7 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
     teacher = found.directory
     for stage in stages:
         config = stage_config(stage, teacher, options.output / stage.name, shared)
-        print(f"{stage.name}: teacher {teacher}", file=sys.stderr, flush=True)
+        say(f"{stage.name}: teacher {teacher}")
         result = launch(config, options.processes, on_event=_tell)
         teacher = Path(result.model)
         painted = sampling_defaults(teacher).num_inference_steps
@@ -192,11 +192,9 @@ def _polish(model: Path) -> float:
 
 def _tell(record: dict[str, Any]) -> None:
     if record["event"] == "step":
-        print(
+        say(
             f"step {record['step']}/{record['steps']}  loss {record['loss']:.5f}  "
-            f"{record['images_per_second']:.1f} images/s  {record['eta_seconds']:.0f} s left",
-            file=sys.stderr,
-            flush=True,
+            f"{record['images_per_second']:.1f} images/s  {record['eta_seconds']:.0f} s left"
         )
 
 
