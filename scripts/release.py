@@ -121,9 +121,12 @@ def install_alone(project: dict, projects: list[dict], wheels: Path, python: str
         )
         constraints.write_text(exported, encoding="utf-8")
         _run("uv", "venv", "--quiet", "--python", python, str(environment))
+        # uv keeps what it unpacked from a wheel of this name and version, and would install yesterday's.
+        fresh = [option for each in projects for option in ("--refresh-package", each["name"])]
         _run(
             *("uv", "pip", "install", "--quiet", "--python", str(environment)),
-            *("--constraint", str(constraints), "--find-links", str(wheels), f"{name}=={project['version']}"),
+            *("--constraint", str(constraints), "--find-links", str(wheels), *fresh),
+            f"{name}=={project['version']}",
         )
         allowed = sorted(closure(name, {each["name"]: each for each in projects}))
         interpreter = environment / "bin" / "python"
