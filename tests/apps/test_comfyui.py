@@ -166,14 +166,15 @@ def test_the_preview_is_where_a_straight_path_ends() -> None:
     generator = torch.Generator().manual_seed(0)
     x_0, noise = torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1, torch.randn(1, 3, 8, 8)
     watch, sigmas = _Watch(4), [1.0, 0.8, 0.5, 0.1, 0.0]
-    watch.bar = types.SimpleNamespace(update_absolute=lambda *_: None)
+    previews: list[Any] = []
+    watch.bar = types.SimpleNamespace(update_absolute=lambda *given: previews.append(given[2]))
     for step in range(4):
         after = sigmas[step + 1]
         watch(step, sigmas[step], (1 - after) * x_0 + after * noise)
-    preview = watch._preview()
-    assert preview is not None
-    shown = torch.from_numpy(np.asarray(preview[1], np.float32)).permute(2, 0, 1) / 255
-    assert float((shown - (x_0[0] / 2 + 0.5)).abs().max()) <= 0.6 / 255
+    assert previews[:2] == [None, None]  # two states have not been passed yet
+    for _, image, _ in previews[2:]:
+        shown = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255
+        assert float((shown - (x_0[0] / 2 + 0.5)).abs().max()) <= 0.6 / 255
 
 
 @pytest.mark.parametrize(

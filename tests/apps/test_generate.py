@@ -371,7 +371,7 @@ def test_a_byte_in_the_middle_of_the_weights_is_other_weights(
 
 @pytest.mark.parametrize("text", ["a ring " * 20_000, "x" * 140_000, "two\nlines\tand more", "", " . " * 400])
 def test_a_caption_fits_whatever_the_prompt_at_once(text: str) -> None:
-    from l2p_generate.files import fitting
+    from l2p_serve.sheet import fitting
     from PIL import ImageFont
 
     font, started = ImageFont.load_default(13), time.process_time()

@@ -20,13 +20,12 @@ from l2p_eval.painting import Model, Painting, default_workers, model_settings, 
 from l2p_run import places
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.settings import to_table
+from l2p_train.config import TrainConfig
 from PIL import Image
 
-from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.errors import AblateError, NotFiniteError
+from l2p_ablate.config import ArmTable, Config, SurgeryTable
+from l2p_ablate.errors import NotFiniteError
 
-CALIBRATION_IMAGES = 64  # of the arm's corpus, for initialisations that measure the source
-ALIGNED_IMAGES = 1024  # for the aligned recipe, whose decoder reads nine tokens
 Progress = Callable[[str], None]
 
 
@@ -73,10 +72,10 @@ def run_arm(
         return known
     started = time.perf_counter()
     initial = folder / "initial"
+    settings = config.train_config(arm, seed=seed, model=initial, corpus=corpus, output=folder / "train")
     if not (initial / "model_index.json").is_file():
         progress("surgery")
-        make_initial(config, arm, seed, corpus, initial)
-    settings = config.train_config(arm, seed=seed, model=initial, corpus=corpus, output=folder / "train")
+        make_initial(config.source.model, initial, config.surgery_of(arm), settings)
 
     def on_event(event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
@@ -111,76 +110,38 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def check_arms(config: Config) -> None:
-    """Builds every arm's model on the meta device, before hours are spent; `ArchError` or `AblateError` says
+    """Builds every arm's model on the meta device, before hours are spent; `ArchError` or `TrainError` says
     what is wrong."""
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
     from l2p_arch.surgery.aligned import recipe_config
-    from l2p_arch.surgery.settings_check import check_surgery_settings
     from l2p_arch.surgery.source import open_source
-    from l2p_train.errors import TrainError
 
     source = open_source(config.source.model)
     trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     for arm in config.arm:
         surgery = config.surgery_of(arm)
         check_size(config.size, config.size, surgery.patch_size)
-        check_surgery_settings(
-            recipe=surgery.recipe,
-            patch_size=surgery.patch_size,
-            head_channels=surgery.head_channels,
-            initialisation=surgery.initialisation,
-            decoder=surgery.decoder,
-            prediction=surgery.prediction,
-            table=f"arm {arm.name}: surgery.",
-        )
+        places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
+        surgery.check(config.train_config(arm, seed=0, **places), where=f"arm {arm.name}: ")
         with torch.device("meta"):
-            model = L2PTransformer(
+            L2PTransformer(
                 source.family.name,
                 trunk,
                 surgery.patch_size,
                 surgery.head_channels,
                 **recipe_config(surgery.recipe, surgery.decoder, surgery.prediction),
             )
-        places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
-        settings = config.train_config(arm, seed=0, **places)
-        try:
-            settings.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
-        except TrainError as error:
-            raise AblateError(f"arm {arm.name}: train.{error}") from None
 
 
-def make_initial(config: Config, arm: ArmTable, seed: int, corpus: Path, out: Path) -> None:
+def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainConfig) -> None:
     """The pixel-space initialisation of an arm."""
-    from l2p_arch.surgery.convert import convert
     from l2p_arch.surgery.scratch import forget_trunk
-    from l2p_arch.surgery.starts import measures_source
-    from l2p_train.data.corpus import first_images
 
-    surgery = config.surgery_of(arm)
-    aligned = surgery.recipe == "aligned"
-    images, prompts = None, None
-    if aligned or measures_source(surgery.initialisation):
-        settings = config.train_config(arm, seed=seed, model=out, corpus=corpus, output=out.parent / "train")
-        count = ALIGNED_IMAGES if aligned else CALIBRATION_IMAGES
-        images, prompts = first_images(settings, multiple=surgery.patch_size, wanted=lambda _: count)
     staging = out.with_name(f".{out.name}.partial")
-    convert(
-        config.source.model,
-        staging,
-        patch_size=surgery.patch_size,
-        head_channels=surgery.head_channels,
-        recipe=surgery.recipe,
-        initialisation=surgery.initialisation,
-        prediction=surgery.prediction,
-        decoder=surgery.decoder,
-        calibration_images=images,
-        calibration_prompts=prompts if aligned else None,
-        seed=seed,
-        overwrite=True,
-    )
+    surgery.operate(source, staging, train)
     if surgery.trunk == "random":
-        forget_trunk(staging, seed)
+        forget_trunk(staging, train.seed)
     staging.rename(out)
 
 

@@ -15,6 +15,7 @@ from l2p_run.config_file import merged, read_extended
 from l2p_run.errors import UserError, raised_as
 from l2p_run.settings import LARGEST_SEED, cut, read_table, seed_setting, setting, to_table
 from l2p_train.config import TrainConfig, config_from_mapping
+from l2p_train.run.surgery import SurgerySettings
 
 from l2p_ablate.errors import AblateError
 
@@ -61,18 +62,13 @@ class DataTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurgeryTable:
-    """Sec. 3.3: what `l2p_arch.convert` takes."""
+class SurgeryTable(SurgerySettings):
+    """Sec. 3.3, with the miniature's defaults."""
 
-    patch_size: int = setting(16, ge=1, le=LARGEST_SIDE)
     head_channels: tuple[int, ...] = setting((16, 32, 64, 128), ge=1, le=LARGEST_SIDE)
     initialisation: str = "fitted+detail"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = setting(None, later=True)
     trunk: Literal["inherited", "random"] = "inherited"  # random: from scratch
-    recipe: Literal["paper", "aligned"] = setting("paper", later=True)
-    decoder: str = setting("auto", later=True)  # aligned only
-    prediction: Literal["auto", "velocity", "x_0"] = setting(
-        "auto", later=True
-    )  # of the head; auto: the recipe's
 
 
 @dataclass(frozen=True, kw_only=True)

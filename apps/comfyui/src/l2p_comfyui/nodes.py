@@ -132,36 +132,22 @@ class Sample:
 
 
 class _Watch:
-    """After each step: ComfyUI's progress bar with a preview, and its stop button.
-
-    The preview is the image that an earlier step headed for: a state is noise still, but two of them with
-    their sigmas give the velocity between them. A state's sigma is known when the next step begins there.
-    """
+    """After each step: ComfyUI's progress bar with a preview, and its stop button."""
 
     def __init__(self, total: int) -> None:
+        from l2p_arch.sampling.preview import Preview
+
         utils, self.management = _host("comfy.utils"), _host("comfy.model_management")
         self.bar = utils.ProgressBar(total) if utils else None
-        self.total = total
-        self.state: Tensor | None = None
-        self.passed: list[tuple[float, Tensor]] = []  # (sigma, state (1, 3, H, W)), the last two
+        self.total, self.preview = total, Preview()
 
     def __call__(self, step: int, sigma: float, x_t: Tensor) -> None:
         if self.management:
             self.management.throw_exception_if_processing_interrupted()
         if self.bar:
-            if self.state is not None:
-                self.passed = [*self.passed[-1:], (sigma, self.state)]
-            self.state = x_t[:1].cpu()
-            self.bar.update_absolute(step + 1, self.total, self._preview())
-
-    def _preview(self) -> tuple[str, Image.Image, int] | None:
-        if len(self.passed) < 2:
-            return None
-        (before, x_before), (sigma, x_t) = self.passed
-        if before == sigma:
-            return None
-        x_0 = x_t - sigma * (x_t - x_before) / (sigma - before)
-        return "JPEG", _to_pil(x_0.permute(0, 2, 3, 1) / 2 + 0.5)[0], 512
+            x_0 = self.preview.after(sigma, x_t)
+            shown = None if x_0 is None else ("JPEG", _to_pil(x_0.permute(1, 2, 0)[None] / 2 + 0.5)[0], 512)
+            self.bar.update_absolute(step + 1, self.total, shown)
 
 
 def _host(name: str) -> Any:

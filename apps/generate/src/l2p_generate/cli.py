@@ -39,11 +39,11 @@ def _paint(options: Any) -> int:
     from l2p_arch.sampling.settings import sampling_defaults
     from l2p_run.command import out
     from l2p_run.progress import Counter, say
-    from l2p_serve.files import save
+    from l2p_serve.files import check_output, save
     from l2p_serve.fingerprint import is_made_by
+    from l2p_serve.sheet import save_sheet
 
     from l2p_generate.errors import GenerateError
-    from l2p_generate.files import check_output, save_sheet
     from l2p_generate.model import announce_import, choose_model
     from l2p_generate.request import SAMPLING_FLAGS, is_unchanged, make_recipes
 
@@ -100,10 +100,9 @@ def _as_json(pictures: Any, paths: list[Path]) -> str:
 def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
     """Says on stderr whether the image came out the same, and where not, what may be why."""
     from l2p_run.progress import say
+    from l2p_serve.files import difference
     from l2p_serve.fingerprint import EARLIER_DIGITS
     from l2p_serve.recipe import provenance
-
-    from l2p_generate.files import difference
 
     pixels, most = difference(picture, original)
     if pixels == 0:

@@ -32,19 +32,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-source", action="store_true", help="do not load the source")
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=number(int, ge=0, le=65535), help="default: the first free one from 7860")
-    add(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a further name to answer to, such as that of a reverse proxy; may be given several times",
-    )
-    add(
-        "--auth-file",
-        type=Path,
-        metavar="FILE",
-        help="lines of user:password; required when --host is not a loopback address",
-    )
+    further = "a further name to answer to, such as that of a reverse proxy; may be given several times"
+    add("--allow-host", action="append", default=[], metavar="NAME", help=further)
+    users = "lines of user:password; required when --host is not a loopback address"
+    add("--auth-file", type=Path, metavar="FILE", help=users)
     add("--output", type=Path, metavar="DIR", help="keep the pictures here; default: thrown away at the end")
     add("--max-images", type=COUNT, default=4, metavar="N", help="per request (default 4)")
     add("--max-steps", type=STEPS, default=100, metavar="N", help="per image (default 100)")
@@ -52,12 +43,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--queue", type=COUNT, default=16, metavar="N", help="requests that may wait (default 16)")
     add("--open", action="store_true", help="open a browser")
     add("--api", action="store_true", help="OpenAI's image endpoints instead of the page")
-    add(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="with --api: a bearer token a line; required when --host is not a loopback address",
-    )
+    tokens = "with --api: a bearer token a line; required when --host is not a loopback address"
+    add("--token-file", type=Path, metavar="FILE", help=tokens)
     add("--max-batch", type=COUNT, default=8, metavar="N", help="with --api: images at once (default 8)")
     return parser.parse_args(arguments)
 

@@ -110,55 +110,31 @@ def _parser() -> Parser:
         " training, evaluation, report. Run the same command again to resume.",
         epilog="Exit codes: 0 done, 1 bug, 2 usage or input, 3 training failed, 130/143 interrupted.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file such as configs/mini.toml")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run every stage on random weights and a few items, in RUN-rehearsal/, measure it beside the"
-        " plan, and remove it; needs no weights",
-    )
     add = parser.add_argument
-    add(
-        "--rehearse-depth",
-        type=number(int, ge=1),
-        metavar="N",
-        help="at most N blocks of each kind (default: all)",
+    add("config", type=Path, metavar="CONFIG", help="a TOML file such as configs/mini.toml")
+    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    rehearsal = (
+        "run every stage on random weights and a few items, in RUN-rehearsal/, measure it beside the plan,"
+        " and remove it; needs no weights"
     )
-    add(
-        "--rehearse-size",
-        type=number(int, ge=1),
-        metavar="PX",
-        help="side of the images (default: the config's)",
-    )
+    add("--rehearse", action="store_true", help=rehearsal)
+    at_most = "at most N blocks of each kind (default: all)"
+    add("--rehearse-depth", type=number(int, ge=1), metavar="N", help=at_most)
+    side = "side of the images (default: the config's)"
+    add("--rehearse-size", type=number(int, ge=1), metavar="PX", help=side)
     add("--rehearse-keep", action="store_true", help="do not remove RUN-rehearsal/")
-    parser.add_argument(
-        "--gpu", default="H100", metavar="NAME", help="of the plan's hours: H100, H200, B200, A100, ..."
+    add("--gpu", default="H100", metavar="NAME", help="of the plan's hours: H100, H200, B200, A100, ...")
+    share = "of that GPU's peak (default 0.4)"
+    add("--utilisation", type=number(gt=0, le=1), default=0.4, metavar="SHARE", help=share)
+    one = "override one setting; can be repeated"
+    add("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help=one)
+    accepted = (
+        "accept a changed [evaluate], [report] or train.steps in a run, changed [prompts], [filter], [source]"
+        " or [images] before an image is painted, and [surgery] or [train] before it has left anything, and"
+        " redo what they touch"
     )
-    parser.add_argument(
-        "--utilisation",
-        type=number(gt=0, le=1),
-        default=0.4,
-        metavar="SHARE",
-        help="of that GPU's peak (default 0.4)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="TABLE.KEY=VALUE",
-        help="override one setting; can be repeated",
-    )
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="accept a changed [evaluate], [report] or train.steps in a run, changed [prompts], [filter],"
-        " [source] or [images] before an image is painted, and [surgery] or [train] before it has left"
-        " anything, and redo what they touch",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the result (or the plan) as JSON on stdout"
-    )
+    add("--update", action="store_true", help=accepted)
+    add("--json", action="store_true", help="print the result (or the plan) as JSON on stdout")
     return parser
 
 

@@ -30,6 +30,7 @@ from l2p_run.settings import (
 from l2p_run.storage.addresses import is_address
 from l2p_run.usage import usable_cores
 from l2p_train.config import TrainConfig, config_from_mapping
+from l2p_train.run.surgery import SurgerySettings
 
 from l2p_transfer.errors import TransferError
 from l2p_transfer.validation import check_config, check_kind, check_storage
@@ -74,23 +75,6 @@ class SourceSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurgerySection:
-    """From the source's transformer to the pixel-space initialisation (sec. 3.3, Table 3)."""
-
-    recipe: Literal["paper", "aligned"] = setting("paper", later=True)  # aligned: keeps the source's last
-    # layer, predicts x_0
-    decoder: str = setting("auto", later=True)  # aligned only: low-rank, least-squares, neighbours, filters
-    # or closed-form
-    patch_size: int = setting(16, ge=1)
-    head_channels: tuple[int, ...] = setting((64, 128, 256, 512), ge=1)
-    initialisation: str = (
-        "auto"  # a closed form; "fitted+kaiming+gated" measures the source and learns quicker,
-    )
-    # but holds the source's transformer in memory, in float32
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as in the source
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateSection:
     """GenEval of the source and of the L2P model, and a Frechet distance between them (sec. 4)."""
 
@@ -98,18 +82,15 @@ class EvaluateSection:
     detector: str = "scenes"  # scenes: the miniature's exact one; coco: GenEval's, needs the two models below
     detector_model: Path | None = None  # transformers directory of a Mask2Former (Swin-S, COCO instance)
     color_model: Path | None = None  # transformers directory of a CLIP (ViT-L/14)
-    width: int | None = setting(None, ge=1, le=LONGEST_SIDE)  # px, with height; None: the size of the
-    # training. Also what l2p-generate
-    height: int | None = setting(None, ge=1, le=LONGEST_SIDE)  # paints by default
+    width: int | None = setting(None, ge=1, le=LONGEST_SIDE)  # px, with height; None: the training's size
+    height: int | None = setting(None, ge=1, le=LONGEST_SIDE)  # px. Both are what l2p-generate paints, too
     images_per_prompt: int = setting(4, ge=1)
     num_inference_steps: int = setting(30, ge=1, le=MOST_STEPS)
     guidance_scale: float = setting(2.0, ge=0)
     noise_shift: float | None = setting(None, gt=0)  # None: the model's scheduler decides
     batch_size: int = setting(16, ge=1)
     cpu_offload: bool = False  # text encoder, transformer, VAE are on the GPU by turns: slower, less memory
-    workers: int | None = setting(
-        None, ge=0
-    )  # None: one per GPU or per CPU core; 0: in the command's own process
+    workers: int | None = setting(None, ge=0)  # None: one per GPU or core; 0: the command's own process
     seed: int = seed_setting(42)  # of the first image
     dtype: Dtype = "auto"
     features: str = "efficientnet-lite0"  # for the Frechet distance
@@ -135,7 +116,7 @@ class Config:
     prompts: PromptSettings
     filter: FilterRules
     images: ImageSettings
-    surgery: SurgerySection
+    surgery: SurgerySettings
     train: TrainConfig
     processes: int
     evaluate: EvaluateSection
@@ -163,7 +144,7 @@ TABLES = {
     "prompts": PromptSettings,
     "filter": FilterRules,
     "images": ImageSettings,
-    "surgery": SurgerySection,
+    "surgery": SurgerySettings,
     "train": TrainConfig,
     "evaluate": EvaluateSection,
     "report": ReportSection,

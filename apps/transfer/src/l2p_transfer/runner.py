@@ -27,37 +27,20 @@ from l2p_transfer.storage import RunStorage
 
 MAY_CHANGE = ("evaluate", "report")  # tables that --update may change in a run directory
 OF_THE_CORPUS = ("prompts", "filter", "source", "images")  # tables that it may change until one is painted
-IRRELEVANT = (
-    ("run", "output"),
-    ("source", "repository"),
-    ("images", "workers"),
-    ("images", "cpu_offload"),
-    ("evaluate", "workers"),
-    ("evaluate", "cpu_offload"),
-    ("cluster", "address"),
-    ("cluster", "cpus_per_process"),
-    ("cluster", "max_failures"),
-    ("cluster", "llm_resources"),
-    ("cluster", "synthesis_resources"),
-    ("cluster", "training_resources"),
-    ("cluster", "evaluation_resources"),
-    ("train", "corpus_cache"),
-    ("train", "corpus_cache_gb"),
+_OF_THE_CLUSTER = (
+    *("address", "cpus_per_process", "max_failures"),
+    *("llm_resources", "synthesis_resources", "training_resources", "evaluation_resources"),
 )
-
+IRRELEVANT = (  # keys that change nothing in what a run makes
+    *(("run", "output"), ("source", "repository")),
+    *(("images", "workers"), ("images", "cpu_offload")),
+    *(("evaluate", "workers"), ("evaluate", "cpu_offload")),
+    *(("cluster", key) for key in _OF_THE_CLUSTER),
+    *(("train", "corpus_cache"), ("train", "corpus_cache_gb")),
+)
 PACKAGES = (
-    "l2p-run",
-    "l2p-arch",
-    "l2p-data",
-    "l2p-train",
-    "l2p-eval",
-    "l2p-transfer",
-    "torch",
-    "diffusers",
-    "transformers",
-    "deepspeed",
-    "ray",
-    "torchmetrics",
+    *("l2p-run", "l2p-arch", "l2p-data", "l2p-train", "l2p-eval", "l2p-transfer"),
+    *("torch", "diffusers", "transformers", "deepspeed", "ray", "torchmetrics"),
 )
 """Whose versions stand in provenance.json."""
 

@@ -24,11 +24,6 @@ from l2p_transfer.paths import RunPaths
 from l2p_transfer.sizes import evaluated_size
 from l2p_transfer.validation import check_held_out
 
-CALIBRATION_PIXELS = 2**20  # of corpus images that surgery may measure the source with
-CALIBRATION_IMAGES = 64
-ALIGNED_TOKENS = 2**14  # that the maps of the aligned recipe are fitted on
-ALIGNED_IMAGES = 16  # at least
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -131,29 +126,11 @@ def make_images(run: Run, progress: Progress) -> Outcome:
 
 def operate(run: Run, progress: Progress) -> Outcome:
     """The source's transformer becomes the pixel-space initialisation (sec. 3.3)."""
-    from l2p_arch.surgery.convert import convert
-    from l2p_arch.surgery.starts import measures_source
-
-    section = run.config.surgery
-    measuring = section.recipe == "aligned" or measures_source(section.initialisation)
-    images, prompts = _calibration_images(run) if measuring else (None, None)
-    report = convert(
-        run.config.source.model,
-        run.paths.initial,
-        patch_size=section.patch_size,
-        head_channels=section.head_channels,
-        seed=run.config.run.seed,
-        dtype=section.dtype,
-        recipe=section.recipe,
-        initialisation=section.initialisation,
-        decoder=section.decoder,
-        calibration_images=images,
-        calibration_prompts=prompts,
-        overwrite=True,
-    )
+    config = run.config
+    report = config.surgery.operate(config.source.model, run.paths.initial, config.train)
     counts = report.counts()
     notes = [f"{value['tensors']} tensors {kind}" for kind, value in counts.items()]
-    if section.recipe == "aligned":
+    if config.surgery.recipe == "aligned":
         kept = report.measures["pixels_from_latents"]
         notes.append(f"R^2 {kept:.2f} of pixels from latents, noise shift x {report.measures['scale']:.2f}")
     return Outcome(
@@ -266,21 +243,6 @@ def place_of(run: Run) -> Place:
         ray_address=cluster.address or None,
         replica_resources=cluster.llm_resources,
     )
-
-
-def _calibration_images(run: Run) -> tuple[Any, list[str]]:
-    """Some corpus images as (N, 3, H, W) in [-1, 1], for what measures the source, and their prompts."""
-    from l2p_train.data.corpus import first_images
-
-    surgery = run.config.surgery
-
-    def wanted(pixels: int) -> int:
-        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))
-        if surgery.recipe == "aligned":  # its decoder reads nine tokens, and wants as many examples
-            count = max(ALIGNED_IMAGES, ALIGNED_TOKENS * surgery.patch_size**2 // pixels)
-        return count
-
-    return first_images(run.config.train, multiple=surgery.patch_size, wanted=wanted)
 
 
 def _write_sampling_defaults(run: Run) -> None:

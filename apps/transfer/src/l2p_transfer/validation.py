@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
 from l2p_arch.sampling.call_options import check_call
-from l2p_arch.surgery.settings_check import check_surgery_settings
 from l2p_data.errors import DataError
 from l2p_run.places import is_address
 from l2p_train.errors import TrainError
@@ -45,9 +44,9 @@ def check_config(config: "Config") -> None:
     _check_sizes(config)
     try:
         config.prompts.check()
-    except DataError as error:
+        config.surgery.check(config.train)
+    except (DataError, ArchError, TrainError) as error:
         raise TransferError(str(error)) from None
-    _check_start(config)
     config.cluster.check()
     check_held_out(config, config.prompts.count)
     if config.processes:  # auto always divides
@@ -122,24 +121,3 @@ def _check_side(name: str, length: int, patch: int) -> None:
     below, above = length // patch * patch, (length // patch + 1) * patch
     usable = f"{below} or {above}" if below > 0 else f"{max(above, patch)}"
     raise TransferError(f"{name} {length} is not a multiple of surgery.patch_size {patch}; use {usable}")
-
-
-def _check_start(config: "Config") -> None:
-    """A start that is unknown or does not suit the head would else be noticed when all images are painted."""
-    surgery = config.surgery
-    try:
-        check_surgery_settings(
-            recipe=surgery.recipe,
-            patch_size=surgery.patch_size,
-            head_channels=surgery.head_channels,
-            initialisation=surgery.initialisation,
-            decoder=surgery.decoder,
-            table="surgery.",
-        )
-    except ArchError as error:
-        raise TransferError(str(error)) from None
-    aligned = surgery.recipe == "aligned"  # whose models polish, too
-    try:
-        config.train.check_recipe(aligned=aligned, polishes=aligned)
-    except TrainError as error:
-        raise TransferError(f"train.{error}") from None

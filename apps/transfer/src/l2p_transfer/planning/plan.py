@@ -72,7 +72,7 @@ def _work(config: Config) -> Mapping[str, tuple[str, Path | str]]:
             f"{counted(prompts.count * config.images.seeds_per_prompt, 'image')} of {in_words(painted)}",
             train.corpus,
         ),
-        "surgery": (_surgery_in_words(config), paths.initial),
+        "surgery": (config.surgery.in_words(), paths.initial),
         "training": (f"{train.steps:,} steps of {counted(train.batch_size, 'image')}{resized}", paths.train),
         "evaluation": (
             f"{counted(config.evaluate.images_per_prompt, 'image')} a prompt, {l2p}"
@@ -81,15 +81,3 @@ def _work(config: Config) -> Mapping[str, tuple[str, Path | str]]:
         ),
         "report": ("report.html, report.md", paths.report),
     }
-
-
-def _surgery_in_words(config: Config) -> str:
-    from l2p_arch.surgery.aligned import DECODERS, resolve_decoder, resolve_start
-
-    surgery = config.surgery
-    if surgery.recipe == "paper":
-        return f"patch {surgery.patch_size}, {surgery.initialisation}"
-    decoder = resolve_decoder(surgery.decoder)
-    runs = "VAE and transformer" if DECODERS[decoder].runs_source else "VAE"
-    start = resolve_start(surgery.initialisation)
-    return f"patch {surgery.patch_size}, aligned, decoder {decoder}, {start}; runs the source's {runs}"

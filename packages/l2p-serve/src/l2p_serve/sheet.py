@@ -1,28 +1,17 @@
-"""Where pictures go: the name that is asked for, a contact sheet, what differs from an earlier picture."""
+"""A contact sheet: many pictures in one PNG file, each with its prompt and seed under it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_run.pictures import open_picture
-from l2p_run.places import make_folder
-from l2p_serve.files import write_png
-from l2p_serve.painting import Picture
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from l2p_generate.errors import GenerateError
+from l2p_serve.errors import ServeError
+from l2p_serve.files import write_png
+from l2p_serve.painting import Picture
 
 _LARGEST_SHEET = 1 << 28  # pixels
-
-
-def check_output(output: Path) -> None:
-    """Refuse a name that could not be written, before hours of painting."""
-    if output.suffix.lower() != ".png":
-        raise GenerateError(f"-o {output} must end in .png, the format that keeps the parameters")
-    if output.is_dir():
-        raise GenerateError(f"-o {output} is a folder; give the name of a file")
-    make_folder(output.parent, "choose another -o")
 
 
 def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Path:
@@ -33,9 +22,7 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
     rows = -(-len(pictures) // columns)
     width, height = gap + columns * (side + gap), gap + rows * (side + caption + gap)
     if width * height > _LARGEST_SHEET:
-        raise GenerateError(
-            f"a sheet of {len(pictures)} pictures has {width} x {height} px; leave out --sheet"
-        )
+        raise ServeError(f"a sheet of {len(pictures)} pictures has {width} x {height} px; leave out --sheet")
     sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, picture in enumerate(pictures):
@@ -70,15 +57,3 @@ def fitting(text: str, width: int, font: Any) -> str:
         else:
             too_long = middle
     return line[:fits].rstrip(" .") + "..."
-
-
-def difference(picture: Picture, original: Path) -> tuple[int, int]:
-    """(pixels that differ, by how much at most of 255) between a picture and a PNG file of its size."""
-    image = open_picture(original)
-    if image.size != picture.image.size:
-        return picture.image.width * picture.image.height, 255
-    delta = ImageChops.difference(picture.image.convert("RGB"), image)
-    bands = delta.split()
-    largest = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
-    histogram = largest.histogram()
-    return sum(histogram[1:]), max((value for value, count in enumerate(histogram) if count), default=0)
