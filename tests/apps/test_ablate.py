@@ -16,7 +16,8 @@ from l2p_ablate.data import render_prompt, restyled
 from l2p_ablate.store import Store, held
 from l2p_eval.report.arms import Claim, compare, spread, summarise, table
 from l2p_mini.detector import ExactDetector
-from l2p_mini.paths import EVALUATION_METADATA, GRAMMAR
+from l2p_mini.gaps import KINDS
+from l2p_mini.paths import EVALUATION_METADATA, GAPS_METADATA, GRAMMAR
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,11 @@ def test_every_shipped_ablation_loads_with_three_seeds_and_a_budget(path: Path) 
         ("prompts_per_tag = 1", f"seed = {10**23}", "evaluate.seed is"),
         ("prompts_per_tag = 1", "batch_size = 0", "evaluate.batch_size is 0"),
         ('worse = "scratch"', 'worse = "scratch"\nmargin = nan', "claim[0].margin is nan"),
+        (
+            'worse = "scratch"',
+            'worse = "scratch"\nmetric = "fid"',
+            "claim: no metric 'fid'; there is geneval,",
+        ),
         ('name = "scratch"', 'name = "../x"', "becomes a folder"),
         (
             "train.trainable",
@@ -413,3 +419,25 @@ def test_the_other_house_style_shows_what_the_prompt_says() -> None:
     seen = {(found.color, found.label) for found in ExactDetector().detect(other) if found.confidence > 0.3}
     assert seen == {("red", "circle"), ("blue", "square")}
     assert render_prompt(prompt, 0, 64).tobytes() == image.tobytes()
+
+
+def test_checkpoints_that_are_kept_and_kinds_of_prompts_have_scores_of_their_own(
+    tmp_path: Path, untrained_source: Path
+) -> None:
+    text = TINY.replace("SOURCE", str(untrained_source)).replace(str(EVALUATION_METADATA), str(GAPS_METADATA))
+    text = text.replace("steps = 2\n", "steps = 3\ncheckpoint_every = 1\nkeep_checkpoints = 2\n")
+    claim = '[[claim]]\nbetter = "transfer"\nworse = "scratch"\nmetric = "geneval:shape"\n'
+    (tmp_path / "kinds.toml").write_text(text.replace("prompts_per_tag = 1", "prompts_per_tag = 4") + claim)
+    arguments = [str(tmp_path / "kinds.toml"), "-o", str(tmp_path / "out"), "--workers", "0"]
+    assert main([*arguments, "--publish", str(tmp_path / "published")]) == 0
+    results = json.loads((tmp_path / "out/kinds/results.json").read_text())
+    kinds = {f"geneval:{kind}" for kind in KINDS}
+    for run in results["runs"]:
+        assert [at["step"] for at in run["history"]] == [2, 3]
+        assert run["history"][1]["metrics"] == run["metrics"] != run["history"][0]["metrics"]
+        assert kinds < set(run["metrics"])
+        assert not (tmp_path / "out/shared/runs" / run["run"] / "earlier").exists()
+    assert results["reference"]["metrics"] == dict.fromkeys(["geneval", *kinds], 1.0)  # renders are right
+    assert [one["metric"] for one in results["comparisons"]] == ["geneval", "geneval:shape"]
+    assert (tmp_path / "published/kinds-steps.png").is_file()
+    assert "| reference: scenes | 1.000 |" in table(results)

@@ -86,6 +86,24 @@ def test_a_missing_grammar_is_a_data_error(tmp_path: Path) -> None:
         GrammarGenerator(tmp_path / "none.toml")
 
 
+def test_prompts_with_an_excluded_phrase_are_never_generated_and_all_others_are(tmp_path: Path) -> None:
+    path = tmp_path / "g.toml"
+    head = 'name = "x"\nexclude_phrases = ["old cat", "owl"]\n[slots]\nage = ["old", "young"]\n'
+    path.write_text(
+        head + 'kind = ["cat", "cats", "owls", "fowl"]\n[[category]]\nsuperclass = "A"\nsubclass = "B"\n'
+        'category = "C"\ntemplates = ["{age} {kind}"]\n'
+    )
+    prompts = set(generate_prompts(GrammarGenerator(path), 4)["prompt"])
+    assert prompts == {"young cat", "young cats", "old fowl", "young fowl"}
+    path.write_text(path.read_text().replace('"owl"', '"young", "old"'))
+    with pytest.raises(DataError, match=r"held out by exclude_phrases = .*young"):
+        generate_prompts(GrammarGenerator(path), 1)
+    for wrong in ('"owl"', '["owl", 5]', '[""]'):
+        path.write_text(head.replace('["old cat", "owl"]', wrong))
+        with pytest.raises(DataError, match=r"exclude_phrases is .*must be a list of texts"):
+            load_grammar(path)
+
+
 def test_a_category_that_is_held_out_whole_is_an_error(tmp_path: Path) -> None:
     held_out = next(
         text for text in map(str, range(99)) if int(hashlib.sha256(text.encode()).hexdigest(), 16) % 2 == 0

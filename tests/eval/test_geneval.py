@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from l2p_eval.errors import EvalError
 from l2p_eval.geneval import ImageScore, check_prompts, judge, parse_row, read_metadata, relations, summarise
 from l2p_eval.layout import read_folder, score_folder, write_image, write_prompts
+from l2p_eval.painting import Pictures
+from l2p_eval.scores import geneval
 from PIL import Image
 
 
@@ -227,6 +229,25 @@ def test_metadata_survives_reading_and_writing(tmp_path: Path) -> None:
     assert [prompt.to_row() for prompt in prompts] == [
         row | {"include": [dict(r) for r in row["include"]]} for row in ROWS
     ]
+
+
+def test_prompts_of_a_kind_keep_it_and_each_kind_has_its_share(tmp_path: Path) -> None:
+    cat = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a cat"}
+    rows = [cat | {"kind": "known"}, cat | {"prompt": "a new cat", "kind": "new"}, cat]
+    prompts = read_metadata(metadata_file(tmp_path, rows))
+    assert [prompt.to_row() for prompt in prompts] == rows
+    with pytest.raises(EvalError, match="kind is 5; it must be a text"):
+        parse_row(cat | {"kind": 5})
+    write_prompts(tmp_path, prompts)
+    for index, color in enumerate(("red", "blue", "blue")):
+        write_image(Image.new("RGB", (8, 8), color), tmp_path, index, 0)
+
+    class RedIsACat:
+        def detect(self, image: Image.Image) -> list[Found]:
+            return [Found("cat")] if image.getpixel((0, 0)) == (255, 0, 0) else []
+
+    pictures = Pictures(name="x", folder=tmp_path)
+    assert geneval(pictures, RedIsACat()).details["kinds"] == {"known": 1.0, "new": 0.0}
 
 
 @pytest.mark.parametrize(

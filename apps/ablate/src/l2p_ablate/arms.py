@@ -3,8 +3,9 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Held:
 
     prompts: Sequence[GenEvalPrompt]
     reference: Sequence[Path]
+    score: Mapping[str, float]  # of those pictures, as of an arm's
 
 
 def model_of(directory: Path, **options: Any) -> Model:
@@ -82,7 +84,8 @@ def run_arm(
             progress(f"step {event['step']}/{settings.steps}, loss {event['loss']:.3f}")
 
     training = launch(settings, _processes(config, workers), on_event)
-    metrics, tags = evaluate(config, arm, folder, held, workers, progress)
+    judge = partial(evaluate, config, arm, held=held, workers=workers, progress=progress)
+    metrics, tags = judge(folder / "train" / "model", folder / "images")
     if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise NotFiniteError(
             f"arm {arm.name}, seed {seed}: {broken[0]} is {metrics[broken[0]]} after the training; a lower"
@@ -96,9 +99,10 @@ def run_arm(
         "geneval_tags": tags,
         "training": {key: value for key, value in asdict(training).items() if key != "model"},
         "curve": [(record["step"], record["loss"]) for record in steps if record.get("event") == "step"],
+        "history": [*_earlier(folder, judge), {"step": training.steps, "metrics": metrics}],
         "seconds": round(time.perf_counter() - started, 1),  # of this session
     }
-    for leftover in (folder / "train" / "checkpoints", initial):  # nothing resumes from them any more
+    for leftover in (folder / "train" / "checkpoints", initial, folder / "earlier"):  # nothing resumes there
         shutil.rmtree(leftover, ignore_errors=True)
     places.write_json(folder / "result.json", result, ensure_ascii=True)
     return result
@@ -145,14 +149,32 @@ def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainCon
     staging.rename(out)
 
 
+def _earlier(folder: Path, judge: Callable[[Path, Path], tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
+    """The metrics at the checkpoints before the last one, where `train.keep_checkpoints` kept any."""
+    from l2p_train.run.checkpoint import list_checkpoints
+    from l2p_train.run.export import export_model
+
+    for checkpoint in list_checkpoints(folder / "train" / "checkpoints")[:-1]:
+        model = export_model(folder / "initial", checkpoint, folder / "earlier" / "model")
+        metrics, _ = judge(model, folder / "earlier" / "images")
+        yield {"step": checkpoint.step, "metrics": metrics}
+
+
 def evaluate(
-    config: Config, arm: ArmTable, folder: Path, held: Held, workers: int | None, progress: Progress
+    config: Config,
+    arm: ArmTable,
+    directory: Path,
+    images: Path,
+    *,
+    held: Held,
+    workers: int | None,
+    progress: Progress,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of an arm's model, and its GenEval score per tag."""
+    """The metrics of an arm's model in `directory`, which paints into `images`; and its score per tag."""
     from l2p_mini.detector import ExactDetector
     from l2p_train.report.held_out import held_out_loss
 
-    directory, prompts = folder / "train" / "model", [prompt.prompt for prompt in held.prompts]
+    prompts = [prompt.prompt for prompt in held.prompts]
     model = model_of(
         directory,
         height=config.size,
@@ -160,7 +182,6 @@ def evaluate(
         max_sequence_length=config.source.max_sequence_length,
         **to_table(config.sampling_of(arm)),
     )
-    images = folder / "images"
     shutil.rmtree(images, ignore_errors=True)
     pictures = paint(
         arm.name,
@@ -174,7 +195,7 @@ def evaluate(
     distance = scores.frechet(pictures, load_extractor("efficientnet-lite0"), reference=held.reference)
     patch_size = config.surgery_of(arm).patch_size
     metrics = {
-        "geneval": seen.headline,
+        **score_by_kind(seen),
         "frechet": distance.headline,
         "loss": held_out_loss(
             directory,
@@ -188,6 +209,12 @@ def evaluate(
     if 1 < patch_size < config.size:  # else no border of a patch has pixels beside it
         metrics["patch-grid"] = scores.patch_grid(pictures, patch_size=patch_size).headline
     return metrics, dict(seen.details["scores"]["tags"])
+
+
+def score_by_kind(seen: scores.Score) -> dict[str, float]:
+    """GenEval's score as metrics of an arm: overall, and of each kind of prompts where they have one."""
+    kinds = seen.details.get("kinds", {})
+    return {"geneval": seen.headline, **{f"geneval:{kind}": share for kind, share in kinds.items()}}
 
 
 def painting(config: Config, workers: int | None) -> Painting:

@@ -67,6 +67,7 @@ def publish(root: Path, folder: Path, name: str) -> None:
         ("results.json", ".json"),
         ("chart.png", ".png"),
         ("pictures.png", "-pictures.png"),
+        ("steps.png", "-steps.png"),
     ):
         if (root / source).is_file():
             put(root / source, folder / f"{name}{suffix}")

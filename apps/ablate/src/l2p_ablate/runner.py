@@ -20,7 +20,7 @@ from l2p_run.settings import to_table
 
 from l2p_ablate.arms import Held, check_arms, read_result, run_arm
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.data import held_out_prompts, make_corpus, make_reference
+from l2p_ablate.data import held_out_prompts, make_corpus, make_reference, score_reference
 from l2p_ablate.store import Store, held
 
 Say = Callable[[str], None]
@@ -117,7 +117,8 @@ def _make_data(config: Config, stored: Store, workers: int | None, say: Say, pro
     prompts = held_out_prompts(config)
     with held(stored.reference, wait=True):
         reference = make_reference(config, prompts, stored.reference, workers, progress)
-    return Held(prompts=prompts, reference=reference)
+        score = score_reference(prompts, stored.reference, reference)
+    return Held(prompts=prompts, reference=reference, score=score)
 
 
 def _prefixed(progress: Say, shown: str, text: str) -> None:
@@ -143,6 +144,7 @@ def _write(
         "paper": ablation.paper,
         "claim": ablation.claim,
         **summarise(config.labels, ablation.seeds, config.claim, ablation.metric, results),
+        "reference": {"name": config.evaluate.reference, "metrics": dict(targets.score)},
         "seconds": round(spent, 1),
         "provenance": provenance,
         "config": tables,

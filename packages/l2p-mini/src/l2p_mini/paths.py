@@ -15,3 +15,9 @@ GRAMMAR = _ROOT / "grammar.toml"
 
 EVALUATION_METADATA = _ROOT / "evaluation_metadata.jsonl"
 """Held-out prompts in GenEval's metadata format."""
+
+GAPS_GRAMMAR = _ROOT / "gaps_grammar.toml"
+"""The grammar without a colour, a shape and four pairs of both (`l2p_mini.gaps`)."""
+
+GAPS_METADATA = _ROOT / "gaps_metadata.jsonl"
+"""Prompts for what that grammar says and for what it leaves out, each with its kind."""

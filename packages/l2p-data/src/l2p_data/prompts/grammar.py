@@ -16,7 +16,7 @@ from l2p_data.engines.llm import Category, PromptRequest
 from l2p_data.errors import DataError
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
-_TOP_KEYS = {"name", "language", "exclude_modulus", "slots", "category"}
+_TOP_KEYS = {"name", "language", "exclude_modulus", "exclude_phrases", "slots", "category"}
 _CATEGORY_KEYS = {"superclass", "subclass", "category", "group", "weight", "language", "templates"}
 _HELD_OUT_REDRAWS = 1000
 
@@ -30,6 +30,19 @@ class Grammar:
     slots: Mapping[str, tuple[str, ...]]
     categories: tuple[Category, ...]
     templates: Mapping[tuple[str, str, str], tuple[str, ...]]  # by Category.path
+    exclude_phrases: tuple[str, ...] = ()  # prompts with one of these, or a word that begins so, are held out
+
+    def exclusions(self) -> list[str]:
+        """What keeps prompts out, in words of the grammar file."""
+        modulus = [f"exclude_modulus = {self.exclude_modulus}"] if self.exclude_modulus else []
+        return modulus + (
+            [f"exclude_phrases = {shown(self.exclude_phrases)}"] if self.exclude_phrases else []
+        )
+
+    def holds_out(self, prompt: str) -> bool:
+        """Whether a prompt is kept for evaluation: by its hash, or by what it says."""
+        said = any(re.search(rf"\b{re.escape(phrase)}", prompt) for phrase in self.exclude_phrases)
+        return said or is_held_out(prompt, self.exclude_modulus)
 
 
 class GrammarGenerator:
@@ -65,12 +78,12 @@ class GrammarGenerator:
         rng = random.Random(f"{self.seed}:{request.seed}")
         for _ in range(_HELD_OUT_REDRAWS):
             prompt = fill(rng.choice(templates), self.grammar.slots, rng)
-            if not is_held_out(prompt, self.grammar.exclude_modulus):
+            if not self.grammar.holds_out(prompt):
                 return prompt
         raise DataError(
             f"every prompt of category {request.category.category!r} in grammar {self.grammar.name!r} is "
-            f"held out by exclude_modulus = {self.grammar.exclude_modulus}; add templates or words to it, or "
-            "remove the category"
+            f"held out by {' or '.join(self.grammar.exclusions())}; add templates or words to it, "
+            "or remove the category"
         )
 
 
@@ -98,6 +111,12 @@ def load_grammar(path: str | Path) -> Grammar:
         raise DataError(
             f"{path}: exclude_modulus is {modulus!r}; it must be an integer of at least 2, or absent"
         )
+    phrases = content.get("exclude_phrases", [])
+    if not isinstance(phrases, list) or not all(isinstance(one, str) and one.strip() for one in phrases):
+        raise DataError(
+            f"{path}: exclude_phrases is {shown(phrases)}; it must be a list of texts, such as "
+            '["purple", "red circle"]'
+        )
     entries = content.get("category", [])
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path} has no [[category]]; a grammar needs at least one")
@@ -116,6 +135,7 @@ def load_grammar(path: str | Path) -> Grammar:
         slots=slots,
         categories=tuple(categories.values()),
         templates=templates,
+        exclude_phrases=tuple(phrases),
     )
 
 

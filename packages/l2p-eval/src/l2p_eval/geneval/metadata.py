@@ -35,12 +35,15 @@ class GenEvalPrompt:
     prompt: str
     include: tuple[Requirement, ...]
     exclude: tuple[Requirement, ...] = ()
+    kind: str = ""  # not GenEval's: a group of prompts that has a score of its own
 
     def to_row(self) -> dict[str, Any]:
         """The official JSON object of this prompt."""
         row: dict[str, Any] = {"tag": self.tag, "include": [_requirement_row(r) for r in self.include]}
         if self.exclude:
             row["exclude"] = [_requirement_row(r) for r in self.exclude]
+        if self.kind:
+            row["kind"] = self.kind
         return row | {"prompt": self.prompt}
 
 
@@ -86,7 +89,10 @@ def parse_row(row: Any, where: str = "metadata") -> GenEvalPrompt:
     if not include:
         raise EvalError(f"{where}: include is empty, so that every image would be right")
     exclude = _requirements(row.get("exclude", []), f"{where}: exclude")
-    return GenEvalPrompt(tag=row["tag"], prompt=row["prompt"], include=include, exclude=exclude)
+    kind = row.get("kind", "")
+    if not isinstance(kind, str):
+        raise EvalError(f'{where}: kind is {kind!r}; it must be a text, such as "seen", or absent')
+    return GenEvalPrompt(tag=row["tag"], prompt=row["prompt"], include=include, exclude=exclude, kind=kind)
 
 
 def _requirements(items: Any, where: str) -> tuple[Requirement, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from l2p_run.places import atomic_path, write_json, write_text
 
 from l2p_eval.layout import image_path
+from l2p_eval.report.arm_steps import save_steps
 from l2p_eval.report.arms import METRICS, measured, table
 from l2p_eval.report.charts import running_mean
 from l2p_eval.report.pictures import grid_sheet
@@ -28,7 +29,7 @@ def write_arms(
     painted: Mapping[str, Path],
     prompts: Sequence[Any],
 ) -> None:
-    """Writes results.json, results.md, chart.png and pictures.png of all runs that are there.
+    """Writes results.json, results.md, chart.png, pictures.png and, of runs with a history, steps.png.
 
     Args:
         summary: of `l2p_eval.report.arms.summarise`, with "title" and "paper".
@@ -39,6 +40,8 @@ def write_arms(
     """
     if summary["runs"]:
         save_chart(summary, folder / "chart.png")
+    if any(len(run.get("history", ())) > 1 for run in summary["runs"]):
+        save_steps(summary, folder / "steps.png")
     if painted:
         save_pictures(reference, painted, prompts, folder / "pictures.png")
     title = f"# {summary['title']} ({summary['paper']})"
@@ -51,7 +54,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
     training, and the training loss over steps."""
     from matplotlib.figure import Figure
 
-    arms, names = list(summary["arms"].values()), measured(summary)
+    arms, names = list(summary["arms"].values()), [name for name in measured(summary) if name in METRICS]
     figure = Figure(figsize=(4.1 * (len(names) + 2), 0.42 * len(arms) + 2.1), layout="constrained")
     figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
     panels = figure.subplots(1, len(names) + 2)
@@ -117,14 +120,14 @@ def save_pictures(
     prompts: Sequence[Any],
     path: Path,
 ) -> None:
-    """The reference and, below it, one row an arm: the same held-out prompts, one of each tag.
+    """The reference and, below it, one row an arm: the same held-out prompts, one of each tag (and kind).
 
     Args:
         reference: what it is called, and one picture of each prompt.
         folders: what an arm is called -> GenEval folder of its first seed.
         prompts: GenEval's.
     """
-    first = {prompt.tag: index for index, prompt in reversed(list(enumerate(prompts)))}
+    first = {(prompt.tag, prompt.kind): index for index, prompt in reversed(list(enumerate(prompts)))}
     chosen = sorted(first.values())
     rows = [(reference[0], [reference[1][index] for index in chosen])]
     rows += [(name, [image_path(folder, index, 0) for index in chosen]) for name, folder in folders.items()]

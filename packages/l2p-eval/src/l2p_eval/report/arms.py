@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from l2p_run.settings import check_ranges, setting
+from l2p_run.errors import UserError
+from l2p_run.settings import check_ranges, cut, setting
 
 METRICS = {"geneval": True, "frechet": False, "loss": False, "patch-grid": False}
 """Every metric of an arm, and whether more is better. A run of before a metric came, or of patches without
-borders, lacks it: a summary has those that all of its runs have."""
+borders, lacks it: a summary has those that all of its runs have. "geneval:KIND" is the score of one kind of
+prompts."""
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """(arm, seed) -> result: {"seed", "metrics": {metric: value}, "training", "curve", ...}."""
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -24,9 +26,15 @@ class Claim:
     worse: str
     kind: Literal["better", "no worse"] = "better"
     margin: float = setting(0.0, ge=0)  # "no worse": by how much it may be worse, in the metric's units
+    metric: str = ""  # "": what the other comparisons rest on
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.metric and self.metric.partition(":")[0] not in METRICS:
+            raise UserError(
+                f"claim: no metric {cut(self.metric)}; there is {', '.join(METRICS)}, and geneval:KIND for"
+                " the kinds of the metadata"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def compare(claim: Claim, metric: str, results: Results) -> Comparison:
     """Tries a claim on every seed for which both arms have a result."""
-    sign = 1 if METRICS[metric] else -1
+    sign = 1 if more_is_better(metric) else -1
     both = (
         seed
         for arm, seed in results
@@ -108,7 +116,7 @@ def summarise(
         metric: what the verdicts rest on.
     """
     arms = {}
-    known = [key for key in METRICS if all(key in result["metrics"] for result in results.values())]
+    known = _common([result["metrics"] for result in results.values()])
     for name, label in labels.items():
         own = [results[name, seed] for seed in seeds if (name, seed) in results]
         if own:
@@ -127,25 +135,40 @@ def summarise(
         "complete": not missing,
         "missing": missing,
         "arms": arms,
-        "comparisons": [asdict(compare(claim, metric, results)) for claim in claims],
+        "comparisons": [asdict(compare(claim, claim.metric or metric, results)) for claim in claims],
         "runs": [{"arm": arm, **results[arm, seed]} for arm, seed in sorted(results)],
     }
 
 
 def measured(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics of a summary, in the order of `METRICS`."""
-    return [name for name in METRICS if all(name in arm["metrics"] for arm in summary["arms"].values())]
+    """The metrics of a summary, in the order of `METRICS`, and those of kinds of prompts after theirs."""
+    return _common([arm["metrics"] for arm in summary["arms"].values()])
+
+
+def more_is_better(metric: str) -> bool:
+    """Of a metric, or of one of its kinds."""
+    return METRICS[metric.partition(":")[0]]
+
+
+def _common(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    first = [key for metrics in every[:1] for key in metrics] or list(METRICS)
+    shared = [key for key in first if all(key in metrics for metrics in every)]
+    return [key for name in METRICS for key in shared if key.partition(":")[0] == name]
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """Markdown: a row an arm, mean and deviation of every metric, seconds of training; then the verdicts."""
     names = measured(summary)
-    heads = [f"{name} ({'higher' if METRICS[name] else 'lower'} is better)" for name in names]
+    heads = [f"{name} ({'higher' if more_is_better(name) else 'lower'} is better)" for name in names]
     lines = ["| arm | " + " | ".join([*heads, "training, s"]) + " | n |", "|---" * (len(names) + 3) + "|"]
     for arm in summary["arms"].values():
         cells = [_cell(arm["metrics"][name], name) for name in names]
         cells.append(f"{arm['training']['seconds']:.0f}")
         lines.append(f"| {arm['label']} | {' | '.join(cells)} | {len(arm['seeds'])} |")
+    if reference := summary.get("reference"):
+        values = [reference["metrics"].get(name) for name in names]
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| reference: {reference['name']} | {' | '.join(cells)} | | |")
     lines.append("")
     for comparison in summary["comparisons"]:
         pairs = ", ".join(f"{difference:+.3f}" for difference in comparison["differences"]) or "no pairs"

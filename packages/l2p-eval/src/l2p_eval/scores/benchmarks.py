@@ -57,6 +57,10 @@ def geneval(
             raise
         problem = str(error)
     summary = summarise(scores)
+    kinds: dict[str, list[bool]] = {}
+    for row in scores:
+        kinds.setdefault(asked[row.prompt_index].kind, []).append(row.correct)
+    shares = {kind: sum(right) / len(right) for kind, right in kinds.items() if kind}
     return Score(
         values={"overall": summary.overall, **summary.tags, "images": summary.images},
         definition={
@@ -73,7 +77,11 @@ def geneval(
             for row in scores
             if not row.correct
         ],
-        details={"scores": summary.to_row(), "images": [asdict(score) for score in scores]},
+        details={
+            "scores": summary.to_row(),
+            **({"kinds": shares} if shares else {}),
+            "images": [asdict(score) for score in scores],
+        },
         warnings=summary.warnings,
         problem=problem,
         paper="geneval",

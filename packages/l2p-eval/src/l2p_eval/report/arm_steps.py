@@ -1,0 +1,68 @@
+"""Metrics of an ablation's arms against the steps of their training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from l2p_run.places import atomic_path
+
+from l2p_eval.report.arms import measured, more_is_better
+
+_COLORS = ("#6d5efc", "#e8590c", "#2b8a3e", "#c2255c", "#1971c2", "#868e96")
+
+
+def save_steps(summary: Mapping[str, Any], path: Path) -> None:
+    """One panel a metric: every seed a thin line, their mean a thick one, and the reference's own score.
+
+    Args:
+        summary: of `l2p_eval.report.arms.summarise`, whose runs have "history": [{"step", "metrics"}].
+    """
+    from matplotlib.figure import Figure
+
+    names = measured(summary)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    reference = summary.get("reference", {"name": "", "metrics": {}})
+    for axes, name in zip(panels, names, strict=False):
+        for (arm, entry), color in zip(summary["arms"].items(), _COLORS * len(names), strict=False):
+            _draw_arm(
+                axes, [run for run in summary["runs"] if run["arm"] == arm], name, color, entry["label"]
+            )
+        if name in reference["metrics"]:
+            axes.axhline(
+                reference["metrics"][name],
+                color="#868e96",
+                linestyle="--",
+                linewidth=1,
+                label=reference["name"],
+            )
+        if more_is_better(name):
+            axes.set_ylim(0, 1.02)
+        better = "higher" if more_is_better(name) else "lower"
+        axes.set_title(f"{name} ({better} is better)", fontsize=9)
+        axes.set_xlim(left=0)
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    panels[0].legend(fontsize=7, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+
+
+def _draw_arm(axes: Any, runs: list[Mapping[str, Any]], name: str, color: str, label: str) -> None:
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        points = [(at["step"], at["metrics"][name]) for at in run.get("history", ()) if name in at["metrics"]]
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.5) if points else None
+        for step, value in points:
+            values.setdefault(step, []).append(value)
+    if values:
+        steps = sorted(values)
+        means = [fmean(values[step]) for step in steps]
+        axes.plot(steps, means, "o-", color=color, markersize=3, linewidth=1.8, label=label)
