@@ -4,10 +4,10 @@
 
 The same prompts over 8 seeds by the renderer (what the world allows), the source, the shipped pixel model,
 and two controls that a diversity score must tell apart: "shared noise" is the pixel model with 95 % of its
-first noise common to all seeds of a prompt, and "one picture" is its first picture again and again with faint
-white noise. Two distances, mean over pairs of seeds, then over prompts: 1 - cosine of efficientnet-lite0
-features, and the absolute difference of 8 x 8 block means in [0, 1], which grain does not reach. Run again to
-resume.
+first noise common to all seeds of a prompt, and "one picture" is its first picture again and again with
+faint white noise. Two distances, mean over pairs of seeds, then over prompts: 1 - cosine of
+efficientnet-lite0 features, and the absolute difference of 8 x 8 block means in [0, 1], which grain does
+not reach. Run again to resume.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Fig. 8: the source painted directly at four times its size, its pictures enlarged, and the pixel model's own.
+"""Fig. 8: the source painted at four times its size, its pictures enlarged, and the pixel model's own.
 
     uv run python benchmarks/eval_resolution.py --publish docs/results [--native MODEL]
 
-At 256 px, from the same prompts: the source asked for 256 px, the source's 64 px pictures enlarged (Lanczos), and
-a pixel model with patch 64. Without --native that is the shipped one enlarged by `l2p_arch.upscale`, untrained: it
-begins as its own small picture. Each has the share of prompts whose objects are there (GenEval's rules), the
-detail that no 64 px picture can hold (root mean square of a picture minus the enlargement of its 4 x 4 means, of
-255; noise counts, too), and the share of the world's own pattern on its background (1: the renderer's; noise
-counts as 0). Run again to resume.
+At 256 px, from the same prompts: the source asked for 256 px, the source's 64 px pictures enlarged
+(Lanczos), and a pixel model with patch 64. Without --native that is the shipped one enlarged by
+`l2p_arch.upscale`, untrained: it begins as its own small picture. Each has the share of prompts whose
+objects are there (GenEval's rules), the detail that no 64 px picture can hold (root mean square of a
+picture minus the enlargement of its 4 x 4 means, of 255; noise counts, too), and the share of the world's
+own pattern on its background (1: the renderer's; noise counts as 0). Run again to resume.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     uv run python benchmarks/eval_seed_sets.py --sets 4 --publish docs/results
 
-One image of each of the 120 evaluation prompts a set, so that four sets are 480 images of each model. Says mean
-and deviation over sets of both scores and of the share that is kept, set by set. Run again to resume.
+One image of each of the 120 evaluation prompts a set, so that four sets are 480 images of each model. Says
+mean and deviation over sets of both scores and of the share that is kept, set by set. Run again to resume.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the benchmarks of pictures share: models that paint into folders, and where results go.
 
-A folder of pictures resumes, so every one of these commands does. Sets of seeds are numbered: set k paints with
-the seeds from k * 100,000 on.
+A folder of pictures resumes, so every one of these commands does. Sets of seeds are numbered: set k paints
+with the seeds from k * 100,000 on.
 """
 
 from __future__ import annotations
