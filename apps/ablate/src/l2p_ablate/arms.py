@@ -40,7 +40,7 @@ class Held:
 
 
 def model_of(directory: Path, **options: Any) -> Model:
-    """A model directory that paints with `options`, in this machine's own precision."""
+    """Return a model directory that paints with `options`, in this machine's own precision."""
     dtype = resolve_dtype("auto")
     return Model(
         load=Painter(directory=directory, dtype=dtype, options=options),
@@ -58,7 +58,7 @@ def run_arm(
     workers: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The result of one arm and seed; one that is there is read, an unfinished training goes on.
+    """Return the result of one arm and seed; one that is there is read, an unfinished training goes on.
 
     Args:
         folder: the run's own (`Store.run`).
@@ -109,12 +109,12 @@ def run_arm(
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run left; None for one that is not finished, or whose note is damaged."""
+    """Return what a finished run left; None for one that is not finished, or whose note is damaged."""
     return places.read_json_if_whole(folder / "result.json")
 
 
 def check_arms(config: Config) -> None:
-    """Builds every arm's model on the meta device, before hours are spent; `ArchError` or `TrainError` says
+    """Build every arm's model on the meta device, before hours are spent; `ArchError` or `TrainError` says
     what is wrong."""
     from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
@@ -139,7 +139,7 @@ def check_arms(config: Config) -> None:
 
 
 def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainConfig) -> None:
-    """The pixel-space initialisation of an arm."""
+    """Write the pixel-space initialisation of an arm."""
     from l2p_arch.surgery.scratch import forget_trunk
 
     staging = out.with_name(f".{out.name}.partial")
@@ -150,7 +150,7 @@ def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainCon
 
 
 def _earlier(folder: Path, judge: Callable[[Path, Path], tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
-    """The metrics at the checkpoints before the last one, where `train.keep_checkpoints` kept any."""
+    """Yield the metrics at the checkpoints before the last one, where `train.keep_checkpoints` kept any."""
     from l2p_train.run.checkpoint import list_checkpoints
     from l2p_train.run.export import export_model
 
@@ -170,7 +170,9 @@ def evaluate(
     workers: int | None,
     progress: Progress,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of an arm's model in `directory`, which paints into `images`; and its score per tag."""
+    """Return the metrics of an arm's model in `directory`, which paints into `images`; and its score per
+    tag.
+    """
     from l2p_mini.detector import ExactDetector
     from l2p_train.report.held_out import held_out_loss
 
@@ -218,13 +220,13 @@ def score_by_kind(seen: scores.Score) -> dict[str, float]:
 
 
 def painting(config: Config, workers: int | None) -> Painting:
-    """How held-out pictures are painted: one of each prompt, the same seeds for every model."""
+    """Return how held-out pictures are painted: one of each prompt, the same seeds for every model."""
     evaluation = config.evaluate
     return Painting(seed=evaluation.seed, batch_size=evaluation.batch_size, workers=workers)
 
 
 def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """RGB images of one size as (N, 3, H, W) in [-1, 1]."""
+    """Return RGB images of one size as (N, 3, H, W) in [-1, 1]."""
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return rearrange(stacked, "n h w c -> n c h w").float() / 127.5 - 1
 

@@ -16,7 +16,7 @@ _INTERVAL = 30.0  # s between lines of progress where there is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: _run(given))
 
@@ -60,7 +60,7 @@ def _execute(config: Any, options: argparse.Namespace, command: Sequence[str]) -
 
 
 def publish(root: Path, folder: Path, name: str) -> None:
-    """Copies the evidence (JSON and PNG) to where it is committed."""
+    """Copy the evidence (JSON and PNG) to where it is committed."""
     from l2p_run.places import put
 
     for source, suffix in (
@@ -83,7 +83,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dry_run(config: Any, root: Path) -> int:
-    """Prints the plan, after every check that the run itself would make first."""
+    """Print the plan, after every check that the run itself would make first."""
     from l2p_ablate.runner import check
 
     check(config)

@@ -154,17 +154,17 @@ class Config:
         return arm.data or self.default_data
 
     def surgery_of(self, arm: ArmTable) -> SurgeryTable:
-        """How an arm's model is made."""
+        """Return how an arm's model is made."""
         return _changed(self.surgery, arm.surgery, f"arm {arm.name}: surgery")
 
     def sampling_of(self, arm: ArmTable) -> SamplingTable:
-        """How an arm's model samples."""
+        """Return how an arm's model samples."""
         return _changed(self.sampling, arm.sampling, f"arm {arm.name}: sampling")
 
     def train_config(
         self, arm: ArmTable, *, seed: int, model: Path, corpus: Path, output: Path
     ) -> TrainConfig:
-        """The trainer's settings of one run; `TrainError` names a bad key."""
+        """Return the trainer's settings of one run; `TrainError` names a bad key."""
         tables = {**self.train, **arm.train}
         tables.pop("processes", None)
         paths = {"model": model, "corpus": corpus, "output": output}
@@ -178,7 +178,7 @@ def _changed(table: T, change: Mapping[str, Any], where: str) -> T:
 
 @raised_as(AblateError)
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads an ablation strictly.
+    """Read an ablation strictly.
 
     Args:
         overrides: tables that win over the file's, for example {"ablation": {"seeds": [0]}}.

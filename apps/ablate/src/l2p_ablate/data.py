@@ -18,7 +18,7 @@ from l2p_ablate.config import Config, DataTable
 
 
 def make_corpus(config: Config, name: str, folder: Path, workers: int | None, progress: Progress) -> Path:
-    """The corpus `[data.NAME]`, complete; one that is there is taken as it is."""
+    """Return the corpus `[data.NAME]`, complete; one that is there is taken as it is."""
     from l2p_data.prompts.generation import generate_prompts
     from l2p_data.prompts.grammar import GrammarGenerator
 
@@ -69,7 +69,9 @@ def _render_corpus(prompts: Any, data: DataTable, size: int, folder: Path) -> No
 
 
 def held_out_prompts(config: Config) -> list[GenEvalPrompt]:
-    """The first `prompts_per_tag` prompts of each tag; raises `EvalError` where one cannot be judged."""
+    """Return the first `prompts_per_tag` prompts of each tag; raises `EvalError` where one cannot be
+    judged.
+    """
     from l2p_mini.detector import ExactDetector
 
     counts: dict[str, int] = {}
@@ -85,7 +87,7 @@ def held_out_prompts(config: Config) -> list[GenEvalPrompt]:
 def make_reference(
     config: Config, prompts: Sequence[GenEvalPrompt], folder: Path, workers: int | None, progress: Progress
 ) -> list[Path]:
-    """One picture of each held-out prompt: painted by the source, or rendered."""
+    """Return one picture of each held-out prompt: painted by the source, or rendered."""
     if config.evaluate.reference == "scenes":
         paths = [image_path(folder, index, 0) for index in range(len(prompts))]
         for index, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
@@ -108,7 +110,7 @@ def make_reference(
 def score_reference(
     prompts: Sequence[GenEvalPrompt], folder: Path, paths: Sequence[Path]
 ) -> dict[str, float]:
-    """What the reference itself scores, as metrics of an arm."""
+    """Return what the reference itself scores, as metrics of an arm."""
     from l2p_mini.detector import ExactDetector
 
     texts = [prompt.prompt for prompt in prompts]
@@ -117,5 +119,5 @@ def score_reference(
 
 
 def _sampling(config: Config) -> dict[str, Any]:
-    """How the source samples."""
+    """Return how the source samples."""
     return {key: value for key, value in to_table(config.source).items() if key != "model"}

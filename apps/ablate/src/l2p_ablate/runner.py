@@ -31,8 +31,8 @@ PACKAGES = (
 
 
 def check(config: Config) -> None:
-    """What can be known before anything is made: every model can be built, every prompt judged, every grammar
-    read. Raises the packages' own errors."""
+    """Check what can be known before anything is made: every model can be built, every prompt judged, every
+    grammar read. Raises the packages' own errors."""
     from l2p_data.prompts.grammar import GrammarGenerator
 
     check_arms(config)
@@ -51,7 +51,7 @@ def execute(
     say: Say = lambda text: None,
     progress: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything that is not done yet; returns the content of results.json.
+    """Do everything that is not done yet; return the content of results.json.
 
     Args:
         root: gets results.json, results.md, chart.png and pictures.png.
@@ -108,7 +108,7 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _make_data(config: Config, stored: Store, workers: int | None, say: Say, progress: Say) -> Held:
-    """The corpora that the arms name, and the held-out pictures."""
+    """Return the corpora that the arms name, and the held-out pictures."""
     for name in {config.data_of(arm): None for arm in config.arm}:
         folder = stored.corpus(name)
         with held(folder, wait=True):
@@ -128,7 +128,9 @@ def _prefixed(progress: Say, shown: str, text: str) -> None:
 def _write(
     config: Config, root: Path, stored: Store, targets: Held, provenance: Any, spent: float
 ) -> dict[str, Any]:
-    """results.json, results.md, chart.png and pictures.png of all runs that are there, whole at any time."""
+    """Write results.json, results.md, chart.png and pictures.png of all runs that are there, whole at any
+    time.
+    """
     found = {
         (arm.name, seed): read_result(stored.run(arm, seed))
         for arm in config.arm
@@ -162,12 +164,12 @@ def _write(
 
 
 def _painted(stored: Store, arm: ArmTable, seed: int) -> Path | None:
-    """The images of a finished run."""
+    """Return the images of a finished run."""
     folder = stored.run(arm, seed)
     return folder / "images" if read_result(folder) else None
 
 
 def _spent(root: Path) -> float:
-    """Seconds that earlier calls took."""
+    """Return seconds that earlier calls took."""
     seconds = (places.read_json_if_whole(root / "results.json") or {}).get("seconds", 0.0)
     return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -32,7 +32,7 @@ class Store:
     config: Config
 
     def corpus(self, name: str) -> Path:
-        """The folder of the corpus `[data.NAME]`."""
+        """Return the folder of the corpus `[data.NAME]`."""
         return self.root / "data" / _key(self._corpus(name))
 
     @property
@@ -41,7 +41,7 @@ class Store:
         return self.root / "reference" / _key(self._reference())
 
     def run(self, arm: ArmTable, seed: int) -> Path:
-        """The folder of one arm's run: its training, images and `result.json`."""
+        """Return the folder of one arm's run: its training, images and `result.json`."""
         config = self.config
         train = {**config.train, **arm.train}
         train.pop("processes", None)  # how a batch is shared out changes nothing but rounding
@@ -84,13 +84,13 @@ held = partial(shared_work.held, remedy="choose another --output")
 
 @cache
 def _content(model: Path) -> str:
-    """A diffusers directory by the content of its configs and weights."""
+    """Return a diffusers directory by the content of its configs and weights."""
     return model_sha256(model)
 
 
 @cache
 def world() -> str:
-    """The renderer of the miniature's scenes by what it draws: another version draws other pixels."""
+    """Return the renderer of the miniature's scenes by what it draws: another version draws other pixels."""
     from l2p_ablate.data import render_prompt
 
     probes = ("a red circle", "two green rings on a black background", "a blue cross above a white triangle")
@@ -99,7 +99,7 @@ def world() -> str:
 
 @cache
 def _judges() -> list[str]:
-    """What scores an arm: the detector by its version, the features by their weights."""
+    """Return what scores an arm: the detector by its version, the features by their weights."""
     from l2p_eval.metrics.features import load_extractor
     from l2p_mini.detector import ExactDetector
 

@@ -27,7 +27,7 @@ class Model:
     _on: list[Adapters] = field(default_factory=lambda: [()])  # what the shared pipeline has now
 
     def with_adapter(self, file: str, weight: float) -> "Model":
-        """The same with one more LoRA."""
+        """Return the same with one more LoRA."""
         if not Path(file).is_file():
             raise ArchError(f"the LoRA {file} does not exist; give a safetensors file")
         return replace(self, adapters=(*self.adapters, (file, weight)))
@@ -39,7 +39,7 @@ class Model:
         on_step: Callable[[int, float, Any], None],
         **options: Any,
     ) -> list[Image.Image]:
-        """One image of each prompt and seed.
+        """Return one image of each prompt and seed.
 
         Args:
             options: of the pipeline's call, over the model's own defaults.
@@ -67,7 +67,7 @@ class Model:
 def load(
     path: str, components: str, *, device: str, dtype: str, cpu_offload: bool, tile: int | None
 ) -> Model:
-    """The model that a run directory, a model directory or a published single file holds."""
+    """Return the model that a run directory, a model directory or a published single file holds."""
     from l2p_arch.sampling.painter import find_pixel_model, load_pipeline, sampling_defaults
 
     found = find_pixel_model(path, components or None)

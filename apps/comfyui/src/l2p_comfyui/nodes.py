@@ -151,7 +151,7 @@ class _Watch:
 
 
 def _host(name: str) -> Any:
-    """A module of ComfyUI; None where the nodes run without it."""
+    """Return a module of ComfyUI; None where the nodes run without it."""
     try:
         return import_module(name)
     except ImportError:
@@ -159,6 +159,6 @@ def _host(name: str) -> Any:
 
 
 def _to_pil(pixels: Tensor) -> list[Image.Image]:
-    """PIL images of ComfyUI's (N, H, W, 3) images or (N, H, W) masks in [0, 1]."""
+    """Return PIL images of ComfyUI's (N, H, W, 3) images or (N, H, W) masks in [0, 1]."""
     levels = (pixels.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
     return [Image.fromarray(each) for each in levels]

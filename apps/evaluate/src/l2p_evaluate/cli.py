@@ -12,7 +12,7 @@ from l2p_run.command import USAGE_ERROR, Parser, out, quiet_libraries, run_comma
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: _run(given))
 
@@ -61,7 +61,7 @@ def _evaluate(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser; only the chosen metric gets its options, because others' help would be long."""
+    """Return the parser; only the chosen metric gets its options, because others' help would be long."""
     from l2p_eval.metric_options import COMMANDS
     from l2p_eval.scores import METRICS
 

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, command: Sequence[str]) -> int:
-    """Writes efficiency.json, .md and .png; prints the table."""
+    """Write efficiency.json, .md and .png; prints the table."""
     from l2p_eval.efficiency import count
     from l2p_eval.efficiency.comparison import counted, table, write_comparison
     from l2p_run.provenance import collect
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _definition(options: argparse.Namespace) -> dict[str, Any]:
-    """What defines the numbers beside their rows' own details."""
+    """Return what defines the numbers beside their rows' own details."""
     from l2p_eval.efficiency.comparison import PROMPT
 
     if options.model:

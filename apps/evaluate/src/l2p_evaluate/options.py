@@ -21,7 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What is scored and where the results go; how a model paints."""
+    """Add what is scored and where the results go, and how a model paints."""
     add = parser.add_argument
     several = {"action": "append", "default": [], "metavar": "[NAME=]DIR"}
     add("--images", **several, help="a folder to score; several are compared")  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluation_of(options: argparse.Namespace) -> Evaluation:
-    """Everything that an evaluation needs; what cannot work is refused before anything is painted."""
+    """Return everything that an evaluation needs; what cannot work is refused before anything is painted."""
     entries = _entries(options)
     loaded = COMMANDS[options.metric].load(options, {"scenes": _scenes})
     return Evaluation(
@@ -68,14 +68,14 @@ def evaluation_of(options: argparse.Namespace) -> Evaluation:
 
 
 def _scenes() -> Eyes:
-    """The miniature's exact detector, which needs no weights."""
+    """Return the miniature's exact detector, which needs no weights."""
     from l2p_mini.detector import ExactDetector
 
     return Eyes(description="the exact detector of rendered scenes", detector=ExactDetector())
 
 
 def _entries(options: argparse.Namespace) -> list[Scored]:
-    """The folders, then the models, with names of their own."""
+    """Return the folders, then the models, with names of their own."""
     given = [(*_named(text), False) for text in options.images]
     given += [(*_named(text), True) for text in options.model]
     if not given:
@@ -94,7 +94,7 @@ def _entries(options: argparse.Namespace) -> list[Scored]:
 
 
 def _named(text: str) -> tuple[str, Path]:
-    """("source", DIR) of "source=DIR", or the directory's own name."""
+    """Return ("source", DIR) of "source=DIR", or the directory's own name."""
     name, separator, rest = text.partition("=")
     if separator and name and rest and "/" not in name:
         return name, check_path(Path(rest))
@@ -102,7 +102,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _model(path: Path, options: argparse.Namespace) -> Model:
-    """A model with its own sampling defaults, overridden by the options that are given."""
+    """Return a model with its own sampling defaults, overridden by the options that are given."""
     from l2p_arch.errors import ArchError
     from l2p_arch.sampling.painter import Painter, find_model, sampling_defaults
 

@@ -13,7 +13,7 @@ from l2p_run.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     from l2p_arch.errors import ArchError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -98,7 +98,7 @@ def _as_json(pictures: Any, paths: list[Path]) -> str:
 
 
 def _compare(picture: Any, original: Path, recipe: Any, device: str) -> None:
-    """Says on stderr whether the image came out the same, and where not, what may be why."""
+    """Say on stderr whether the image came out the same, and where not, what may be why."""
     from l2p_run.progress import say
     from l2p_serve.files import difference
     from l2p_serve.fingerprint import EARLIER_DIGITS

@@ -11,7 +11,7 @@ from l2p_generate.errors import GenerateError
 
 
 def choose_model(given: Path | None, components: Path | None = None, *, on_import: Any = None) -> FoundModel:
-    """The model asked for; without one the trained pixel miniature that l2p-mini ships.
+    """Return the model asked for; without one the trained pixel miniature that l2p-mini ships.
 
     Raises:
         GenerateError: no model was given and l2p-mini is not installed.
@@ -33,12 +33,12 @@ def choose_model(given: Path | None, components: Path | None = None, *, on_impor
 
 
 def announce_import(out: Path) -> None:
-    """A single file is copied once; that takes disk and time, so say it."""
+    """Say that a single file is copied once, which takes disk and time."""
     say(f"importing the single file, once, to {out}")
 
 
 def load_model(options: argparse.Namespace) -> tuple[FoundModel, Any]:
-    """The model that the flags name and its painter, with its adapters."""
+    """Return the model that the flags name and its painter, with its adapters."""
     from l2p_serve.painting import load_painter
     from l2p_serve.recipe import read_adapter
 
@@ -57,7 +57,7 @@ def load_model(options: argparse.Namespace) -> tuple[FoundModel, Any]:
 
 
 def choose_source(model: Path | None, given: Path | None) -> Any:
-    """The latent model to paint beside `model`: the one asked for, or its own if that is at hand.
+    """Return the latent model to paint beside `model`: the one asked for, or its own if that is at hand.
 
     Returns:
         A `Source` or None.

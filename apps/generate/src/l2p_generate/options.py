@@ -11,7 +11,7 @@ STEPS = number(int, ge=1, le=10_000)
 
 
 def adapter(text: str) -> tuple[Path, float]:
-    """A `type` of argparse: FILE or FILE:WEIGHT."""
+    """Return a `type` of argparse: FILE or FILE:WEIGHT."""
     file, colon, weight = text.rpartition(":")
     if not colon or "/" in weight or "\\" in weight:
         return Path(text), 1.0
@@ -19,7 +19,7 @@ def adapter(text: str) -> tuple[Path, float]:
 
 
 def parser() -> Parser:
-    """Of `l2p-generate PROMPT`."""
+    """Return the parser of `l2p-generate PROMPT`."""
     made = Parser(
         prog="l2p-generate",
         package="l2p-generate",
@@ -66,7 +66,7 @@ def parser() -> Parser:
 
 
 def add_model_options(made: argparse.ArgumentParser) -> None:
-    """What `serve` takes as well."""
+    """Add what `serve` takes as well."""
     add = made.add_argument
     add(
         "--model",

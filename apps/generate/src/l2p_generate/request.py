@@ -35,7 +35,7 @@ SAMPLING_FLAGS = {
 
 
 def read_prompts(options: argparse.Namespace) -> list[tuple[str, int | None]]:
-    """(prompt, its own seed or None) from the arguments, a file or stdin.
+    """Return (prompt, its own seed or None) from the arguments, a file or stdin.
 
     Lines are prompts; a line that starts with "{" is JSON with "prompt" and, if it likes, "seed". Empty lines
     are skipped.
@@ -84,7 +84,7 @@ def _read_line(line: str, where: str) -> tuple[str, int | None]:
 
 
 def make_recipes(options: argparse.Namespace, defaults: Sampling) -> list[Recipe]:
-    """The images to paint: every prompt with `options.images_per_prompt` consecutive seeds."""
+    """Return the images to paint: every prompt with `options.images_per_prompt` consecutive seeds."""
     prompts = read_prompts(options)
     check_text(options.negative_prompt or "", "the negative prompt")
     changes = {field: getattr(options, flag) for flag, field in SAMPLING_FLAGS.items()}
@@ -113,7 +113,7 @@ def make_recipes(options: argparse.Namespace, defaults: Sampling) -> list[Recipe
 
 
 def _seeded(recipe: Recipe, prompts: list[tuple[str, int]], options: argparse.Namespace) -> list[Recipe]:
-    """`options.images_per_prompt` recipes of each (prompt, first seed)."""
+    """Return `options.images_per_prompt` recipes of each (prompt, first seed)."""
     return [
         replace(recipe, prompt=prompt, seed=check_seed(seed + number, "the last image's seed"))
         for prompt, seed in prompts
@@ -122,7 +122,7 @@ def _seeded(recipe: Recipe, prompts: list[tuple[str, int]], options: argparse.Na
 
 
 def _sized(recipe: Recipe, image: Path) -> Sampling:
-    """What is painted into a picture has the picture's size, so that the rest of it stays as it is."""
+    """Return the picture's own size for what is painted into it, so that the rest of it stays as it is."""
     width, height = open_picture(image).size
     return replace(recipe.sampling, height=height, width=width)
 
@@ -133,7 +133,7 @@ def _again(
     changes: dict[str, Any],
     adapters: tuple[Adapter, ...],
 ) -> list[Recipe]:
-    """The recipe of a PNG file, with what the command line changes; unchanged, in its own batch."""
+    """Return the recipe of a PNG file, with what the command line changes; unchanged, in its own batch."""
     recipe = read_recipe(options.from_image)
     for name, path in (("image", options.image), ("mask", options.mask)):
         if path is None:
@@ -165,7 +165,7 @@ def _again(
 
 
 def is_unchanged(options: argparse.Namespace, recipes: Sequence[Recipe]) -> bool:
-    """Whether --from-image asks for the very same image; its files may lie elsewhere now."""
+    """Return whether --from-image asks for the very same image; its files may lie elsewhere now."""
     if len(recipes) != 1:
         return False
     made = recipes[0]

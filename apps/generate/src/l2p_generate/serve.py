@@ -21,7 +21,7 @@ from l2p_generate.options import COUNT, SIDE, STEPS, add_model_options
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags after `serve`."""
+    """Return the flags after `serve`."""
     parser = Parser(
         prog="l2p-generate serve",
         description="A web page to try an L2P model, beside its source if it is at hand; or an API.",
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serves until interrupted."""
+    """Serve until interrupted."""
     users, tokens = read_auth(options.auth_file), read_tokens(options.token_file)
     if (tokens and not options.api) or (users and options.api):
         raise GenerateError("--auth-file is for the page, and --token-file for --api; give the other one")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: _run(_parser().parse_args(given), ["l2p-transfer", *given]))
 
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _rehearse(config: "Config", options: argparse.Namespace, command: Sequence[str]) -> int:
-    """--rehearse; exit code 3 if the whole run would not fit here, or resuming was not exact."""
+    """Run --rehearse; exit code 3 if the whole run would not fit here, or resuming was not exact."""
     from l2p_run.progress import choose_display
 
     from l2p_transfer.planning.rehearsal import Options, rehearse
@@ -84,7 +84,7 @@ def _rehearse(config: "Config", options: argparse.Namespace, command: Sequence[s
 
 
 def _where(root: Path, executed: bool) -> str:
-    """Where to look, at the end of a run."""
+    """Return where to look, at the end of a run."""
     from l2p_run.places import shorten
 
     from l2p_transfer.paths import RunPaths

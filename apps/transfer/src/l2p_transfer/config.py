@@ -124,7 +124,7 @@ class Config:
     cluster: ClusterSettings
 
     def to_tables(self) -> dict[str, dict[str, Any]]:
-        """The resolved config as TOML tables, every default written out."""
+        """Return the resolved config as TOML tables, every default written out."""
         return self._tables(to_table)
 
     def identity_tables(self) -> dict[str, dict[str, Any]]:
@@ -155,14 +155,14 @@ _SHARED = ("seed", "max_sequence_length")  # of TrainConfig: taken from [run] an
 
 
 def default_tables() -> dict[str, dict[str, Any]]:
-    """What a config means that leaves everything out that it may."""
+    """Return what a config means that leaves everything out that it may."""
     return {name: defaults_of(kind) for name, kind in TABLES.items()} | {
         "train": {"processes": "auto", **defaults_of(TrainConfig)}
     }
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file strictly.
+    """Read a config file strictly.
 
     Args:
         overrides: "table.key=value" with a TOML value; bare text is taken as a string.

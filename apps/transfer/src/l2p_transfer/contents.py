@@ -10,8 +10,8 @@ from l2p_transfer.config import Config
 
 
 def contents(stage: str, config: Config) -> dict[str, Any]:
-    """The sha256 of everything that a stage reads beside its settings and what earlier stages left; None for
-    what is not there, which a check of its own says.
+    """Return the sha256 of everything that a stage reads beside its settings and what earlier stages left;
+    None for what is not there, which a check of its own says.
 
     Large files are hashed once and remembered by path, size and times.
 
@@ -23,7 +23,7 @@ def contents(stage: str, config: Config) -> dict[str, Any]:
 
 
 def newest(stage: str, config: Config) -> float:
-    """When the youngest file that a stage reads was written, in s since 1970; 0 where it reads none.
+    """Return when the youngest file that a stage reads was written, in s since 1970; 0 where it reads none.
 
     Raises:
         UserError: something is there and cannot be looked at.

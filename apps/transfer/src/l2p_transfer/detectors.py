@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def _scenes(section: "EvaluateSection") -> Eyes:
-    """Rendered scenes of the miniature; exact, needs no weights."""
+    """Return the miniature's exact detector of rendered scenes, which needs no weights."""
     from l2p_mini.detector import ExactDetector
 
     return Eyes(description="the exact detector of rendered scenes", detector=ExactDetector())
 
 
 def _coco(section: "EvaluateSection") -> Eyes:
-    """GenEval's own models, from the user's directories."""
+    """Return GenEval's own models, from the user's directories."""
     assert section.detector_model is not None and section.color_model is not None
     return coco_eyes(section.detector_model, section.color_model, device=choose_device())
 
@@ -32,7 +32,7 @@ DETECTORS: dict[str, Callable[["EvaluateSection"], Eyes]] = {
 
 
 def check_detector(section: "EvaluateSection") -> None:
-    """Raises if there is no such detector, or if the models it needs are not there."""
+    """Raise if there is no such detector, or if the models it needs are not there."""
     if section.detector not in DETECTORS:
         raise TransferError(f"evaluate.detector is {section.detector!r}; there is {', '.join(DETECTORS)}")
     if section.detector == "coco":
@@ -40,6 +40,6 @@ def check_detector(section: "EvaluateSection") -> None:
 
 
 def load_detector(section: "EvaluateSection") -> Eyes:
-    """What `section.detector` names."""
+    """Return what `section.detector` names."""
     check_detector(section)
     return DETECTORS[section.detector](section)

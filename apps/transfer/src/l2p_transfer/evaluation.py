@@ -23,7 +23,9 @@ from l2p_transfer.sizes import evaluated_size, source_size
 
 
 def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[str, Any]:
-    """Scores the source and the L2P model on the same prompts and seeds; the content of results.json."""
+    """Score the source and the L2P model on the same prompts and seeds; the content of
+    results.json.
+    """
     section = config.evaluate
     prompts = read_metadata(section.metadata)
     judges = Judges(
@@ -67,7 +69,7 @@ def evaluate_run(config: Config, paths: RunPaths, progress: Progress) -> dict[st
 
 
 def source_model(config: Config) -> Painted:
-    """The source, sampled as for the corpus."""
+    """Return the source, sampled as for the corpus."""
     return _painted(
         "source",
         config.source.model,
@@ -79,7 +81,7 @@ def source_model(config: Config) -> Painted:
 
 
 def l2p_model(config: Config, paths: RunPaths) -> Painted:
-    """The trained model, sampled as [evaluate] says."""
+    """Return the trained model, sampled as [evaluate] says."""
     section = config.evaluate
     options = {
         "num_inference_steps": section.num_inference_steps,
@@ -121,7 +123,9 @@ def _painted(
 
 @contextmanager
 def painting(config: Config) -> Iterator[dict[str, Any]]:
-    """Where the evaluation paints, as arguments of `generate_images`: here, or on the cluster's nodes."""
+    """Yield where the evaluation paints, as arguments of `generate_images`: here, or on the cluster's
+    nodes.
+    """
     workers, cluster = config.evaluate.workers, config.cluster
     # Its images come back through a folder that all nodes share; `storage` is for those that share none.
     if not cluster.address or workers == 0 or (config.run.storage and workers is None):

@@ -79,5 +79,5 @@ class RunPaths:
         return self.root / ".lock"
 
     def marker(self, stage: str) -> Path:
-        """The ledger of a stage: its state, time, memory and numbers."""
+        """Return the ledger of a stage: its state, time, memory and numbers."""
         return marker_path(self.root, stage)

@@ -14,7 +14,7 @@ from l2p_transfer.sizes import painted_sizes, trained_sizes
 
 
 def write_run_report(config: Config, paths: RunPaths, titles: Mapping[str, str]) -> Path:
-    """Writes report.html and report.md; returns the page.
+    """Write report.html and report.md; return the page.
 
     Args:
         titles: of the stages, by name and in order.

@@ -54,7 +54,7 @@ class RunSummary:
     executed: Sequence[str]  # stages that ran now
 
     def to_row(self) -> dict[str, Any]:
-        """For --json."""
+        """Return JSON values, for --json."""
         return {
             "run": str(self.root),
             "report": str(RunPaths(self.root).report),
@@ -65,7 +65,7 @@ class RunSummary:
 
 
 def execute(config: Config, display: Display, *, command: Sequence[str], update: bool = False) -> RunSummary:
-    """Runs every stage that is not done.
+    """Run every stage that is not done.
 
     Args:
         command: the command line, for provenance.json.
@@ -103,8 +103,8 @@ def execute(config: Config, display: Display, *, command: Sequence[str], update:
 
 
 def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, ...]]]:
-    """Each stage with the hash of all that its output depends on, and the one of settings alone that earlier
-    versions noted, unless a file that the stage, or one before it, reads was written since.
+    """Yield each stage with the hash of all that its output depends on, and the one of settings alone that
+    earlier versions noted, unless a file that the stage, or one before it, reads was written since.
     """
     tables = config.identity_tables()
     for table, key in IRRELEVANT:
@@ -117,7 +117,9 @@ def identities(config: Config) -> Iterator[tuple[Stage[Run], tuple[str, ...]]]:
 
 
 def _read_since(stage: str, earlier: str, root: Path, config: Config) -> bool:
-    """Whether a stage that an earlier version noted as done reads a file that is younger than its note."""
+    """Return whether a stage that an earlier version noted as done reads a file that is younger than its
+    note.
+    """
     marker = read_marker(root, stage)
     if marker.get("identity") != earlier or marker.get("state") != "done":
         return False
@@ -129,7 +131,9 @@ def _read_since(stage: str, earlier: str, root: Path, config: Config) -> bool:
 
 
 def _intact(stage: str, paths: RunPaths) -> bool:
-    """Whether what a stage left is still there, where it is soon made again and a later stage reads it."""
+    """Return whether what a stage left is still there, where it is soon made again and a later stage reads
+    it.
+    """
     if stage == "evaluation":
         return read_json_if_whole(paths.results) is not None
     return stage != "report" or paths.report.is_file()
@@ -139,7 +143,7 @@ def _intact(stage: str, paths: RunPaths) -> bool:
 
 
 def check_unchanged(config: Config, update: bool) -> None:
-    """Raises what `execute` would raise for a run directory that another config made; writes nothing."""
+    """Raise what `execute` would raise for a run directory that another config made; writes nothing."""
     paths = RunPaths(config.run.output)
     if is_file(paths.config):
         _claim_of(config, paths).check(update=update)
@@ -147,7 +151,7 @@ def check_unchanged(config: Config, update: bool) -> None:
 
 
 def _claim(config: Config, paths: RunPaths, update: bool) -> None:
-    """Writes config.toml, or checks that the directory is this config's."""
+    """Write config.toml, or checks that the directory is this config's."""
     claim = _claim_of(config, paths)
     claim.check(update=update, ignored=(paths.lock.name,))
     _refuse_fewer_steps(config, paths)
@@ -173,12 +177,12 @@ def _refuse_fewer_steps(config: Config, paths: RunPaths) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(table, key, "table.key: old -> new") for every setting that differs and matters."""
+    """Yield (table, key, "table.key: old -> new") for every setting that differs and matters."""
     return config_file.differences(old, new, default_tables(), IRRELEVANT)
 
 
 def _may_change(table: str, key: str, config: Config, paths: RunPaths) -> bool:
-    """Whether --update takes a change: nothing that took long and is there may depend on it.
+    """Return whether --update takes a change: nothing that took long and is there may depend on it.
 
     Prompts are soon written again, and an LLM's answers are kept. Surgery leaves all or nothing, and the
     training nothing before its first checkpoint, so that what it ran out of memory with can be changed.

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 
 def painted_sizes(config: "Config") -> tuple[Size, ...]:
-    """Of the corpus; raises `DataError` where a bucket is no size."""
+    """Return the sizes of the corpus; raises `DataError` where a bucket is no size."""
     return config.images.sizes()
 
 
 def trained_sizes(config: "Config") -> tuple[Size, ...]:
-    """What the trainer makes of them: about `train.resolution` squared in area, each of its own shape."""
+    """Return what the trainer makes of them: about `train.resolution` squared in area, each of its own
+    shape.
+    """
     painted, resolution = painted_sizes(config), config.train.resolution
     if resolution is None:
         return painted
@@ -27,8 +29,8 @@ def trained_sizes(config: "Config") -> tuple[Size, ...]:
 
 
 def evaluated_size(config: "Config") -> Size:
-    """Of the L2P model's images, and how it paints when it is told nothing: `[evaluate]`'s, else what it was
-    trained at. With buckets a config has to state it.
+    """Return the size of the L2P model's images, and how it paints when it is told nothing: `[evaluate]`'s,
+    else what it was trained at. With buckets a config has to state it.
     """
     section = config.evaluate
     if section.width is not None and section.height is not None:
@@ -37,8 +39,8 @@ def evaluated_size(config: "Config") -> Size:
 
 
 def source_size(config: "Config") -> Size:
-    """Of the source's images in the evaluation: the L2P model's size; but where the training resizes, the
-    painted size of the nearest shape, for which the source was made.
+    """Return the size of the source's images in the evaluation: the L2P model's size; but where the training
+    resizes, the painted size of the nearest shape, for which the source was made.
     """
     wanted = evaluated_size(config)
     if config.train.resolution is None:

@@ -49,7 +49,7 @@ def write_prompts(run: Run, progress: Progress) -> Outcome:
 
 
 def filter_prompts(run: Run, progress: Progress) -> Outcome:
-    """Every prompt is kept or dropped with a reason (sec. 3.2)."""
+    """Keep or drop every prompt, with a reason (sec. 3.2)."""
     from l2p_data.filters.filtering import filter_prompts as judge
     from l2p_data.filters.filtering import kept, reasons
     from l2p_data.prompts.records import read_prompts
@@ -80,7 +80,7 @@ def filter_prompts(run: Run, progress: Progress) -> Outcome:
 
 
 def make_images(run: Run, progress: Progress) -> Outcome:
-    """The source paints the corpus on Ray actors (sec. 3.2)."""
+    """Let the source paint the corpus on Ray actors (sec. 3.2)."""
     from l2p_data.corpus.files import folder_exists, location
     from l2p_data.filters.filtering import kept
     from l2p_data.prompts.records import read_prompts
@@ -125,7 +125,7 @@ def make_images(run: Run, progress: Progress) -> Outcome:
 
 
 def operate(run: Run, progress: Progress) -> Outcome:
-    """The source's transformer becomes the pixel-space initialisation (sec. 3.3)."""
+    """Turn the source's transformer into the pixel-space initialisation (sec. 3.3)."""
     config = run.config
     report = config.surgery.operate(config.source.model, run.paths.initial, config.train)
     counts = report.counts()
@@ -140,7 +140,7 @@ def operate(run: Run, progress: Progress) -> Outcome:
 
 
 def train(run: Run, progress: Progress) -> Outcome:
-    """Eq. 5 on the source's own images, everything but the shallow layers frozen (sec. 3.3)."""
+    """Train by eq. 5 on the source's own images, everything but the shallow layers frozen (sec. 3.3)."""
     from l2p_train.run.launcher import launch
 
     from l2p_transfer.config import resolve_processes
@@ -187,7 +187,7 @@ def train(run: Run, progress: Progress) -> Outcome:
 
 
 def evaluate(run: Run, progress: Progress) -> Outcome:
-    """GenEval of source and L2P model, and the Frechet distance between their images (sec. 4)."""
+    """Score source and L2P model by GenEval, and the Frechet distance between their images (sec. 4)."""
     from l2p_transfer.evaluation import evaluate_run
 
     _write_sampling_defaults(run)  # [evaluate] may have changed since the training
@@ -213,7 +213,7 @@ def evaluate(run: Run, progress: Progress) -> Outcome:
 
 
 def report(run: Run, progress: Progress) -> Outcome:
-    """`report.html` and `report.md`."""
+    """Write `report.html` and `report.md`."""
     from l2p_transfer.reporting import write_run_report
 
     page = write_run_report(run.config, run.paths, {stage.name: stage.title for stage in STAGES})
@@ -235,7 +235,7 @@ STAGES: tuple[Stage[Run], ...] = (
 
 
 def place_of(run: Run) -> Place:
-    """Where an LLM runs, and where another machine would look for its answers."""
+    """Return where an LLM runs, and where another machine would look for its answers."""
     storage, cluster = run.config.run.storage, run.config.cluster
     return Place(
         journal=f"{storage}/prompts/journal" if storage else run.paths.prompts.parent / "journal",
@@ -246,7 +246,7 @@ def place_of(run: Run) -> Place:
 
 
 def _write_sampling_defaults(run: Run) -> None:
-    """How to sample the model, beside its weights: what `l2p-generate` uses when it is told nothing."""
+    """Write how to sample the model beside its weights: what `l2p-generate` uses when it is told nothing."""
     section = run.config.evaluate
     width, height = evaluated_size(run.config)
     defaults = {
@@ -260,7 +260,7 @@ def _write_sampling_defaults(run: Run) -> None:
 
 
 def link_model(paths: RunPaths) -> None:
-    """`model` -> `train/model`."""
+    """Link `model` to `train/model`."""
     if paths.model.is_symlink():
         paths.model.unlink()
     elif paths.model.exists():

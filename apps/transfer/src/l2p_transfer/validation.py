@@ -21,7 +21,7 @@ OF_AN_ABLATION = ("ablation", "extends", "arm", "claim", "data")
 
 
 def check_kind(tables: Mapping[str, Any], path: Path) -> None:
-    """Raises for a file of the neighbour's."""
+    """Raise for a file of the neighbour's."""
     if found := next((name for name in OF_AN_ABLATION if name in tables), None):
         raise TransferError(
             f"{path} is for l2p-ablate (it has {found!r}); give that command the file, or this one a config"
@@ -30,13 +30,13 @@ def check_kind(tables: Mapping[str, Any], path: Path) -> None:
 
 
 def check_storage(storage: str | None) -> None:
-    """Raises for what is no address; the trainer would speak of its own settings, which follow from it."""
+    """Raise for what is no address; the trainer would speak of its own settings, which follow from it."""
     if storage is not None and not is_address(storage):
         raise TransferError(f"run.storage is {storage!r}; it must be an address such as s3://bucket/run")
 
 
 def check_config(config: "Config") -> None:
-    """Raises for the first setting that does not go with another.
+    """Raise for the first setting that does not go with another.
 
     Raises:
         TransferError: what was given, what was wanted, what to write.
@@ -57,7 +57,7 @@ def check_config(config: "Config") -> None:
 
 
 def check_held_out(config: "Config", prompts: int) -> None:
-    """Raises where the held-out images would leave none to train on, which the trainer says after painting.
+    """Raise where the held-out images would leave none to train on, which the trainer says after painting.
 
     Whole prompts are held out.
 
@@ -74,7 +74,7 @@ def check_held_out(config: "Config", prompts: int) -> None:
 
 
 def check_sampling(config: "Config") -> None:
-    """Raises for an argument that the source's pipeline does not take, where the source is there."""
+    """Raise for an argument that the source's pipeline does not take, where the source is there."""
     extra = config.source.pipeline_kwargs
     check_call(
         config.source.model,
@@ -87,7 +87,7 @@ def check_sampling(config: "Config") -> None:
 
 
 def _check_sizes(config: "Config") -> None:
-    """Every side that reaches the model in patches must be a multiple of them."""
+    """Check that every side which reaches the model in patches is be a multiple of them."""
     images, evaluate, patch = config.images, config.evaluate, config.surgery.patch_size
     try:
         painted = painted_sizes(config)

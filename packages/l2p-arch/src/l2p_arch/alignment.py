@@ -101,8 +101,8 @@ class Alignment(nn.Module):
         return super()._apply(keeping_dtype, recurse)
 
     def to_latents(self, pixels: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """What the source would see: its z_t (B, r, h, w) and its sigma' (B,), of x_t (B, 3, H, W) at sigma
-        (B,)."""
+        """Return what the source would see: its z_t (B, r, h, w) and its sigma' (B,), of x_t (B, 3, H, W) at
+        sigma (B,)."""
         patches = pixels_to_patches(pixels.float(), self.patch_size)
         source_sigma = sigma / (self.scale * (1 - sigma) + sigma)
         k = 1 / (self.scale * (1 - sigma) + sigma)
@@ -114,13 +114,13 @@ class Alignment(nn.Module):
         )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The image d (B, 3, H, W) of latent patches z (B, r, h, w), linearly."""
+        """Return the image d (B, 3, H, W) of latent patches z (B, r, h, w), linearly."""
         centred = latents.float() - self.latent_mean[:, None, None]
         patches = F.conv2d(centred, self.decoder, padding=self.decoder.shape[-1] // 2)
         return patches_to_pixels(patches + self.pixel_mean[:, None, None], self.patch_size)
 
     def velocity(self, pixels: Tensor, decoded: Tensor, sigma: Tensor) -> Tensor:
-        """The closed form's velocity (B, 3, H, W), float32, of x_t, d and sigma (B,)."""
+        """Return the closed form's velocity (B, 3, H, W), float32, of x_t, d and sigma (B,)."""
         if not len(self.filters):
             return (pixels - decoded) / _per_sample(sigma.clamp_min(LEAST_SIGMA))
         filters = self._at(sigma, self.filters)  # (B, 3, inputs)
@@ -133,7 +133,9 @@ class Alignment(nn.Module):
         return self._at(sigma, self.errors)
 
     def _at(self, sigma: Tensor, values: Tensor) -> Tensor:
-        """`values` (K, ...) at sigma (B,), linear between the noise levels of the fit and constant beyond."""
+        """Return `values` (K, ...) at sigma (B,), linear between the noise levels of the fit and constant
+        beyond.
+        """
         upper = torch.searchsorted(self.filter_sigmas, sigma.contiguous()).clamp(
             1, len(self.filter_sigmas) - 1
         )
@@ -144,13 +146,13 @@ class Alignment(nn.Module):
 
 
 def alignment_sizes(alignment: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Alignment` in a model's config."""
+    """Return the arguments of `Alignment` in a model's config."""
     others = ("version", "polish", "enlargement", "detail")
     return {name: value for name, value in alignment.items() if name not in others}
 
 
 def apply_filters(filters: Tensor, pixels: Tensor, decoded: Tensor, kernels: tuple[int, int]) -> Tensor:
-    """One set of linear filters a sample, (B, 3, inputs), over d and x_t (B, 3, H, W) and a constant.
+    """Return one set of linear filters a sample, (B, 3, inputs), over d and x_t (B, 3, H, W) and a constant.
 
     Beyond the border both repeat their outermost pixels.
     """
@@ -170,7 +172,7 @@ def apply_filters(filters: Tensor, pixels: Tensor, decoded: Tensor, kernels: tup
 
 
 def head_input(pixels: Tensor, decoded: Tensor, velocity: Tensor, error: Tensor, sigma: Tensor) -> Tensor:
-    """What the Detailer Head reads, (B, 17, H, W).
+    """Return what the Detailer Head reads, (B, 17, H, W).
 
     x_0_hat of the closed form and d; the detail of x_0_hat at three sizes, in units of the error that the
     closed form leaves at sigma (B,): in flat parts this is the noise that has to go, at one size whatever
@@ -193,7 +195,7 @@ def head_input(pixels: Tensor, decoded: Tensor, velocity: Tensor, error: Tensor,
 
 
 def local_mean(image: Tensor, side: int) -> Tensor:
-    """The mean of the square of `side` (odd) px around each pixel of (B, C, H, W), within the image.
+    """Return the mean of the square of `side` (odd) px around each pixel of (B, C, H, W), within the image.
 
     `F.avg_pool2d` adds up all side^2 pixels, which took a fourteenth of the miniature's training step.
     """
@@ -206,8 +208,9 @@ def local_mean(image: Tensor, side: int) -> Tensor:
 
 
 def _running_sum(image: Tensor, side: int, dim: int) -> Tensor:
-    """Sums of `side` neighbours along a dimension, by the binary digits of `side`: sums of twice as many come
-    from two of half. Differences of one long cumulative sum would lose the digits that the detail is in."""
+    """Return sums of `side` neighbours along a dimension, by the binary digits of `side`: sums of twice as
+    many come from two of half. Differences of one long cumulative sum would lose the digits that the detail
+    is in."""
     length, margin = image.shape[dim], side // 2
     sums = F.pad(image, (margin, margin) if dim == -1 else (0, 0, margin, margin))
     total, width, start = torch.zeros_like(image), 1, 0
@@ -222,8 +225,8 @@ def _running_sum(image: Tensor, side: int, dim: int) -> Tensor:
 
 
 def normalised(features: Tensor) -> Tensor:
-    """Tokens (B, D, h, w) with mean 0 and mean square 1 over their channels, whatever size the residual
-    stream has."""
+    """Return tokens (B, D, h, w) with mean 0 and mean square 1 over their channels, whatever size the
+    residual stream has."""
     centred = features.float()
     centred = centred - centred.mean(dim=1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-12)

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printable(text: str) -> str:
-    """A text in one line, without characters that steer a terminal: what was handed in may hold some."""
+    """Return a text in one line, without characters that steer a terminal: what was handed in may hold
+    some.
+    """
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
@@ -94,8 +96,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_line() -> int:
-    """`main`, as the whole of a process: Python's last act would be to look for garbage among all that torch
-    and diffusers consist of, for 1.5 s."""
+    """Run `main` as the whole of a process: Python's last act would be to look for garbage among all that
+    torch and diffusers consist of, for 1.5 s."""
     try:
         code = main()
     except KeyboardInterrupt:  # before main could begin
@@ -106,7 +108,7 @@ def command_line() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of `l2p-arch`; `command` in its result names the command."""
+    """Return the parser of `l2p-arch`; `command` in its result names the command."""
     whole = _Parser(
         prog="l2p-arch", description="Checkpoints of pixel-space diffusion transformers (L2P, sec. 3.3, 3.4)."
     )
@@ -329,7 +331,7 @@ def _merge(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pictures(folder: Path, count: int, size: int) -> Any:
-    """The middle squares of a folder's first pictures by name, (N, 3, size, size) in [-1, 1]."""
+    """Return the middle squares of a folder's first pictures by name, (N, 3, size, size) in [-1, 1]."""
     import numpy as np
     import torch
     from PIL import ImageOps

@@ -140,8 +140,8 @@ class DetailerHead(nn.Module):
         step: int,
         run: Callable[..., Tensor],
     ) -> Tensor:
-        """The output of one tile, computed with a margin that its outermost pixels can see (cells, clipped at
-        the image).
+        """Return the output of one tile, computed with a margin that its outermost pixels can see (cells,
+        clipped at the image).
 
         One output pixel sees less than 3 * 2**levels pixels to each side: one 3x3 convolution per level on
         the way down and two on the way up. Where a level has an odd side, the way up also reads one pixel of
@@ -163,11 +163,11 @@ class DetailerHead(nn.Module):
         return out[:, :, rows.kept, columns.kept]
 
     def _whole(self, pixels: Tensor, features: Tensor, part: "tuple[_Span, _Span] | None" = None) -> Tensor:
-        """The output of an image, or of a part of one with all that its margin lacks."""
+        """Return the output of an image, or of a part of one with all that its margin lacks."""
         return self.out_conv(self._hidden(pixels, features, part))
 
     def _hidden(self, pixels: Tensor, features: Tensor, part: "tuple[_Span, _Span] | None" = None) -> Tensor:
-        """What the last convolution reads."""
+        """Return what the last convolution reads."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         skips = []
         for level in range(1, self.levels + 1):
@@ -211,8 +211,9 @@ class _Span:
         )
 
     def read_from(self, level: int, count: int, coarser: Tensor, dim: int) -> Tensor | None:
-        """Which pixels of `coarser`, its part of the next coarser level, the `count` ones of this part read.
-        None where they are simply twice as many: nearest resizing is out of step at odd sides only.
+        """Return which pixels of `coarser`, its part of the next coarser level, the `count` ones of this
+        part read. None where they are simply twice as many: nearest resizing is out of step at odd sides
+        only.
 
         Pixels that the part lacks are read from its rim; a margin keeps that away from what is kept.
         """
@@ -227,7 +228,7 @@ class _Span:
 
 
 def _enlarged(x: Tensor, size: Sequence[int], level: int, part: tuple[_Span, _Span] | None) -> Tensor:
-    """Nearest neighbours at the size of a finer level, as if the whole image were resized."""
+    """Return nearest neighbours at the size of a finer level, as if the whole image were resized."""
     for dim, span in zip((2, 3), part or (), strict=False):
         index = span.read_from(level, size[dim - 2], x, dim)
         x = x if index is None else x.index_select(dim, index)

@@ -42,7 +42,7 @@ class Reduced(NamedTuple):
 
 
 def reduced(pixels: Tensor, sigma: Tensor, factor: int) -> Reduced:
-    """The small model's x_t of the large one's x_t (B, 3, H, W), float32, at sigma (B,)."""
+    """Return the small model's x_t of the large one's x_t (B, 3, H, W), float32, at sigma (B,)."""
     gain = 1 / (1 - sigma + sigma / factor)
     return Reduced(_each(gain) * block_means(pixels, factor), gain * sigma / factor, gain)
 
@@ -56,7 +56,7 @@ def enlarged(
     factor: int,
     detail: float = DETAIL,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is known of the large image before the second head.
+    """Return what is known of the large image before the second head.
 
     Args:
         pixels, sigma: x_t (B, 3, H, W) and (B,).
@@ -100,7 +100,7 @@ def deviations(images: Tensor, factor: int) -> Tensor:
 def split_head_channels(
     head_channels: Sequence[int], enlargement: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """(widths of the head for what is finer, of the Detailer Head) of an aligned model whose patch is
+    """Return (widths of the head for what is finer, of the Detailer Head) of an aligned model whose patch is
     `enlargement` times the one that it was aligned with: a finer level for every halving of it."""
     finer = enlargement.bit_length() - 1
     return head_channels[:finer], head_channels[finer:]

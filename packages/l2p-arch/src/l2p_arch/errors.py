@@ -8,6 +8,6 @@ class ArchError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception, short."""
+    """Return the first line of an exception, short."""
     lines = str(error).strip().splitlines() or [""]
     return (lines[0] or type(error).__name__)[:200]

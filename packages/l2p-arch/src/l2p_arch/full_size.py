@@ -20,7 +20,8 @@ Forward = tuple[Callable[[], Any], Any]
 
 
 def forwards_on_meta(family: str, size: int) -> dict[str, dict[str, Forward]]:
-    """{"source": {"transformer", "decoder"}, "L2P": {"transformer"}} of one square image, bfloat16, batch 1.
+    """Return {"source": {"transformer", "decoder"}, "L2P": {"transformer"}} of one square image, bfloat16,
+    batch 1.
 
     Args:
         size: px, a side of the image.

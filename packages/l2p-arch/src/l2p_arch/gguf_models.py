@@ -87,7 +87,7 @@ def _gguf() -> Any:
 
 
 def _notes(config: Any, layout: str) -> list[str]:
-    """Who cannot read it."""
+    """Return who cannot read it."""
     widths = tuple(config["head_channels"])
     if layout == "1k" and widths == _WIDTHS and config["patch_size"] == 16:
         return []
@@ -99,7 +99,7 @@ def _bare(tensor: PlannedTensor) -> str:
 
 
 def _type_of(tensor: PlannedTensor, kind: str) -> str:
-    """The ggml type of a tensor."""
+    """Return the ggml type of a tensor."""
     if len(tensor.shape) < 2 or _bare(tensor).endswith("pad_token"):
         return "F32"
     if kind == "q8_0" and _MATRIX.fullmatch(_bare(tensor)) and tensor.shape[-1] % _BLOCK == 0:
@@ -128,7 +128,7 @@ def _announce(writer: Any, gguf: Any, tensor: PlannedTensor, name: str) -> None:
 
 
 def _values(gguf: Any, tensor: PlannedTensor, name: str) -> Any:
-    """The bytes of a tensor in a ggml type, as an array of uint8."""
+    """Return the bytes of a tensor in a ggml type, as an array of uint8."""
     import torch
 
     value: Tensor = tensor.origin.read() if isinstance(tensor.origin, StoredTensor) else tensor.origin()

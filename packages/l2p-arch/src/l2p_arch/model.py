@@ -144,7 +144,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
 
     @classmethod
     def from_single_file(cls, file: Any, *, dtype: torch.dtype | None = None) -> "L2PTransformer":
-        """The model of a published single file, also by ComfyUI's names, in evaluation mode.
+        """Return the model of a published single file, also by ComfyUI's names, in evaluation mode.
 
         Args:
             file: safetensors file, recognised by its content; a path of this machine.
@@ -217,8 +217,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         sigma: Tensor,
         conditioning: Sequence[Conditioning],
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The closed form's velocity less what the head adds to its image, in units of its error, and that
-        error, float32; what a second head reads of the first one, where there is one."""
+        """Return the closed form's velocity less what the head adds to its image, in units of its error, and
+        that error, float32; what a second head reads of the first one, where there is one."""
         latents, features = self.predicted_latents(pixels, sigma, conditioning)
         decoded, head_dtype = alignment.decode(latents), self._dtypes()[1]
         velocity = alignment.velocity(pixels, decoded, sigma)
@@ -237,7 +237,9 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         sigma: Tensor,
         conditioning: Sequence[Conditioning],
     ) -> Tensor:
-        """The small model's velocity of the block means, and of the rest what the second head answers."""
+        """Return the small model's velocity of the block means, and of the rest what the second head
+        answers.
+        """
         assert self.fine_head is not None
         factor = self.enlargement
         small = reduced(pixels, sigma, factor)
@@ -252,8 +254,8 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     def predicted_latents(
         self, pixels: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]
     ) -> tuple[Tensor, Tensor]:
-        """What the trunk of an aligned model makes of x_t (B, 3, H, W), float32, at sigma (B,): the latent
-        patches z_hat (B, r, h, w), float32, and its last tokens (B, D, h, w)."""
+        """Return what the trunk of an aligned model makes of x_t (B, 3, H, W), float32, at sigma (B,): the
+        latent patches z_hat (B, r, h, w), float32, and its last tokens (B, D, h, w)."""
         assert self.aligner is not None
         z_t, source_sigma = self.aligner.to_latents(pixels, sigma)
         both = self._run(z_t.to(self._dtypes()[0]), source_sigma, conditioning)
@@ -269,13 +271,13 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             raise
 
     def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """What trunk and head compute in."""
+        """Return what trunk and head compute in."""
         embedder = self.trunk.get_submodule(self.source_family.embedder)
         trunk, head = get_parameter_dtype(embedder), get_parameter_dtype(self.detailer_head)
         return (trunk if trunk.is_floating_point else head), head  # the trunk may be quantised
 
     def block_names(self) -> list[str]:
-        """Names of the main blocks in the order in which data flows, such as "trunk.layers.0"."""
+        """Return the names of the main blocks in the order in which data flows, such as "trunk.layers.0"."""
         return [
             f"trunk.{block_list}.{index}"
             for block_list in self.source_family.block_lists
@@ -283,15 +285,15 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         ]
 
     def shallow_names(self) -> list[str]:
-        """Modules and parameters beside the main blocks that train: embedders, refiners, pad tokens and the
-        head."""
+        """Return modules and parameters beside the main blocks that train: embedders, refiners, pad tokens
+        and the head."""
         family = self.source_family
         kept = [] if self.aligner is None else [family.final_norm, family.final_projection]
         names = dict.fromkeys((*family.shallow, *kept))
         return [f"trunk.{name}" for name in names] + self._head_names()
 
     def new_names(self) -> list[str]:
-        """Modules that the source did not have."""
+        """Return modules that the source did not have."""
         embedder = [] if self.aligner is not None else [f"trunk.{self.source_family.embedder}"]
         return [*embedder, *self._head_names()]
 
@@ -321,7 +323,9 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         return 1.0 if self.aligner is None else self.enlargement * float(self.aligner.scale)
 
     def idle_names(self) -> list[str]:
-        """Modules that never get a gradient, because nothing downstream reads them; leave them frozen."""
+        """Return modules that never get a gradient, because nothing downstream reads them; leave them
+        frozen.
+        """
         names = []
         for name in self.source_family.idle:
             block_list, _, rest = name.partition(".-1.")

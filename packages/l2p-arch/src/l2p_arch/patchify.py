@@ -26,5 +26,5 @@ def pixels_to_patches(pixels: Tensor, patch_size: int) -> Tensor:
 
 
 def patches_to_pixels(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `pixels_to_patches`: (B, C*P*P, h, w) -> (B, C, h*P, w*P)."""
+    """Return the inverse of `pixels_to_patches`: (B, C*P*P, h, w) -> (B, C, h*P, w*P)."""
     return rearrange(patches, "b (c py px) h w -> b c (h py) (w px)", py=patch_size, px=patch_size)

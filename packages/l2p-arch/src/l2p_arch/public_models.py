@@ -100,7 +100,7 @@ class PlannedExport:
 
 
 def plan_public(model: Path) -> PlannedExport:
-    """The model by the names of its public layout.
+    """Return the model by the names of its public layout.
 
     Raises:
         ArchError: no public layout holds such a model.

@@ -47,7 +47,7 @@ def check_quantisation(kind: str) -> None:
 
 
 def quantised_names(model: Any) -> list[str]:
-    """The linear layers of a model's main blocks that are stored in 8 bits."""
+    """Return the linear layers of a model's main blocks that are stored in 8 bits."""
     names = []
     for block in model.block_names():
         for name, module in model.get_submodule(block).named_modules():
@@ -65,7 +65,9 @@ def use_quantised_layers(model: Any, kind: str) -> None:
 
 
 def quantised(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(8 bits (out, in), scale (out,) in bfloat16) of a weight (out, in); the scale is exact in bfloat16."""
+    """Return (8 bits (out, in), scale (out,) in bfloat16) of a weight (out, in); the scale is exact in
+    bfloat16.
+    """
     weight = weight.float()
     scale = (weight.abs().amax(dim=1) / _LARGEST[kind]).bfloat16()
     # Rounded down it would leave no room for the largest value.

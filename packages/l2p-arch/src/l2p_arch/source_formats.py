@@ -24,7 +24,7 @@ class SourceFormat:
     """Pipeline components that encode text, and that a converted model takes along."""
 
     def is_end(self, tensor_name: str) -> bool:
-        """True for a tensor of the transformer that is dropped."""
+        """Return True for a tensor of the transformer that is dropped."""
         return any(tensor_name == end or tensor_name.startswith(f"{end}.") for end in self.ends)
 
 
@@ -85,14 +85,16 @@ SOURCE_FORMATS = {known.family: known for known in _FORMATS}
 
 
 def source_format(family: str) -> SourceFormat:
-    """The format of a family, or an ArchError that lists the known ones."""
+    """Return the format of a family, or an ArchError that lists the known ones."""
     if family not in SOURCE_FORMATS:
         raise ArchError(f"unknown family {family!r}; known: {', '.join(SOURCE_FORMATS)}")
     return SOURCE_FORMATS[family]
 
 
 def find_source_format(transformer_class: str) -> SourceFormat:
-    """The format whose transformer is that diffusers class, or an ArchError that lists the known ones."""
+    """Return the format whose transformer is that diffusers class, or an ArchError that lists the known
+    ones.
+    """
     for known in _FORMATS:
         if transformer_class in (known.transformer_class, *known.older_classes):
             return known

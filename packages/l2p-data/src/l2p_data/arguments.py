@@ -7,7 +7,7 @@ from l2p_run.command import Parser, number, seed_argument
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `l2p-data`; `command` in its result names the command."""
+    """Return the parser of `l2p-data`; `command` in its result names the command."""
     parser = Parser(
         prog="l2p-data", description="From nothing to a synthetic corpus (L2P, sec. 3.2).", package="l2p-data"
     )
@@ -85,7 +85,7 @@ def _tree(sub: argparse.ArgumentParser) -> None:
 
 
 def _engine(sub: argparse.ArgumentParser, required: bool = True) -> argparse._MutuallyExclusiveGroup:
-    """The options of `engines.open_engine`; returns the group of engines."""
+    """Add the options of `engines.open_engine`; return the group of engines."""
     engine = sub.add_mutually_exclusive_group(required=required)
     engine.add_argument("--server", metavar="URL", help="an OpenAI-compatible server; key: OPENAI_API_KEY")
     engine.add_argument("--vllm", metavar="MODEL", help="a language model's directory or id, for vLLM on Ray")

@@ -73,7 +73,7 @@ def _prompts(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _engine(options: argparse.Namespace) -> Iterator[Any]:
-    """The engine that the options name; it is stopped at the end."""
+    """Yield the engine that the options name; it is stopped at the end."""
     if getattr(options, "grammar", None) is not None:
         from l2p_data.prompts.grammar import GrammarGenerator
 
@@ -104,7 +104,7 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _journal(options: argparse.Namespace) -> str | Path:
-    """Where answers are kept until the result is whole, and after."""
+    """Return where answers are kept until the result is whole, and after."""
     out = Path(options.out)
     return options.journal or out.with_name(f"{out.name}.journal")
 

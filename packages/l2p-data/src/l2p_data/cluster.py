@@ -39,7 +39,7 @@ def ray_session(share: RayShare) -> Iterator[Any]:
 
 
 def share_of_cluster(share: RayShare, resources: Mapping[str, float]) -> tuple[int, float]:
-    """Number of workers, and each one's GPUs."""
+    """Return the number of workers, and each one's GPUs."""
     gpus = share.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.get("GPU", 0) >= 1 else 0.0

@@ -34,7 +34,7 @@ def taxonomy(
     text: str = "",
     extend: str | Path | None = None,
 ) -> Summary:
-    """The leaves of the category tree, or of a part of it."""
+    """Return the leaves of the category tree, or of a part of it."""
     found = load_taxonomy(extend).find(superclass=superclass, subclass=subclass, text=text)
     leaves = [
         " > ".join([leaf.superclass, leaf.subclass, leaf.group, leaf.category]) for leaf in found.categories
@@ -56,7 +56,7 @@ def expand(
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """New leaves proposed by an LLM, as a TOML to review; the summary is the diff."""
+    """Propose new leaves by an LLM, as a TOML to review; the summary is the diff."""
     tree = load_taxonomy(extend).find(superclass=superclass, subclass=subclass)
     groups = sum(len(names) for branch in tree.tree().values() for names in branch.values())
     if dry_run:
@@ -81,7 +81,7 @@ def prompts(
     seed: int = 0,
     dry_run: bool = False,
 ) -> Summary:
-    """Prompts over the engine's own categories (a grammar's) or the category tree, as Parquet."""
+    """Write prompts over the engine's own categories (a grammar's) or the category tree, as Parquet."""
     leaves = getattr(engine, "categories", None) or load_taxonomy(extend).categories
     if dry_run:
         check_count(count)
@@ -130,7 +130,7 @@ def synthesize(
     dry_run: bool = False,
     on_progress: Callable[[Any], None] | None = None,
 ) -> Summary:
-    """Images of the kept prompts, by `synthesis.SynthesisConfig`."""
+    """Paint images of the kept prompts, by `synthesis.SynthesisConfig`."""
     from l2p_data.synthesis.synthesize import plan_shards, resolve_model
     from l2p_data.synthesis.synthesize import synthesize as run
 
@@ -161,7 +161,7 @@ def synthesize(
 
 
 def _cut(manifest: Manifest) -> Summary:
-    """How many prompts were longer than the text encoder takes, and what the first of them lost."""
+    """Return how many prompts were longer than the text encoder takes, and what the first of them lost."""
     if not manifest.cut_prompts:
         return {}
     return {"cut_prompts": len(manifest.cut_prompts), "cut_from": manifest.cut_prompts[0]}
@@ -192,7 +192,7 @@ def stats(
     near_duplicates: bool = False,
     dry_run: bool = False,
 ) -> Summary:
-    """Numbers of a corpus or a prompt file (Fig. 2b, 2c), and pictures of them."""
+    """Report numbers of a corpus or a prompt file (Fig. 2b, 2c), and pictures of them."""
     if Path(path).is_file():
         if contact_sheet is not None:
             raise DataError(f"{path} holds prompts; a contact sheet needs a corpus")
@@ -217,7 +217,7 @@ def export(
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """A corpus as a folder of images with their texts; see `folders.export_folder`."""
+    """Write a corpus as a folder of images with their texts; see `folders.export_folder`."""
     from l2p_data.corpus.folders import export_folder
 
     if dry_run:
@@ -235,7 +235,7 @@ def import_(
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Images with texts as a corpus; see `folders.import_folder`."""
+    """Import images with texts as a corpus; see `folders.import_folder`."""
     from l2p_data.corpus.folders import check_import, import_folder
 
     if dry_run:

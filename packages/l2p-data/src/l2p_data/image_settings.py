@@ -32,7 +32,7 @@ class ImageSettings:
     # without Ray, in this process
 
     def sizes(self) -> tuple[Size, ...]:
-        """Of the images: those of `buckets`, or else the one of width and height.
+        """Return the sizes of the images: those of `buckets`, or else the one of width and height.
 
         Raises:
             DataError: there is none, or a bucket is no size.
@@ -58,7 +58,7 @@ class ImageSettings:
         ray_address: str | None = None,
         worker_resources: Mapping[str, float] | None = None,
     ) -> "SynthesisConfig":
-        """What `synthesize` takes: these settings, a model and where it runs."""
+        """Return what `synthesize` takes: these settings, a model and where it runs."""
         from l2p_data.synthesis.synthesize import SynthesisConfig
 
         return SynthesisConfig(

@@ -6,7 +6,7 @@ from l2p_data.errors import DataError
 
 
 def local_directory(model: str | Path, marker: str, what: str) -> Path:
-    """The directory of a model.
+    """Return the directory of a model.
 
     Args:
         model: a path, or an id such as "owner/name".

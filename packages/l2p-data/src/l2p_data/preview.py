@@ -38,8 +38,8 @@ def corpus_stats(corpus: str | Path, *, near_duplicates: bool = False) -> dict[s
 
 
 def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dict[str, Any]:
-    """The numbers to report of a run: languages and tree, lengths, repetition; of judged prompts also what
-    was dropped and why.
+    """Return the numbers to report of a run: languages and tree, lengths, repetition; of judged prompts also
+    what was dropped and why.
 
     `distinct_1`, `distinct_2`: distinct n-grams over all n-grams; low values mean that prompts repeat each
     other. `near_duplicates`: also the share of prompts that are 0.8 similar to an earlier one. What an engine
@@ -86,7 +86,7 @@ def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dic
 def contact_sheet(
     corpus: str | Path, out: str | Path, *, columns: int = 6, rows: int = 4, cell: int = 160, seed: int = 0
 ) -> Path:
-    """A PNG with `columns` x `rows` images of a corpus and their prompts; `seed` chooses which.
+    """Return a PNG with `columns` x `rows` images of a corpus and their prompts; `seed` chooses which.
 
     Args:
         corpus: corpus directory.

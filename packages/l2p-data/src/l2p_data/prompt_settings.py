@@ -91,7 +91,7 @@ class Place:
 
 @contextmanager
 def open_generator(settings: PromptSettings, place: Place, *, seed: int, progress: Progress) -> Iterator[Any]:
-    """What writes prompts and, if it is an LLM, judges them. It is stopped at the end."""
+    """Yield what writes prompts and, if it is an LLM, judges them. It is stopped at the end."""
     if settings.engine == "grammar":
         from l2p_data.prompts.grammar import GrammarGenerator
 
@@ -123,7 +123,7 @@ def open_generator(settings: PromptSettings, place: Place, *, seed: int, progres
 def make_prompts(
     settings: PromptSettings, place: Place, *, seed: int, progress: Progress
 ) -> "polars.DataFrame":
-    """Records of `PROMPT_SCHEMA` (`l2p_data.prompts.records`) by the engine that the settings name."""
+    """Return records of `PROMPT_SCHEMA` (`l2p_data.prompts.records`) by the engine that the settings name."""
     from l2p_data.prompts.generation import generate_prompts
     from l2p_data.prompts.taxonomy import load_taxonomy
 
@@ -136,7 +136,8 @@ def make_prompts(
 
 
 def prompts_of_file(path: Path) -> "polars.DataFrame":
-    """The prompts of a file. What a filter dropped before is left out; the run's own judges the rest again.
+    """Return the prompts of a file. What a filter dropped before is left out; the run's own judges the rest
+    again.
 
     Raises:
         DataError: there is no such file, or no prompt in it.

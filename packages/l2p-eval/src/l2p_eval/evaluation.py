@@ -64,7 +64,7 @@ def evaluate(
     warn: Callable[[str], None] = lambda text: None,
     expected: tuple[type[Exception], ...] = (UserError,),
 ) -> Outcome:
-    """Scores every entry in turn. One that fails ends the evaluation; the earlier ones stay.
+    """Score every entry in turn. One that fails ends the evaluation; the earlier ones stay.
 
     Args:
         output: gets results.json, report.html and report.md.
@@ -118,7 +118,7 @@ def _write(
     provenance: Mapping[str, Any],
     problem: str,
 ) -> dict[str, Any]:
-    """results.json, report.html and report.md, each whole."""
+    """Write results.json, report.html and report.md, each whole."""
     title, better = METRICS[metric].title, METRICS[metric].better
     paper = rows_for(done[0][1].paper) if done else ()
     entries = [_entry(pictures, score) for pictures, score in done]
@@ -158,7 +158,7 @@ def _write(
 
 
 def _entry(pictures: Pictures, score: Score) -> Entry:
-    """What the page shows of one entry."""
+    """Return what the page shows of one entry."""
     definition = {"metric version": f"l2p-eval {version('l2p-eval')}", **score.definition}
     definition |= {f"sampling: {key}": value for key, value in (pictures.settings or {}).items()}
     return Entry(
@@ -173,7 +173,7 @@ def _entry(pictures: Pictures, score: Score) -> Entry:
 
 
 def _first(pictures: Pictures) -> list[tuple[Path, str]]:
-    """Some pictures for the page."""
+    """Return some pictures for the page."""
     if pictures.settings is not None:
         step = max(1, len(pictures.paths) // PICTURES_SHOWN)
         return list(zip(pictures.paths, pictures.prompts, strict=True))[::step][:PICTURES_SHOWN]

@@ -54,7 +54,7 @@ class Prompts:
     column: str | None = None
 
     def given_to(self, score: Callable[..., scores.Score]) -> Judged:
-        """The score function with these prompts."""
+        """Return the score function with these prompts."""
         if not self.file:
             return Judged(score=score)
         named = read_prompt_set(self.file, self.column)
@@ -173,7 +173,7 @@ def frechet(
 
 
 def patches_of(text: str | None, seed: int) -> "Patches | None":
-    """The patches that "299x20" means, 20 of 299 px from each image; None for None."""
+    """Return the patches that "299x20" means, 20 of 299 px from each image; None for None."""
     from argparse import ArgumentTypeError
 
     from l2p_eval.metrics.frechet import Patches
@@ -206,7 +206,7 @@ def alignment(
     prompts: Prompts,
     device: str,
 ) -> Judged:
-    """CLIP, Long-CLIP or FG-CLIP score by the model of a transformers directory."""
+    """Return CLIP, Long-CLIP or FG-CLIP score by the model of a transformers directory."""
     from l2p_eval.metrics.alignment import TextImageModel
 
     judge = TextImageModel(model, kind, device=device, trust_remote_code=trust_remote_code)
@@ -222,7 +222,7 @@ def diversity(
     prompts: Prompts,
     device: str,
 ) -> Judged:
-    """Distance between the seeds of a prompt: LPIPS on a backbone's weights, or on features of a name.
+    """Return distance between the seeds of a prompt: LPIPS on a backbone's weights, or on features of a name.
 
     Args:
         size: px; LPIPS compares at this size.
@@ -241,10 +241,10 @@ def diversity(
 
 
 def patch_grid(patch_size: int, *, prompts: Prompts) -> Judged:
-    """The grid of patches of `patch_size` px."""
+    """Return the grid of patches of `patch_size` px."""
     return prompts.given_to(partial(scores.patch_grid, patch_size=patch_size))
 
 
 def _described(file: Path) -> str:
-    """A file of prompts by its name and content, for a result's definition."""
+    """Return a file of prompts by its name and content, for a result's definition."""
     return f"{file.name} sha256 {of_file(file)}"

@@ -37,19 +37,19 @@ class Sample:
 
 
 def image_path(folder: Path, prompt_index: int, sample: int) -> Path:
-    """Where image number `sample` of prompt number `prompt_index` lies."""
+    """Return where image number `sample` of prompt number `prompt_index` lies."""
     return folder / f"{prompt_index:05d}" / "samples" / f"{sample:04d}.png"
 
 
 def write_prompts(folder: Path, prompts: Sequence[GenEvalPrompt]) -> None:
-    """Creates the numbered folders with their metadata, ready for images; existing images stay."""
+    """Create the numbered folders with their metadata, ready for images; existing images stay."""
     for index, prompt in enumerate(prompts):
         path = image_path(folder, index, 0).parents[1] / "metadata.jsonl"
         places.write_text(path, json.dumps(prompt.to_row()) + "\n")
 
 
 def write_image(image: Image.Image, folder: Path, prompt_index: int, sample: int) -> Path:
-    """Saves one image so that a reader never sees half of it."""
+    """Save one image so that a reader never sees half of it."""
     path = image_path(folder, prompt_index, sample)
     with places.atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
@@ -57,7 +57,7 @@ def write_image(image: Image.Image, folder: Path, prompt_index: int, sample: int
 
 
 def read_folder(folder: Path, *, images_per_prompt: int | None = None) -> list[Sample]:
-    """Lists a folder's images in order.
+    """List a folder's images in order.
 
     Args:
         images_per_prompt: how many images each prompt must have; None accepts any number from 1.
@@ -114,7 +114,7 @@ def score_folder(
     on_image: Callable[[int, int], None] | None = None,
     on_score: Callable[[ImageScore], None] | None = None,
 ) -> list[ImageScore]:
-    """Judges every image of a folder in GenEval's layout.
+    """Judge every image of a folder in GenEval's layout.
 
     Args:
         on_image: called with (images done, images in all) after each one.
@@ -152,7 +152,7 @@ def score_folder(
 
 @raised_as(EvalError)
 def open_image(path: Path) -> Image.Image:
-    """A picture as people see it: upright, RGB, on white where it is transparent.
+    """Return a picture as people see it: upright, RGB, on white where it is transparent.
 
     Raises:
         EvalError: it cannot be read; the cause and what helps against it.
@@ -161,7 +161,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def list_folder(folder: Path, wanted: str = "give a folder of images") -> list[Path]:
-    """What lies in a folder, in no order.
+    """Return what lies in a folder, in no order.
 
     Raises:
         EvalError: there is no such folder, or it may not be listed.

@@ -34,7 +34,7 @@ class Job:
 
 
 def default_workers() -> int:
-    """One per GPU; without one, one per core that this process may use."""
+    """Return one per GPU; without one, one per core that this process may use."""
     import torch
 
     return torch.cuda.device_count() or usable_cores()
@@ -44,7 +44,7 @@ _PAINT: Paint  # of a worker process
 
 
 def _paint_batch(batch: Sequence[Job], folder: Path, paint: Paint | None = None) -> int:
-    """Paints a batch, by default with the worker process's own model, and writes its images."""
+    """Paint a batch, by default with the worker process's own model, and writes its images."""
     images = (paint or _PAINT)([job.prompt for job in batch], [job.seed for job in batch])
     for job, image in zip(batch, images, strict=True):
         write_image(image, folder, job.prompt_index, job.sample)
@@ -79,7 +79,7 @@ def in_processes(load: Load, batches: Sequence[Sequence[Job]], folder: Path, wor
 
 
 def _start(load: Load, order: Any) -> None:
-    """Loads the model in a worker process, on its own device."""
+    """Load the model in a worker process, on its own device."""
     global _PAINT
     import torch
 

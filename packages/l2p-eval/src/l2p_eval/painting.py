@@ -71,7 +71,7 @@ def paint(
     how: Painting,
     progress: Callable[[int, int, str], None],
 ) -> Pictures:
-    """Fills `folder` (GenEval's layout) with `how.images_per_prompt` images of each prompt."""
+    """Fill `folder` (GenEval's layout) with `how.images_per_prompt` images of each prompt."""
     jobs = plan_jobs(prompts, how.images_per_prompt, how.seed)
     paths = generate_images(
         model.load,
@@ -93,7 +93,7 @@ def paint(
 
 
 def plan_jobs(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Job]:
-    """Every image of an evaluation; consecutive seeds from `seed`."""
+    """Return every image of an evaluation; consecutive seeds from `seed`."""
     last = seed + len(prompts) * images_per_prompt - 1
     if not 0 <= seed <= last <= LARGEST_SEED and prompts and images_per_prompt > 0:
         raise EvalError(f"the seeds {seed} to {last} leave what generators take; use 0 to 2**63 - 1")
@@ -121,7 +121,7 @@ def generate_images(
     replace: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Paints what `folder` lacks of `jobs`; returns all their files, in order.
+    """Paint what `folder` lacks of `jobs`; return all their files, in order.
 
     Args:
         settings: JSON values that define the images beside the jobs (model fingerprint, size, sampling).
@@ -153,13 +153,15 @@ def generate_images(
 
 
 def model_settings(directory: Path, dtype: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`Model.settings` of a model directory that is sampled with `options`; where it lies does not count."""
+    """Return `Model.settings` of a model directory that is sampled with `options`; where it lies does not
+    count.
+    """
     directory = directory.resolve()
     return {"model": directory.name, "weights_sha256": model_sha256(directory), "dtype": dtype, **options}
 
 
 def model_sha256(directory: Path) -> str:
-    """sha256 over all bytes of every config and weight file of a model directory, by relative name."""
+    """Return sha256 over all bytes of every config and weight file of a model directory, by relative name."""
     state = hashlib.sha256()
     for name in hashes.files_of(directory):
         if name.suffix in hashes.OF_A_MODEL:
@@ -172,7 +174,7 @@ def model_sha256(directory: Path) -> str:
 def claim_folder(
     folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any], *, replace: bool = False
 ) -> None:
-    """Writes down what fills `folder`, or checks that it is the same as before.
+    """Write down what fills `folder`, or checks that it is the same as before.
 
     Raises:
         EvalError: it is not, and not to be replaced; or the folder cannot be written.

@@ -40,7 +40,7 @@ class PromptSet:
 
 @raised_as(EvalError)
 def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
-    """Reads a prompt file.
+    """Read a prompt file.
 
     Args:
         column: the text column; by default text, prompt, caption, long_caption or short_caption.
@@ -83,7 +83,7 @@ def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
 
 
 def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path]:
-    """The image files of a folder: those of `names` in their order, or all, in order of their names.
+    """Return the image files of a folder: those of `names` in their order, or all, in order of their names.
 
     Raises:
         EvalError: no such folder, one that may not be listed, no images, one that is missing or named twice.

@@ -104,7 +104,9 @@ def compare(
 
 
 def other_seeds(jobs: Sequence[Job]) -> list[Job]:
-    """The same images with as many other seeds: the next ones or, where there are none, those before."""
+    """Return the same images with as many other seeds: the next ones or, where there are none, those
+    before.
+    """
     first, count = min(job.seed for job in jobs), len(jobs)
     fits = first + 2 * count - 1 <= LARGEST_SEED
     prompts = list(dict.fromkeys((job.prompt_index, job.prompt) for job in jobs))

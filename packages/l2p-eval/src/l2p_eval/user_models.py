@@ -11,13 +11,13 @@ from l2p_eval.errors import EvalError
 
 
 def check_directory(model: Path) -> None:
-    """Raises `EvalError` for a directory without a config.json."""
+    """Raise `EvalError` for a directory without a config.json."""
     if not (Path(model) / "config.json").is_file():
         raise EvalError(f"{model} is no transformers model directory: it has no config.json")
 
 
 def load_network(kind: Any, model: Path, what: str) -> Any:
-    """The network of class `kind`, from files only and in evaluation mode.
+    """Return the network of class `kind`, from files only and in evaluation mode.
 
     Raises:
         EvalError: files are missing, damaged or another model's, or the weights lack a part of the network,
@@ -36,7 +36,7 @@ def load_network(kind: Any, model: Path, what: str) -> Any:
 
 
 def load_part(kind: Any, model: Path, what: str, **options: Any) -> Any:
-    """A tokenizer or image processor of class `kind`, from files only; raises `EvalError`."""
+    """Return a tokenizer or image processor of class `kind`, from files only; raises `EvalError`."""
     try:
         return kind.from_pretrained(model, local_files_only=True, **options)
     except Exception as error:
@@ -44,7 +44,7 @@ def load_part(kind: Any, model: Path, what: str, **options: Any) -> Any:
 
 
 def finite(values: Tensor, model: str) -> Tensor:
-    """The values, if none is NaN or infinite: an argmax would take one for an answer.
+    """Return the values, if none is NaN or infinite: an argmax would take one for an answer.
 
     Minus infinity passes, as long as something is above it: models that generate text forbid words by it.
     """
@@ -58,18 +58,18 @@ def finite(values: Tensor, model: str) -> Tensor:
 
 
 def weights_sha256(model: Path) -> str:
-    """One hash over a model directory's weight files, in order of their names."""
+    """Return one hash over a model directory's weight files, in order of their names."""
     weights = sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
     return hashes.of_bytes(b"".join(bytes.fromhex(hashes.of_file(path)) for path in weights))
 
 
 def directory_sha256(model: Path) -> str:
-    """One hash over all of a model directory's files: weights, configs, vocabulary."""
+    """Return one hash over all of a model directory's files: weights, configs, vocabulary."""
     return hashes.of_folder(model)
 
 
 def describe_processor(processor: Any) -> str:
-    """How an image processor resizes and cuts, in words for a result's definition."""
+    """Return how an image processor resizes and cuts, in words for a result's definition."""
     words = [type(processor).__name__]
     if getattr(processor, "do_resize", False):
         words.append(f"resizes to {_numbers(processor.size)}")
@@ -79,10 +79,10 @@ def describe_processor(processor: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type's name."""
+    """Return the first line of an error's message, or its type's name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _numbers(size: Any) -> str:
-    """ "shortest_edge 224" of {"shortest_edge": 224}."""
+    """Return "shortest_edge 224" of {"shortest_edge": 224}."""
     return " ".join(f"{key} {value}" for key, value in dict(size).items() if value is not None)

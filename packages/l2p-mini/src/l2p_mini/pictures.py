@@ -11,7 +11,7 @@ from l2p_mini.world import render
 
 
 def render_prompt(prompt: str, number: int, size: int) -> Image.Image:
-    """One scene in which `prompt` is true; a function of (prompt, number) alone.
+    """Return one scene in which `prompt` is true; a function of (prompt, number) alone.
 
     Args:
         prompt: of the miniature's grammar; raises `ValueError` for any other.
@@ -21,7 +21,7 @@ def render_prompt(prompt: str, number: int, size: int) -> Image.Image:
 
 
 def restyled(image: Image.Image, *, hue_degrees: float, blur: float) -> Image.Image:
-    """Another house style: every hue turned by degrees, every edge softened.
+    """Return another house style: every hue turned by degrees, every edge softened.
 
     Args:
         blur: radius of a Gaussian, px of a 64 px image; 0: none.

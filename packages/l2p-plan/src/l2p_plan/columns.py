@@ -21,7 +21,7 @@ ROWS = (
 
 
 def column(transfer: Transfer, model: ModelPlan) -> list[str]:
-    """The cells of one transfer, in the order of `ROWS`, from its plan."""
+    """Return the cells of one transfer, in the order of `ROWS`, from its plan."""
     costs: Costs = model.costs
     hours, tflop, memory = costs.gpu_hours, costs.tflop, costs.gpu_memory_gb
     total = sum(hours.values())
@@ -42,7 +42,7 @@ def column(transfer: Transfer, model: ModelPlan) -> list[str]:
 
 
 def table(columns: Sequence[tuple[str, list[str]]]) -> str:
-    """Markdown.
+    """Return Markdown.
 
     Args:
         columns: heading and cells of each transfer.

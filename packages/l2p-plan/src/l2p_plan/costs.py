@@ -55,7 +55,7 @@ class Costs:
     flop: Mapping[str, float] = field(default_factory=dict)  # of the stages that need a GPU
 
     def text(self, gpus: int) -> list[str]:
-        """Lines for people."""
+        """Return lines for people."""
         lines = [*(f"download        {line}" for line in self.downloads)]
         if sum(self.gpu_hours.values()) < 1:
             return lines  # a miniature: nothing worth planning
@@ -127,7 +127,7 @@ def source_passes(transfer: Transfer, family: str) -> int:
 
 
 def _work(transfer: Transfer, family: str, flops: ImageFlops) -> dict[str, float]:
-    """FLOPs of the stages that need a GPU."""
+    """Return FLOPs of the stages that need a GPU."""
     train, evaluation = transfer.train, transfer.evaluation
     of_source = source_passes(transfer, family)
     own = passes(evaluation.num_inference_steps, evaluation.guidance_scale, "l2p")
@@ -140,7 +140,7 @@ def _work(transfer: Transfer, family: str, flops: ImageFlops) -> dict[str, float
 
 
 def _origin(flops: ImageFlops, machine: Machine) -> str:
-    """Where the hours come from."""
+    """Return where the hours come from."""
     tera = flops.in_tera()
     return (
         f"hours: {tera['source']} TFLOP a forward of the source, {tera['l2p']} of the L2P model,"
@@ -150,7 +150,7 @@ def _origin(flops: ImageFlops, machine: Machine) -> str:
 
 
 def _gpu_memory(transfer: Transfer, source: SourceWeights, parameters: int, needs: Any) -> dict[str, float]:
-    """GB of the stages that need a GPU. What judges the images is small beside what paints them."""
+    """Return GB of the stages that need a GPU. What judges the images is small beside what paints them."""
     dtype, evaluation = transfer.source.dtype, transfer.evaluation
     painted = source.in_memory(cpu_offload=transfer.corpus.cpu_offload, dtype=dtype)
     judged = max(
@@ -167,7 +167,7 @@ def _gpu_memory(transfer: Transfer, source: SourceWeights, parameters: int, need
 
 
 def _downloads(transfer: Transfer, known: FullSize, gigabytes: float) -> tuple[str, ...]:
-    """The command, and what it brings; nothing for a source that is there."""
+    """Return the command, and what it brings; nothing for a source that is there."""
     source = transfer.source
     if source.directory.is_dir():
         return ()
@@ -182,7 +182,7 @@ def _downloads(transfer: Transfer, known: FullSize, gigabytes: float) -> tuple[s
 
 
 def _judges(transfer: Transfer) -> Iterator[str]:
-    """What GenEval needs and is not there."""
+    """Yield what GenEval needs and is not there."""
     evaluation = transfer.evaluation
     for key, repository in PUBLISHED_JUDGES.items():
         directory = evaluation.judges.get(key)

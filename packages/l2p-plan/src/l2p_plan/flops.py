@@ -28,7 +28,7 @@ class ImageFlops:
     l2p: float  # a forward of the pixel model in the evaluation
 
     def in_tera(self) -> dict[str, float]:
-        """What a reader can check."""
+        """Return what a reader can check."""
         parts = {"source": self.painted, "l2p": self.l2p, "step": self.trained}
         return {name: round(value / 1e12, 1) for name, value in parts.items()}
 
@@ -43,7 +43,7 @@ def passes(steps: int, guidance: float, family: str) -> int:
 def count_images(
     transfer: Transfer, family: str, trunk: Mapping[str, Any], model: Path, plan: Any
 ) -> ImageFlops | None:
-    """Counted on meta tensors; None for a model that cannot run on them.
+    """Count on meta tensors; None for a model that cannot run on them.
 
     Args:
         trunk: the source transformer's config.
@@ -77,7 +77,7 @@ def count_images(
 
 
 def _source_as_counted(folder: Path, family: str, trunk: Mapping[str, Any]) -> Path:
-    """A model directory whose forward has the source's tokens and no Detailer Head worth counting."""
+    """Return a model directory whose forward has the source's tokens and no Detailer Head worth counting."""
     import torch
     from l2p_arch.model import L2PTransformer
 
@@ -93,7 +93,7 @@ def _source_as_counted(folder: Path, family: str, trunk: Mapping[str, Any]) -> P
 
 
 def conditioning_of(source: Source, family: str, trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """A caption of the assumed length, by shape."""
+    """Return a caption of the assumed length, by shape."""
     import torch
     from l2p_arch.families import find_family
 

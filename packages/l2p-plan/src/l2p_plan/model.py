@@ -30,7 +30,7 @@ class ModelPlan:
     costs: Costs
 
     def text(self) -> list[str]:
-        """Lines for people."""
+        """Return lines for people."""
         total = self.trainable + self.frozen
         return [
             f"family          {self.family}, counted from {self.counted_from}",
@@ -94,7 +94,7 @@ def plan_model(transfer: Transfer, machine: Machine | None = None) -> ModelPlan:
 
 
 def trunk_of(source: Source) -> tuple[str, Mapping[str, Any], str]:
-    """(family, transformer config, where that came from) of a source, there or not."""
+    """Return (family, transformer config, where that came from) of a source, there or not."""
     from l2p_arch.families import find_family
     from l2p_arch.surgery.source import open_source
 

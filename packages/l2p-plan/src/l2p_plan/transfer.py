@@ -99,5 +99,5 @@ class Transfer:
 
 
 def largest(sizes: Sequence[Size]) -> Size:
-    """The one of most pixels."""
+    """Return the one of most pixels."""
     return max(sizes, key=lambda size: size.pixels)

@@ -58,7 +58,7 @@ class ChatServer:
 
 
 def complete(server: ChatServer, body: Mapping[str, Any], *, may_be_cut: bool = False) -> str:
-    """The model's answer to a chat, without what it thought.
+    """Return the model's answer to a chat, without what it thought.
 
     Args:
         server: `server.model` is added to the body.
@@ -103,7 +103,9 @@ def complete(server: ChatServer, body: Mapping[str, Any], *, may_be_cut: bool = 
 
 
 def _unknown(detail: str, body: Mapping[str, Any]) -> str:
-    """The optional parameter that a server complains about; "" if it complains about something else."""
+    """Return the optional parameter that a server complains about; "" if it complains about something
+    else.
+    """
     return next((name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", detail)), "")
 
 
@@ -119,7 +121,9 @@ def _post(server: ChatServer, body: Mapping[str, Any]) -> Any:
 
 
 def _answer(completion: Any, may_be_cut: bool) -> str:
-    """The text of a chat completion; one that was cut off is an error, because half a text may look whole."""
+    """Return the text of a chat completion; one that was cut off is an error, because half a text may look
+    whole.
+    """
     try:
         choice = completion["choices"][0]
         message = choice["message"]
@@ -144,7 +148,7 @@ def _answer(completion: Any, may_be_cut: bool) -> str:
 
 
 def answer_of(text: str, *, cut: bool = False, may_be_cut: bool = False) -> str:
-    """What a model said, without the thoughts before it.
+    """Return what a model said, without the thoughts before it.
 
     Args:
         cut: it ran into max_tokens.
@@ -168,7 +172,7 @@ def answer_of(text: str, *, cut: bool = False, may_be_cut: bool = False) -> str:
 
 
 def _last_object(text: str) -> str:
-    """The JSON object that a text ends with; "" if there is none."""
+    """Return the JSON object that a text ends with; "" if there is none."""
     text = text.strip().strip("`").strip()
     for start in (found.start() for found in re.finditer(r"\{", text)):
         try:

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--version", action=_Version, package=package, help="print the version and end")
 
     def error(self, message: str) -> NoReturn:
-        """One line, as for every other mistake."""
+        """Return one line, as for every other mistake."""
         # Only the head of what was given: an argument may be a whole text.
         shown = printable(message)
         shown = shown if len(shown) <= 500 else shown[:499] + "…"
@@ -76,7 +76,7 @@ def number(
     le: float | None = None,
     lt: float | None = None,
 ) -> Callable[[str], Any]:
-    """A `type` of argparse: a number in a range; never NaN or infinity.
+    """Return a `type` of argparse: a number in a range; never NaN or infinity.
 
     add("--steps", type=number(int, ge=1))
     """
@@ -99,7 +99,7 @@ def number(
 
 
 def seed_argument(text: str) -> int:
-    """A `type` of argparse: a seed that every generator takes, 0 to 2**63 - 1."""
+    """Return a `type` of argparse: a seed that every generator takes, 0 to 2**63 - 1."""
     from l2p_run.settings import LARGEST_SEED
 
     return int(number(int, ge=0, le=LARGEST_SEED)(text))
@@ -140,13 +140,15 @@ def _silence(stream: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """A text in one line, without characters that steer a terminal: what was handed in may hold some."""
+    """Return a text in one line, without characters that steer a terminal: what was handed in may hold
+    some.
+    """
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _complain(text: str) -> None:
-    """One line on stderr, if anybody reads it."""
+    """Print one line on stderr, if anybody reads it."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -221,7 +223,7 @@ def _open_what_is_closed() -> None:
 
 
 def _ended_by(error: Exception, user_errors: tuple[type[Exception], ...]) -> int:
-    """The exit code of an exception, after its line; raises what is a bug again."""
+    """Return the exit code of an exception, after its line; raises what is a bug again."""
     if os.environ.get("L2P_TRACEBACK"):
         raise error
     own = getattr(error, "exit_code", None)
@@ -254,7 +256,7 @@ def _ended_by(error: Exception, user_errors: tuple[type[Exception], ...]) -> int
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of our results is gone, rather than some other pipe broken."""
+    """Return whether the reader of our results is gone, rather than some other pipe broken."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from l2p_run.settings import check_keys, convert, cut, options_of
 
 
 def read_toml(path: Path, missing: str = "") -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Return the tables of a TOML file.
 
     Args:
         missing: the end of the error about a file that is not there, with what to give instead.
@@ -52,7 +52,7 @@ def _extended(path: Path, missing: str, seen: set[Path]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `change`, table by table."""
+    """Return `base` with the keys of `change`, table by table."""
     found = dict(base)
     for key, value in change.items():
         both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
@@ -61,7 +61,7 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def parse_toml(text: str, where: object) -> dict[str, Any]:
-    """The tables of TOML text; raises `UserError` where it is none, naming `where`."""
+    """Return the tables of TOML text; raises `UserError` where it is none, naming `where`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -95,7 +95,7 @@ def override(tables: dict[str, Any], text: str, kinds: Mapping[str, type], here:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
+    """Return a TOML value, or the text itself where it is none."""
     try:
         found = tomllib.loads(f"value = {text}")
     except RecursionError:
@@ -106,7 +106,7 @@ def parse_value(text: str) -> Any:
 
 
 def _absolute(value: Any, kind: type, name: str, where: str, here: Path) -> Any:
-    """A path that is given on the command line starts from the working directory, not from the file's."""
+    """Let a path that is given on the command line start from the working directory, not from the file's."""
     if (
         Path in options_of(typing.get_type_hints(kind).get(name))
         and isinstance(value, str)
@@ -123,7 +123,7 @@ def differences(
     defaults: Mapping[str, Mapping[str, Any]],
     irrelevant: Iterable[tuple[str, str]] = (),
 ) -> Iterator[tuple[str, str, str]]:
-    """(table, key, "table.key: old -> new") for every setting that differs and matters.
+    """Yield (table, key, "table.key: old -> new") for every setting that differs and matters.
 
     A setting that one side lacks has its default there: a config that an earlier version wrote knows fewer.
     """

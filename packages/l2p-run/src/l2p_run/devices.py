@@ -8,7 +8,7 @@ _MULTIPLY_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of what a 
 
 
 def choose_device(device: str | None = None) -> str:
-    """The device as asked for; None: the first GPU where there is one, else the CPU."""
+    """Return the device as asked for; None: the first GPU where there is one, else the CPU."""
     if device:
         return device
     import torch
@@ -17,7 +17,7 @@ def choose_device(device: str | None = None) -> str:
 
 
 def resolve_dtype(dtype: str, device: str | None = None) -> str:
-    """The name of a torch dtype; "auto" is bfloat16 where the device multiplies in it, else float32.
+    """Return the name of a torch dtype; "auto" is bfloat16 where the device multiplies in it, else float32.
 
     A GPU counts as one that does. Of CPUs those do that have AVX-512 BF16, AMX or Arm's BF16 instructions;
     others would convert every number there and back.

@@ -31,7 +31,9 @@ def raised_as(kind: type[Exception]) -> Iterator[None]:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one line: its type and message, whitespace collapsed, cut at `limit` characters."""
+    """Return an exception as one line: its type and message, whitespace collapsed, cut at `limit`
+    characters.
+    """
     text = " ".join(str(error).split())
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -60,7 +62,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str = "") -> str:
-    """What helps against an error of the operating system, by its cause.
+    """Return what helps against an error of the operating system, by its cause.
 
     Args:
         otherwise: what helps where the cause is none that this knows, and beside asking for permission.
@@ -70,18 +72,18 @@ def remedy(error: OSError, otherwise: str = "") -> str:
 
 
 def is_environment(error: BaseException) -> bool:
-    """Whether an error of the operating system says that the machine cannot do what was asked (full disk, no
-    permission, broken device), and so is no bug."""
+    """Return whether an error of the operating system says that the machine cannot do what was asked (full
+    disk, no permission, broken device), and so is no bug."""
     return disk_is_full(error) or (isinstance(error, OSError) and (error.errno or 0) in _REMEDIES)
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a full disk is the cause. Libraries wrap it: that of safetensors is no OSError."""
+    """Return whether a full disk is the cause. Libraries wrap it: that of safetensors is no OSError."""
     return getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
 
 
 def explained(what: str, error: BaseException, otherwise: str = "") -> str:
-    """One line for a failure to do `what` ("cannot write PATH"): its cause and its remedy."""
+    """Return one line for a failure to do `what` ("cannot write PATH"): its cause and its remedy."""
     cause = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     if disk_is_full(error):
         cause, help_ = os.strerror(errno.ENOSPC), _REMEDIES[errno.ENOSPC]

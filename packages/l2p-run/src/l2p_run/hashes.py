@@ -22,17 +22,20 @@ _TOO_FRESH = 2.0  # s; a file changed so lately may change again within the cloc
 
 
 def of_settings(value: Any, length: int = 64) -> str:
-    """The first hexadecimal digits of the sha256 of JSON values, in whatever order their keys stand."""
+    """Return the first hexadecimal digits of the sha256 of JSON values, in whatever order their keys
+    stand.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def of_bytes(content: bytes) -> str:
-    """Hexadecimal sha256."""
+    """Return hexadecimal sha256."""
     return hashlib.sha256(content).hexdigest()
 
 
 def of_file(path: Path) -> str:
-    """Hexadecimal sha256 of all bytes of a file; of a large one that has not changed since, from the cache.
+    """Return hexadecimal sha256 of all bytes of a file; of a large one that has not changed since, from the
+    cache.
 
     Raises:
         UserError: it is missing or cannot be read.
@@ -59,7 +62,7 @@ def of_file(path: Path) -> str:
 
 
 def of_folder(folder: Path, wanted: Callable[[Path], bool] | None = None) -> str:
-    """Hexadecimal sha256 over names and contents of a folder's files, hidden ones left out.
+    """Return hexadecimal sha256 over names and contents of a folder's files, hidden ones left out.
 
     Where the folder lies does not enter, so a copy is the same.
 
@@ -78,7 +81,7 @@ def of_model(folder: Path) -> str:
 
 
 def written(path: Path) -> float:
-    """When a file, or the youngest of `of_model`'s files in a folder, was written, in s since 1970.
+    """Return when a file, or the youngest of `of_model`'s files in a folder, was written, in s since 1970.
 
     0 where there is none.
 
@@ -98,7 +101,7 @@ def of_files(folder: Path, names: Iterable[Path]) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a folder and of those below it, relative to it and in order, hidden ones left out.
+    """Return the files of a folder and of those below it, relative to it and in order, hidden ones left out.
 
     Raises:
         UserError: a folder cannot be listed, or its links lead round in a circle.
@@ -123,7 +126,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where results are kept that can be made again: `L2P_CACHE`, else the user's cache folder."""
+    """Return where results are kept that can be made again: `L2P_CACHE`, else the user's cache folder."""
     if given := os.environ.get("L2P_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "l2p"

@@ -45,7 +45,8 @@ __all__ = [
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` is a file. As `Path.is_file`, but what cannot be answered is an error and not False.
+    """Return whether `path` is a file. As `Path.is_file`, but what cannot be answered is an error and not
+    False.
 
     Raises:
         UserError: too long a name, a folder that may not be looked into, a store that does not answer.
@@ -54,7 +55,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder; raises as `is_file`."""
+    """Return whether `path` is a folder; raises as `is_file`."""
     return _asked(path, "is_dir")
 
 
@@ -127,7 +128,7 @@ def make_folder(path: Path, remedy: str = "choose a writable one") -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content.
+    """Return a file's content.
 
     Raises:
         UserError: it is missing, or cannot be read; permissions, devices and damage are told apart.
@@ -147,7 +148,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A file's text in UTF-8, without a byte-order mark; line ends become "\\n".
+    """Return a file's text in UTF-8, without a byte-order mark; line ends become "\\n".
 
     Raises:
         UserError: as `read_bytes`, or it is no text in UTF-8.
@@ -163,12 +164,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; raises as `read_text`, or if it is no JSON."""
+    """Return the value of a JSON file; raises as `read_text`, or if it is no JSON."""
     return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, where: object) -> Any:
-    """The value of JSON text.
+    """Return the value of JSON text.
 
     Args:
         where: what errors call it.
@@ -185,8 +186,8 @@ def parse_json(text: str, where: object) -> Any:
 
 
 def read_json_if_whole(path: Path) -> dict[str, Any] | None:
-    """The object of a JSON file that this project wrote itself; None where there is none, and where what lies
-    there is damaged or no object, so that what it noted is made again.
+    """Return the object of a JSON file that this project wrote itself; None where there is none, and where
+    what lies there is damaged or no object, so that what it noted is made again.
 
     Raises:
         UserError: it is there and may be whole, but cannot be read (permissions, a broken device).
@@ -216,5 +217,5 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def shorten(path: Path) -> Path:
-    """For people: relative to the working directory where it lies below it."""
+    """Return a path for people: relative to the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -22,7 +22,7 @@ def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
-    """Whether people watch a stream live."""
+    """Return whether people watch a stream live."""
     try:
         return (stream or sys.stderr).isatty()
     except (OSError, ValueError, AttributeError):
@@ -30,7 +30,7 @@ def is_terminal(stream: TextIO | None = None) -> bool:
 
 
 def clock(seconds: float) -> str:
-    """A duration for people: "42 s", "3:05 min", "2:10 h"."""
+    """Return a duration for people: "42 s", "3:05 min", "2:10 h"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -70,7 +70,7 @@ class Counter:
         self._show(text, time.monotonic(), final=False)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         say(("\r\033[K" if self._open else "") + text, self.stream)
         self._open = False
 
@@ -105,15 +105,15 @@ class Display(Protocol):
         ...
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        """The current stage has done `done` of `total`."""
+        """Show that the current stage has done `done` of `total`."""
         ...
 
     def finish(self, note: str, seconds: float) -> None:
-        """The current stage is done."""
+        """Show that the current stage is done."""
         ...
 
     def skip(self, number: int, total: int, title: str, note: str) -> None:
-        """A stage that an earlier run finished."""
+        """Show a stage that an earlier run finished."""
         ...
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from l2p_run.usage import memory_of_machine, usable_cores
 
 
 def collect(command: Sequence[str], packages: Sequence[str], source: Path | None = None) -> dict[str, Any]:
-    """JSON values; the command as it was typed.
+    """Return JSON values; the command as it was typed.
 
     Args:
         packages: distributions whose versions are noted, as far as they are installed.
@@ -37,7 +37,7 @@ def collect(command: Sequence[str], packages: Sequence[str], source: Path | None
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -76,7 +76,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs that torch sees; none where it is not installed."""
+    """Return the names of the GPUs that torch sees; none where it is not installed."""
     if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
         return []
     import torch

@@ -25,11 +25,11 @@ class Size(NamedTuple):
 
 
 def in_words(sizes: Iterable[Size]) -> str:
-    """ "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
+    """Return "1024x1024 px", or all of several: "1024x1024, 1152x896 px"."""
     return ", ".join(map(str, sizes)) + " px"
 
 
 def nearest_shape(wanted: Size, sizes: Iterable[Size]) -> Size:
-    """The size whose ratio of width to height is nearest to that of `wanted`."""
+    """Return the size whose ratio of width to height is nearest to that of `wanted`."""
     ratio = math.log(wanted.width / wanted.height)
     return min(sizes, key=lambda size: abs(math.log(size.width / size.height) - ratio))

@@ -41,12 +41,12 @@ class MemoryMeter:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_of_process_tree() -> int:
-    """Bytes in use now by this process and its descendants."""
+    """Return bytes in use now by this process and its descendants."""
     import psutil
 
     me = psutil.Process()
@@ -63,14 +63,14 @@ def memory_of_process_tree() -> int:
 
 
 def memory_of_machine() -> int:
-    """Bytes of memory that this machine has."""
+    """Return the bytes of memory that this machine has."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def free_memory_of_machine() -> int:
-    """Bytes that processes can still have, what the system keeps of files included."""
+    """Return bytes that processes can still have, what the system keeps of files included."""
     import psutil
 
     return int(psutil.virtual_memory().available)
@@ -114,7 +114,9 @@ class DeviceMeter:
 
 
 def memory_of_devices() -> list[int]:
-    """Bytes in use now on each of this machine's NVIDIA GPUs; empty where the driver's tool has no answer."""
+    """Return bytes in use now on each of this machine's NVIDIA GPUs; empty where the driver's tool has no
+    answer.
+    """
     command = [_DRIVER_TOOL, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout

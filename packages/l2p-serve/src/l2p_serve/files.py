@@ -22,7 +22,7 @@ def check_output(output: Path) -> None:
 
 
 def save(pictures: Iterable[Picture], output: Path, count: int) -> list[tuple[Path, Picture]]:
-    """Writes `output`, or `output-0000.png`, `output-0001.png`, ... for several, each as it comes."""
+    """Write `output`, or `output-0000.png`, `output-0001.png`, ... for several, each as it comes."""
     written = []
     for number, picture in enumerate(pictures):
         name = f"{output.stem}-{number:04d}{output.suffix}"
@@ -33,13 +33,15 @@ def save(pictures: Iterable[Picture], output: Path, count: int) -> list[tuple[Pa
 
 
 def write_png(image: Image.Image, path: Path, chunks: PngInfo) -> None:
-    """Writes a PNG whole or not at all."""
+    """Write a PNG whole or not at all."""
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
 def difference(picture: Picture, original: Path) -> tuple[int, int]:
-    """(pixels that differ, by how much at most of 255) between a picture and a PNG file of its size."""
+    """Return (pixels that differ, by how much at most of 255) between a picture and a PNG file of its
+    size.
+    """
     image = open_picture(original)
     if image.size != picture.image.size:
         return picture.image.width * picture.image.height, 255

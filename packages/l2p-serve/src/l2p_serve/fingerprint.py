@@ -11,7 +11,7 @@ _HASHED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
 def weights_hash(model: Path) -> str:
-    """20 hexadecimal characters that change when weights, configs or vocabularies of a model do.
+    """Return 20 hexadecimal characters that change when weights, configs or vocabularies of a model do.
 
     Every byte is read, once: what was found is kept by path, size and time (`l2p_run.hashes`).
     """
@@ -22,7 +22,7 @@ def weights_hash(model: Path) -> str:
 
 
 def is_made_by(recorded: str, model: Path) -> bool:
-    """Whether a picture that recorded this fingerprint was made by the model.
+    """Return whether a picture that recorded this fingerprint was made by the model.
 
     Pictures of earlier versions recorded 16 characters, of the first and last MiB of the transformer's files.
     """

@@ -19,7 +19,7 @@ class Limits:
     characters: int = 4000  # of a prompt
 
     def check(self, recipe: Recipe, images: int) -> None:
-        """Raises for the first thing of a request that is too large or makes no sense."""
+        """Raise for the first thing of a request that is too large or makes no sense."""
         if not recipe.prompt.strip():
             raise ServeError("the prompt is empty; say what to paint")
         if len(recipe.prompt) + len(recipe.negative_prompt) > self.characters:

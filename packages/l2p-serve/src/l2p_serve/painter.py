@@ -20,7 +20,7 @@ class Paints(Protocol):
         """Refuse, before it waits in the queue, what cannot be painted, such as a size."""
 
     def paint(self, recipes: Sequence[Recipe], on_step: Callable[..., None]) -> list[Any]:
-        """One PIL image of each recipe; they differ in prompt, negative prompt and seed only.
+        """Return one PIL image of each recipe; they differ in prompt, negative prompt and seed only.
 
         Args:
             on_step: to be called between steps, with whatever arguments. It raises when nobody waits for
@@ -28,4 +28,4 @@ class Paints(Protocol):
         """
 
     def signed(self, recipe: Recipe) -> Recipe:
-        """The recipe with what painted it, as the picture's metadata will say."""
+        """Return the recipe with what painted it, as the picture's metadata will say."""

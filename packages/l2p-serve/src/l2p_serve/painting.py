@@ -59,7 +59,7 @@ class Painter:
         return paint_together(self, recipes, on_step)
 
     def signed(self, recipe: Recipe, companions: tuple[tuple[str, int], ...] = (), place: int = 0) -> Recipe:
-        """The recipe with what painted it, and the batch that it was painted in."""
+        """Return the recipe with what painted it, and the batch that it was painted in."""
         return replace(
             recipe,
             model=self.name,
@@ -81,7 +81,7 @@ def load_painter(
     tile: int | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> Painter:
-    """Loads an L2P model directory, and adapters on top; only safetensors, only local files.
+    """Load an L2P model directory, and adapters on top; only safetensors, only local files.
 
     Args:
         cpu_offload: text encoder and transformer are on the device by turns.
@@ -119,14 +119,14 @@ def _names(adapters: Sequence[Adapter]) -> list[str]:
 def paint(
     painter: Painter, recipes: Sequence[Recipe], *, batch_size: int = 1, on_step: OnStep | None = None
 ) -> list[Picture]:
-    """The images of `recipes`, in their order; see `paint_each`."""
+    """Return the images of `recipes`, in their order; see `paint_each`."""
     return list(paint_each(painter, recipes, batch_size=batch_size, on_step=on_step))
 
 
 def paint_each(
     painter: Painter, recipes: Sequence[Recipe], *, batch_size: int = 1, on_step: OnStep | None = None
 ) -> Iterator[Picture]:
-    """The images of `recipes`, in their order, each when its batch is done.
+    """Yield the images of `recipes`, in their order, each when its batch is done.
 
     Recipes that differ in more than prompt and seed are not painted together; one that names its own batch is
     painted in it again.
@@ -152,7 +152,7 @@ def paint_each(
 
 
 def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
-    """Recipes to paint together."""
+    """Return recipes to paint together."""
     batches: list[list[Recipe]] = []
     for recipe in recipes:
         if recipe.batch:
@@ -172,7 +172,7 @@ def _batches(recipes: Sequence[Recipe], batch_size: int) -> list[list[Recipe]]:
 
 
 def _steps(recipe: Recipe) -> int:
-    """Steps that an image takes."""
+    """Return steps that an image takes."""
     steps = recipe.sampling.num_inference_steps
     return steps if recipe.image is None or recipe.strength is None else round(steps * recipe.strength)
 
@@ -180,7 +180,7 @@ def _steps(recipe: Recipe) -> int:
 def paint_together(
     painter: Painter, batch: Sequence[Recipe], on_step: Callable[[int, float, Any], None]
 ) -> list[Image.Image]:
-    """The images of recipes that differ in prompt, negative prompt and seed only.
+    """Return the images of recipes that differ in prompt, negative prompt and seed only.
 
     Raises:
         ArchError, ServeError: the model refuses them, or computes NaN.
@@ -200,7 +200,7 @@ def paint_together(
 
 
 def _start(recipe: Recipe) -> dict[str, Any]:
-    """The options of image-to-image and inpainting."""
+    """Return the options of image-to-image and inpainting."""
     if recipe.image is None:
         return {}
     image = open_start(recipe.image, recipe.image_sha256, "image")
@@ -215,7 +215,7 @@ def _start(recipe: Recipe) -> dict[str, Any]:
 
 
 def open_start(file: str, sha256: str | None, flag: str) -> Image.Image:
-    """A picture that a recipe starts from.
+    """Return a picture that a recipe starts from.
 
     Raises:
         ServeError: it is not there, is no image, or is not the one that the recipe was made with.

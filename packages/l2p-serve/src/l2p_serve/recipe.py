@@ -33,7 +33,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return text for people."""
         return Path(self.file).stem
 
 
@@ -64,7 +64,7 @@ class Recipe:
     place: int = 0  # of this image in its batch
 
     def to_json(self) -> str:
-        """The content of the `l2p` chunk: flat, without what is not set."""
+        """Return the content of the `l2p` chunk: flat, without what is not set."""
         import json
 
         values = asdict(self)
@@ -75,7 +75,7 @@ class Recipe:
         )
 
     def parameters(self) -> str:
-        """The same for people and for other tools, in the form that web UIs write as "parameters"."""
+        """Return the same for people and for other tools, in the form that web UIs write as "parameters"."""
         sampling = self.sampling
         hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in self.adapters)
         settings = {
@@ -96,7 +96,7 @@ class Recipe:
         return f"{self.prompt}{loras}\n{negative}{shown}"
 
     def chunks(self) -> PngInfo:
-        """PNG metadata: `prompt`, `parameters` and the recipe."""
+        """Return PNG metadata: `prompt`, `parameters` and the recipe."""
         chunks = PngInfo()
         chunks.add_itxt("prompt", self.prompt)
         chunks.add_itxt("parameters", self.parameters())
@@ -114,7 +114,7 @@ class Recipe:
 
 
 def check_seed(seed: int, what: str) -> int:
-    """The seed, if every generator takes it."""
+    """Return the seed, if every generator takes it."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
         shown = str(seed) if not isinstance(seed, int) or abs(seed) < 10**25 else "a huge number"
         raise ServeError(f"{what} is {shown[:40]}; it must be a whole number from 0 to 2**63 - 1")
@@ -122,7 +122,7 @@ def check_seed(seed: int, what: str) -> int:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe that a PNG file carries.
+    """Return the recipe that a PNG file carries.
 
     Raises:
         ServeError: no such file, no image, or one that was not made here.
@@ -151,7 +151,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _from_json(values: Any) -> Recipe:
-    """A recipe from its JSON; unknown keys are those of a later version, and left out."""
+    """Return a recipe from its JSON; unknown keys are those of a later version, and left out."""
     if not isinstance(values, dict):
         raise ServeError("it is no JSON object")
     hints = {one.name: one.type for one in fields(Recipe)} | {"versions": dict[str, str] | None}
@@ -166,7 +166,7 @@ def _from_json(values: Any) -> Recipe:
 
 
 def start_from(image: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
-    """The fields of a recipe that image-to-image and inpainting set."""
+    """Return the fields of a recipe that image-to-image and inpainting set."""
     if image is None:
         return {}
     found = {"image": str(image), "image_sha256": sha256_of(image, "image")}
@@ -176,7 +176,7 @@ def start_from(image: Path | None, mask: Path | None, strength: float | None) ->
 
 
 def sha256_of(path: Path, flag: str) -> str:
-    """The content of a picture to start from, or of a mask, which is how a recipe knows it."""
+    """Return the content of a picture to start from, or of a mask, which is how a recipe knows it."""
     if not is_file(path):
         what = "is no file" if path.exists() else "does not exist"
         role = "the picture to start from" if flag == "image" else "a picture that is white where to paint"
@@ -185,7 +185,7 @@ def sha256_of(path: Path, flag: str) -> str:
 
 
 def read_adapter(file: Path, weight: float) -> Adapter:
-    """A LoRA that is there."""
+    """Return a LoRA that is there."""
     if not is_file(file):
         what = "is no file" if file.exists() else "does not exist"
         raise ServeError(f"--lora {file} {what}; give a safetensors file, as FILE or FILE:WEIGHT")
@@ -193,14 +193,14 @@ def read_adapter(file: Path, weight: float) -> Adapter:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides an image's last bits."""
+    """Return the versions of what decides an image's last bits."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("l2p-arch", "torch", "diffusers", "transformers")}
 
 
 def provenance(recipe: Recipe, *, device: str) -> dict[str, Any]:
-    """What differs here from where `recipe` was painted, as {what: (there, here)}."""
+    """Return what differs here from where `recipe` was painted, as {what: (there, here)}."""
     here = {**versions(), "device": device}
     there = {**(recipe.versions or {}), "device": recipe.device}
     return {key: (there[key], here[key]) for key in here if there.get(key) and there[key] != here[key]}

@@ -15,7 +15,7 @@ _LARGEST_SHEET = 1 << 28  # pixels
 
 
 def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Path:
-    """Writes all pictures in one PNG, each with its prompt and seed under it."""
+    """Write all pictures in one PNG, each with its prompt and seed under it."""
     side = max(192, min(512, max(picture.image.width for picture in pictures)))
     gap, caption = 12, 44
     columns = min(columns, len(pictures))
@@ -42,7 +42,7 @@ def save_sheet(pictures: Sequence[Picture], output: Path, *, columns: int) -> Pa
 
 
 def fitting(text: str, width: int, font: Any) -> str:
-    """The beginning of a text, in one line, that is at most `width` px wide.
+    """Return the beginning of a text, in one line, that is at most `width` px wide.
 
     By halving, and never of more than a few characters a pixel: a prompt may be as long as a book.
     """

@@ -4,7 +4,7 @@ from l2p_serve.errors import ServeError
 
 
 def check_text(text: str, what: str) -> str:
-    """The text, if it can be written as UTF-8.
+    """Return the text, if it can be written as UTF-8.
 
     Args:
         what: for the error, "the prompt".

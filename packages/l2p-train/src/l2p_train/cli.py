@@ -6,7 +6,7 @@ import sys
 
 
 def command_line() -> None:
-    """The installed command."""
+    """Run the installed command."""
     if sys.argv[1:2] == ["distill"]:
         from l2p_train.distill import main
 

@@ -279,7 +279,7 @@ def _one_of(numbers: list[int]) -> str:
 
 
 def changeable() -> set[str]:
-    """Names of the settings that may differ between a run and its resumption."""
+    """Return the names of the settings that may differ between a run and its resumption."""
     return marked(TrainConfig, "may_change")
 
 

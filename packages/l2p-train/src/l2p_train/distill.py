@@ -37,7 +37,7 @@ class Stage:
 
 
 def plan_stages(steps: Sequence[int], teacher_steps: int, guidance: float) -> list[Stage]:
-    """The runs that lead from a teacher to students of ever fewer steps.
+    """Return the runs that lead from a teacher to students of ever fewer steps.
 
     Raises:
         TrainError: nothing is left to learn, or a number of steps does not divide the one before it.
@@ -109,7 +109,7 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def stage_config(stage: Stage, teacher: Path, output: Path, shared: dict[str, Any]) -> Any:
-    """The `TrainConfig` of one stage.
+    """Return the `TrainConfig` of one stage.
 
     Raises:
         TrainError: a setting of `shared` is none of the trainer's, or has a wrong value.
@@ -130,7 +130,9 @@ def stage_config(stage: Stage, teacher: Path, output: Path, shared: dict[str, An
 
 
 def _corpus(options: argparse.Namespace) -> str:
-    """The images that are noised for the teacher: those given, or those that the transfer run was made of."""
+    """Return the images that are noised for the teacher: those given, or those that the transfer run was
+    made of.
+    """
     from l2p_run.places import is_address
 
     from l2p_train.errors import TrainError
@@ -147,7 +149,7 @@ def _corpus(options: argparse.Namespace) -> str:
 
 
 def _shift(options: argparse.Namespace, model: Path, usual: float | None) -> float:
-    """The noise shift of the schedule, on the source's time axis."""
+    """Return the noise shift of the schedule, on the source's time axis."""
     from l2p_run.places import read_json
 
     from l2p_train.errors import TrainError
@@ -199,7 +201,7 @@ def _tell(record: dict[str, Any]) -> None:
 
 
 def parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     parser = Parser(
         prog="l2p-train distill",
         package="l2p-train",

@@ -63,7 +63,7 @@ class Teacher:
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
-        """The guided velocity at x_t (B, 3, H, W) and sigma (B,), float32."""
+        """Return the guided velocity at x_t (B, 3, H, W) and sigma (B,), float32."""
         if self.scale <= 1:
             alone: Tensor = self.model(x_t, sigma, conditioning).float()
             return alone
@@ -75,7 +75,7 @@ class Teacher:
 
     @torch.no_grad()
     def target(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
-        """What the student's velocity at x_t (B, 3, H, W) and sigma (B,) should be, float32.
+        """Return what the student's velocity at x_t (B, 3, H, W) and sigma (B,) should be, float32.
 
         Args:
             sigma: with `steps`, levels of that schedule.
@@ -93,7 +93,9 @@ class Teacher:
         return (x_t - x) / _per_sample(sigma - levels[-1])
 
     def levels(self, sigma: Tensor) -> list[Tensor]:
-        """The noise levels (B,) of the teacher's way from sigma (B,) to the student's next, k + 1 of them."""
+        """Return the noise levels (B,) of the teacher's way from sigma (B,) to the student's next, k + 1 of
+        them.
+        """
         count = self.steps * self.substeps
         place = torch.round(shift_sigma(sigma.double(), 1 / self.shift) * count)
         ways = [shift_sigma((place - back) / count, self.shift).float() for back in range(self.substeps + 1)]

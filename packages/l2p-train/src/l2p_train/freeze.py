@@ -139,7 +139,7 @@ def plan_for_model(model: Any, **settings: Any) -> FreezePlan:
 
 
 def is_adapter(parameter: str) -> bool:
-    """Whether a parameter is a low-rank factor that PEFT added."""
+    """Return whether a parameter is a low-rank factor that PEFT added."""
     return ".lora_A." in parameter or ".lora_B." in parameter
 
 
@@ -185,7 +185,7 @@ def _rows(
 
 
 def _kind(row: FreezeRow) -> tuple[str, str, bool]:
-    """What blocks of one line share: FLUX has two lists of blocks, of different kinds."""
+    """Return what blocks of one line share: FLUX has two lists of blocks, of different kinds."""
     return row.role, row.module.rpartition(".")[0], row.trainable > 0
 
 

@@ -43,7 +43,7 @@ class ImageTerms:
     features: Features | None = None
 
     def __call__(self, x_t: Tensor, sigma: Tensor, velocity: Tensor, x_0: Tensor) -> Tensor:
-        """The weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,)."""
+        """Return the weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,)."""
         image = x_t.float() - sigma.view(-1, 1, 1, 1) * velocity.float()
         total = torch.zeros_like(sigma)
         if self.perceptual:
@@ -55,7 +55,7 @@ class ImageTerms:
 
 
 def image_terms(config: TrainConfig, shift: float, device: torch.device) -> ImageTerms | None:
-    """The terms that a config asks for, on the device that trains; None where it asks for none."""
+    """Return the terms that a config asks for, on the device that trains; None where it asks for none."""
     if not (config.perceptual_weight or config.frequency_weight):
         return None
     features = load_features(config.perceptual_features) if config.perceptual_weight else None
@@ -68,8 +68,8 @@ def image_terms(config: TrainConfig, shift: float, device: torch.device) -> Imag
 
 
 def image_end_weight(sigma: Tensor, shift: float) -> Tensor:
-    """How much a sample at sigma (B,) in [0, 1] counts: the signal's share of the power of x_t, with noise
-    that is `shift` times as strong."""
+    """Return how much a sample at sigma (B,) in [0, 1] counts: the signal's share of the power of x_t, with
+    noise that is `shift` times as strong."""
     signal, noise = (1 - sigma).square(), (shift * sigma).square()
     return signal / (signal + noise)
 
@@ -138,7 +138,7 @@ class EfficientNetLite0(_Network):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> four maps."""
+        """Return (B, 3, H, W) in [-1, 1] -> four maps."""
         network = self.network
         x = network._swish(network._bn0(network._conv_stem(self.normalised(images))))
         maps = []
@@ -185,12 +185,13 @@ class Backbone(_Network):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> maps."""
+        """Return (B, 3, H, W) in [-1, 1] -> maps."""
         return list(self.network(pixel_values=self.normalised(images)).feature_maps)
 
 
 def load_features(directory: Path | None) -> nn.Module:
-    """The frozen network whose features the perceptual term compares: of a directory, or efficientnet-lite0.
+    """Return the frozen network whose features the perceptual term compares: of a directory, or
+    efficientnet-lite0.
 
     Raises:
         TrainError: there is none, or it cannot be loaded.

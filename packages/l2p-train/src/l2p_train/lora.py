@@ -54,7 +54,7 @@ def add_adapters(model: Any, config: TrainConfig) -> None:
 
 
 def adapted_layers(model: Any, targets: Sequence[str]) -> list[str]:
-    """The layers that get an adapter, in the model's order.
+    """Return the layers that get an adapter, in the model's order.
 
     Args:
         model: an `L2PTransformer`.

@@ -41,13 +41,13 @@ def uniform_sigma(u: Tensor, config: TrainConfig) -> Tensor:
 
 
 def logit_normal_sigma(u: Tensor, config: TrainConfig) -> Tensor:
-    """sigma = shift(sigmoid(mean + std * z)), z standard normal: most samples at middle noise."""
+    """Draw sigma = shift(sigmoid(mean + std * z)), z standard normal: most samples at middle noise."""
     z = torch.special.ndtri(u.clamp(1e-7, 1 - 1e-7))
     return shift_sigma(torch.sigmoid(config.logit_mean + config.logit_std * z), config.noise_shift)
 
 
 def discrete_sigma(u: Tensor, config: TrainConfig) -> Tensor:
-    """The public code's form: one of `sigma_points` levels 1, (n-1)/n, ..., 1/n, shifted."""
+    """Return the public code's form: one of `sigma_points` levels 1, (n-1)/n, ..., 1/n, shifted."""
     points = config.sigma_points
     return shift_sigma(torch.ceil(u * points).clamp(1, points) / points, config.noise_shift)
 
@@ -96,7 +96,7 @@ def draw(config: TrainConfig, counter: int, height: int, width: int, polish: flo
 
 
 def grain(generator: np.random.Generator, height: int, width: int) -> Tensor:
-    """What a sampler leaves on a finished image, in units of the noise: (3, height, width), float32.
+    """Return what a sampler leaves on a finished image, in units of the noise: (3, height, width), float32.
 
     Ours; the paper has no such pass.
 

@@ -28,5 +28,5 @@ def ema_decay(step: int, config: TrainConfig) -> float:
 
 
 def _rise(x: float) -> float:
-    """Half a cosine from 0 (x = 0) to 1 (x = 1)."""
+    """Return half a cosine from 0 (x = 0) to 1 (x = 1)."""
     return 0.5 - 0.5 * math.cos(math.pi * x)

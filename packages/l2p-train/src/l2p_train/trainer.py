@@ -211,7 +211,7 @@ class Session:
         return self._summary(torch.cat(losses), torch.cat([batch.sigma for batch in batches]))
 
     def _loss(self, model: Any, *sample: Any) -> Tensor:
-        """What the run minimises, per sample: `sample` is x_0, noise, sigma and conditioning."""
+        """Return what the run minimises, per sample: `sample` is x_0, noise, sigma and conditioning."""
         return distillation_loss(model, self.teacher, *sample) if self.teacher else l2p_loss(model, *sample)
 
     def _summary(self, losses: Tensor, sigma: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from l2p_transfer.sizes import evaluated_size, painted_sizes, source_size, train
 
 
 def describe(config: Config) -> Transfer:
-    """The transfer that a config asks for."""
+    """Return the transfer that a config asks for."""
     source, images, surgery, evaluate = config.source, config.images, config.surgery, config.evaluate
     return Transfer(
         source=Source(

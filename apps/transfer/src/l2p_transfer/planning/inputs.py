@@ -15,13 +15,13 @@ from l2p_transfer.validation import check_sampling
 
 
 def check_inputs(config: Config) -> None:
-    """Raises the first thing that would make a stage fail later, before anything is written."""
+    """Raise the first thing that would make a stage fail later, before anything is written."""
     for problem in problems(config):
         raise problem
 
 
 def problems(config: Config) -> Iterator[Exception]:
-    """Everything that the stages need and cannot find."""
+    """Yield everything that the stages need and cannot find."""
     checks: tuple[Callable[[Config], None], ...] = (
         lambda config: RunStorage(config, RunPaths(config.run.output)).reachable(),
         _check_source,
@@ -67,7 +67,7 @@ def _check_gpus(config: Config) -> None:
 
 
 def check_processes(config: Config, gpus: int) -> None:
-    """Raises for a training of more processes than this machine's GPUs: hours of painting come before it.
+    """Raise for a training of more processes than this machine's GPUs: hours of painting come before it.
 
     Args:
         gpus: 0 on a CPU, which takes any number.

@@ -31,11 +31,11 @@ class Plan:
     problems: Sequence[str]
 
     def to_row(self) -> dict[str, Any]:
-        """For --json."""
+        """Return JSON values, for --json."""
         return asdict(self)
 
     def text(self) -> str:
-        """For people."""
+        """Return text for people."""
         lines = [f"run directory   {self.run}", f"source model    {self.source}"]
         if self.model:
             lines += self.model.text()
@@ -43,7 +43,7 @@ class Plan:
 
 
 def make_plan(config: Config, machine: Machine | None = None) -> Plan:
-    """Counts what can be counted; what is missing is listed in `problems`, not raised.
+    """Count what can be counted; what is missing is listed in `problems`, not raised.
 
     Args:
         machine: the GPU that hours are computed for; by default an H100 at 40 % of its peak.
@@ -60,7 +60,7 @@ def make_plan(config: Config, machine: Machine | None = None) -> Plan:
 
 
 def _work(config: Config) -> Mapping[str, tuple[str, Path | str]]:
-    """What each stage does, and where its output goes."""
+    """Return what each stage does, and where its output goes."""
     paths, prompts, train = RunPaths(config.run.output), config.prompts, config.train
     painted, trained = painted_sizes(config), trained_sizes(config)
     resized = "" if trained == painted else f", resized to {in_words(trained)}"

@@ -46,7 +46,7 @@ class Options:
 
 
 def folder_of(config: Config) -> Path:
-    """Where the rehearsal of a config lies."""
+    """Return where the rehearsal of a config lies."""
     return config.run.output.with_name(config.run.output.name + SUFFIX)
 
 
@@ -85,7 +85,9 @@ def rehearse(config: Config, options: Options, display: Display, command: Sequen
 
 
 def small_config(config: Config, options: Options) -> Config:
-    """The config whose stages are run: the same settings on a handful of items, in the rehearsal's folder."""
+    """Return the config whose stages are run: the same settings on a handful of items, in the rehearsal's
+    folder.
+    """
     folder = folder_of(config)
     run = folder / "run"
     painting = resolve_processes(config) if config.images.workers is None else max(1, config.images.workers)
@@ -149,7 +151,7 @@ def small_config(config: Config, options: Options) -> Config:
 
 
 def _prompts(config: Config, count: int) -> list[str]:
-    """The config's own first prompts if they are there, else ours, in variants."""
+    """Return the config's own first prompts if they are there, else ours, in variants."""
     if config.prompts.engine == "file" and config.prompts.file and config.prompts.file.is_file():
         from l2p_data.prompt_settings import prompts_of_file
 

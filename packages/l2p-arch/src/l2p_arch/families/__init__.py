@@ -28,5 +28,5 @@ __all__ = ["FAMILIES", "Conditioning", "Family", "find_family"]
 
 
 def find_family(name: str) -> Family:
-    """The family of that name, or an ArchError that lists the known ones."""
+    """Return the family of that name, or an ArchError that lists the known ones."""
     return FAMILIES[source_format(name).family]

@@ -23,14 +23,14 @@ IN_ROWS = "b c (h py) (w px) -> b h w (py px c)"
 
 
 def latents_as_scaled(vae: Any, pixels: Tensor) -> Tensor:
-    """(mode - shift) * scale, as the users of AutoencoderKL and AutoencoderDC do."""
+    """Return (mode - shift) * scale, as the users of AutoencoderKL and AutoencoderDC do."""
     encoded = vae.encode(pixels.to(vae.dtype))
     latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
     return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
 def plain_text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
-    """`Family.text_room` where the prompt stands alone, read by one encoder."""
+    """Return `Family.text_room` where the prompt stands alone, read by one encoder."""
     return room_in(components["tokenizer"], most)
 
 
@@ -39,7 +39,7 @@ PROBE = "|||"
 
 
 def before_prompt(written: str) -> str:
-    """What a chat template writes before the prompt.
+    """Return what a chat template writes before the prompt.
 
     Args:
         written: what it made of `PROBE`.
@@ -56,7 +56,7 @@ def before_prompt(written: str) -> str:
 
 
 def room_in(tokenizer: Any, most: int, before: str = "") -> tuple[Any, int]:
-    """The tokenizer, and the tokens of a prompt that fit into `most` behind what stands before it."""
+    """Return the tokenizer, and the tokens of a prompt that fit into `most` behind what stands before it."""
     if tokenizer is None:
         return None, 0
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
@@ -84,7 +84,7 @@ class LatentEmbedder:
 
 
 def latent_of_velocity(z_t: Tensor, sigma: Tensor, answer: Tensor) -> Tensor:
-    """The latent (B, r, h, w) that a velocity (noise - z_0) at z_t and sigma (B,) points to."""
+    """Return the latent (B, r, h, w) that a velocity (noise - z_0) at z_t and sigma (B,) points to."""
     return z_t - sigma.view(-1, 1, 1, 1) * answer
 
 
@@ -161,7 +161,7 @@ class Family:
     matching."""
 
     def caption_tokens(self, max_sequence_length: int | None, usual: int) -> int:
-        """Tokens of a prompt that has `usual` ones, as the trunk sees it."""
+        """Return tokens of a prompt that has `usual` ones, as the trunk sees it."""
         most = max_sequence_length or self.text_tokens
         return min(usual, most) if self.padded_text is None else most + self.padded_text
 
@@ -204,12 +204,12 @@ class Family:
         return trunk
 
     def latent_channels(self, config: Mapping[str, Any]) -> int:
-        """Values r of a latent patch, as the source's first layer sees it."""
+        """Return values r of a latent patch, as the source's first layer sees it."""
         packed = self.latent_embedder(config).packed
         return int(config["in_channels"]) * (1 if packed else self.latent_embedder(config).patch_size ** 2)
 
     def answer_channels(self, config: Mapping[str, Any]) -> int:
-        """Values that the source's last layer answers for a latent patch; more than r where it also
+        """Return values that the source's last layer answers for a latent patch; more than r where it also
         predicts a variance."""
         if self.latent_embedder(config).packed and config.get("patch_size", 1) == 1:
             return int(config.get("out_channels") or config["in_channels"])
@@ -218,7 +218,9 @@ class Family:
         return int(config["out_channels"]) * self.latent_embedder(config).patch_size ** 2
 
     def answer_order(self, config: Mapping[str, Any]) -> list[int]:
-        """Which of the answered values stands for each value of the latent patch that the trunk reads."""
+        """Return which of the answered values stands for each value of the latent patch that the trunk
+        reads.
+        """
         embedder = self.latent_embedder(config)
         side = embedder.patch_size
         read, answered = self.latent_channels(config), self.answer_channels(config)
@@ -244,7 +246,7 @@ class Family:
 
 
 def width_of_heads(config: Mapping[str, Any]) -> int:
-    """The width of the tokens, in the words of most configs."""
+    """Return the width of the tokens, in the words of most configs."""
     return int(config["num_attention_heads"] * config["attention_head_dim"])
 
 

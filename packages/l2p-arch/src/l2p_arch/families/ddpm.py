@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def ddpm_step(sigma: Tensor) -> Tensor:
-    """The step, 0 to 999 and fractional, that has x_t's signal-to-noise ratio; for DDPM's linear betas.
+    """Return the step, 0 to 999 and fractional, that has x_t's signal-to-noise ratio; for DDPM's linear
+    betas.
 
     The steps reach from sigma 0.0099 to 0.9937; beyond either end they stay.
     """
@@ -17,13 +18,16 @@ def ddpm_step(sigma: Tensor) -> Tensor:
 
 
 def to_ddpm(x_t: Tensor, sigma: Tensor) -> Tensor:
-    """(1 - sigma) x_0 + sigma noise, (B, C, h, w), scaled so that its coefficients' squares sum to 1."""
+    """Return (1 - sigma) x_0 + sigma noise, (B, C, h, w), scaled so that its coefficients' squares sum to
+    1.
+    """
     scale = ((1 - sigma).square() + sigma.square()).rsqrt()
     return (x_t * scale.view(-1, 1, 1, 1)).to(x_t.dtype)
 
 
 def latent_of_noise(z_t: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """The latent (B, r, h, w) that a predicted noise points to, at z_t = (1 - sigma) z_0 + sigma noise.
+    """Return the latent (B, r, h, w) that a predicted noise points to, at z_t = (1 - sigma) z_0 + sigma
+    noise.
 
     Beyond the last of the steps the signal counts as it does there: nearly nothing is left of it.
     """

@@ -60,7 +60,9 @@ FULL_SIZES: dict[str, FullSize] = {
 
 
 def full_transformer_config(family: str, transformer_class: str) -> dict[str, Any]:
-    """The transformer config of a family at its published size; diffusers' defaults for one not listed."""
+    """Return the transformer config of a family at its published size; diffusers' defaults for one not
+    listed.
+    """
     import diffusers
     import torch
 

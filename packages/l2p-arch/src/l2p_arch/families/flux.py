@@ -34,7 +34,7 @@ DEFAULT_GUIDANCE = 3.5
 
 
 def position_ids(grid: Sequence[int], device: torch.device) -> Tensor:
-    """(0, y, x) for every token, (h*w, 3)."""
+    """Return (0, y, x) for every token, (h*w, 3)."""
     rows, columns = (torch.arange(side, device=device) for side in grid)
     ids = torch.cartesian_prod(rows, columns).reshape(-1, 2)
     return torch.cat((torch.zeros_like(ids[:, :1]), ids), dim=1).float()

@@ -87,7 +87,9 @@ def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tupl
 
 
 def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
-    """The VAE's latents, normalised per channel of the folded 2x2 patch by the statistics that it carries."""
+    """Return the VAE's latents, normalised per channel of the folded 2x2 patch by the statistics that it
+    carries.
+    """
     latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
     folded = rearrange(latents, "b c (h py) (w px) -> b (c py px) h w", py=2, px=2)
     mean = vae.bn.running_mean.float()[:, None, None]

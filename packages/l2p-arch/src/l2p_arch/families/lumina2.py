@@ -62,7 +62,7 @@ def _encode_text(
     max_sequence_length: int,
     negative: bool = False,
 ) -> list[Conditioning]:
-    """The system prompt goes before prompts, and not before negative ones."""
+    """Put the system prompt before prompts, and not before negative ones."""
     pipeline = source_pipeline("Lumina2Pipeline", components)
     encoded = pipeline.encode_prompt(
         list(prompts),

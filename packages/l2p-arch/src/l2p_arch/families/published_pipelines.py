@@ -36,7 +36,7 @@ class Recipe:
 
 
 def recipe(family: str) -> Recipe:
-    """The published model of a family.
+    """Return the published model of a family.
 
     Raises:
         ArchError: none is known.
@@ -60,7 +60,7 @@ def _transformer(family: str) -> Component:
 
 
 def _vae(**values: Any) -> Component:
-    """The 16-channel autoencoder that FLUX.1, SD3 and Z-Image have, with their own scales."""
+    """Return the 16-channel autoencoder that FLUX.1, SD3 and Z-Image have, with their own scales."""
     config = {
         "block_out_channels": (128, 256, 512, 512),
         "down_block_types": ("DownEncoderBlock2D",) * 4,

@@ -57,7 +57,7 @@ def _encode_text(
 
 
 def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
-    """The video VAE's latents of one frame, normalised per channel."""
+    """Return the video VAE's latents of one frame, normalised per channel."""
     latents = vae.encode(pixels.to(vae.dtype).unsqueeze(2)).latent_dist.mode().squeeze(2).float()
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -66,8 +66,8 @@ def _encode_latents(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
-    """What stands before the prompt is encoded with it, and its 34 tokens are dropped; the tokenizer stops
-    1024 behind them."""
+    """Return the room behind what stands before the prompt: its 34 tokens are encoded, and dropped again; the
+    tokenizer stops 1024 behind them."""
     pipeline = source_pipeline("QwenImagePipeline", components)
     before = pipeline.prompt_template_encode.split("{}")[0]
     dropped = pipeline.prompt_template_encode_start_idx

@@ -35,14 +35,14 @@ def in_groups_of_equal_text(run: Run) -> Run:
 
 
 def stacked(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> Tensor:
-    """One entry of every sample as a batch, on the device and in the dtype of `like`."""
+    """Return one entry of every sample as a batch, on the device and in the dtype of `like`."""
     return torch.stack([sample[key].to(like.device, like.dtype) for sample in conditioning])
 
 
 def embedded_guidance(
     trunk: Any, conditioning: Sequence[Conditioning], default: float, sigma: Tensor
 ) -> Tensor | None:
-    """What a guidance-distilled model embeds beside the time, (B,); None for others."""
+    """Return what a guidance-distilled model embeds beside the time, (B,); None for others."""
     if not trunk.config.guidance_embeds:
         return None
     samples = [{"guidance": torch.tensor(default), **sample} for sample in conditioning]
@@ -50,8 +50,8 @@ def embedded_guidance(
 
 
 def padded(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Entries of unequal length as a batch padded with zeros (B, L, D), and its mask (B, L), None if all are
-    full."""
+    """Return entries of unequal length as a batch padded with zeros (B, L, D), and its mask (B, L), None if
+    all are full."""
     entries = [sample[key].to(like.device, like.dtype) for sample in conditioning]
     lengths = torch.tensor([len(entry) for entry in entries], device=like.device)
     batch = nn.utils.rnn.pad_sequence(entries, batch_first=True)
@@ -61,18 +61,18 @@ def padded(conditioning: Sequence[Conditioning], key: str, like: Tensor) -> tupl
 
 
 def to_tokens(patches: Tensor) -> Tensor:
-    """Patches (B, C, h, w) to tokens (B, h*w, C)."""
+    """Return patches (B, C, h, w) to tokens (B, h*w, C)."""
     return rearrange(patches, "b c h w -> b (h w) c")
 
 
 def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Tokens (B, h*w, D) to features (B, D, h, w)."""
+    """Return tokens (B, h*w, D) to features (B, D, h, w)."""
     return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0], w=grid[1])
 
 
 def exact_time(sigma: Tensor, factor: int, like: Tensor) -> Tensor:
-    """The time in parts (B, 4) that survive a forward which rounds what it is given to the tokens' dtype and
-    then multiplies it by `factor`: rounded and multiplied like that, they add up to sigma * factor.
+    """Return the time in parts (B, 4) that survive a forward which rounds what it is given to the tokens'
+    dtype and then multiplies it by `factor`: rounded and multiplied like that, they add up to sigma * factor.
 
     The first part is what would be passed anyway, each further one makes up for the rounding of those before.
     """
@@ -110,7 +110,7 @@ def _widest(like: Tensor) -> torch.dtype:
 
 
 def source_pipeline(class_name: str, components: Mapping[str, Any]) -> Any:
-    """The source's own diffusers pipeline, with nothing but its text components, to encode text with.
+    """Return the source's own diffusers pipeline, with nothing but its text components, to encode text with.
 
     Some pipelines read a width off the transformer's config: it may come along as "trunk".
     """

@@ -64,7 +64,7 @@ def _encode_text(
     max_sequence_length: int,
     negative: bool = False,
 ) -> list[Conditioning]:
-    """The instruction goes before prompts, and not before negative ones."""
+    """Put the instruction before prompts, and not before negative ones."""
     pipeline = source_pipeline("SanaPipeline", components)
     instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
     encoded = pipeline.encode_prompt(

@@ -66,7 +66,7 @@ def _encode_text(
 
 
 def _text_room(components: Mapping[str, Any], most: int, negative: bool) -> tuple[Any, int]:
-    """T5 reads the whole text; where it is left out, the two CLIPs' 77 tokens are all that is read."""
+    """Let T5 read the whole text; where it is left out, the two CLIPs' 77 tokens are all that is read."""
     if components.get("text_encoder_3") is None:
         return room_in(components["tokenizer"], 77)
     return room_in(components["tokenizer_3"], most)

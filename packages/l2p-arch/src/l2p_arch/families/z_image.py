@@ -65,7 +65,7 @@ def _extend_rope(trunk: Any, grid: Sequence[int], caption_length: int) -> None:
 def _encode_text(
     components: Mapping[str, Any], prompts: Sequence[str], *, device: torch.device, max_sequence_length: int
 ) -> list[Conditioning]:
-    """One user message per prompt through the chat template; hidden_states[-2] of the text encoder.
+    """Return one user message per prompt through the chat template; hidden_states[-2] of the text encoder.
 
     Prompts of equal token count share a batch, so that none is padded and no result depends on its
     neighbours.

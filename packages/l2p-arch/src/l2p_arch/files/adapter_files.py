@@ -64,7 +64,9 @@ class LoraFile:
 
 
 def kind_of_adapter(names: Any) -> str | None:
-    """What an adapter with tensors of these names is: "a LoRA", or one of `KINDS`; None if it is none."""
+    """Return what an adapter with tensors of these names is: "a LoRA", or one of `KINDS`; None if it is
+    none.
+    """
     names = list(names)
     for mark, kind in KINDS.items():
         if any(mark in name for name in names):
@@ -121,7 +123,9 @@ def _file_in(directory: Path) -> Path:
 
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> tuple[float | None, dict[str, float], bool]:
-    """(alpha, alphas by module, rank-stabilised) as PEFT's config beside the file or diffusers' inside it."""
+    """Return (alpha, alphas by module, rank-stabilised) as PEFT's config beside the file or diffusers'
+    inside it.
+    """
     config: Mapping[str, Any] = {}
     if "lora_adapter_metadata" in metadata:
         try:
@@ -147,7 +151,7 @@ class Factors:
 
 
 def factors_of(tensors: Mapping[str, Tensor], lora: LoraFile) -> tuple[dict[str, Factors], list[str]]:
-    """(factors by the module's name in the file without prefix, names that belong to no factor)."""
+    """Return (factors by the module's name in the file without prefix, names that belong to no factor)."""
     import torch
 
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -189,7 +193,7 @@ def _by_pattern(pattern: Mapping[str, float], module: str, default: float | None
 
 
 def without_prefix(module: str) -> str:
-    """A module's name without what tools write before it."""
+    """Return a module's name without what tools write before it."""
     for prefix in (*_PREFIXES, *_FLAT_PREFIXES):
         if module.startswith(prefix):
             return without_prefix(module.removeprefix(prefix))

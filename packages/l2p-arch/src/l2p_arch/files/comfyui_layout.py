@@ -27,7 +27,7 @@ _LETTERS = ("q", "k", "v")
 
 
 def is_comfyui(names: Mapping[str, object]) -> bool:
-    """Whether these are a Z-Image's tensors by ComfyUI's names: a packed projection, or the prefix."""
+    """Return whether these are a Z-Image's tensors by ComfyUI's names: a packed projection, or the prefix."""
     bare = {without_prefix(name) for name in names}
     return "layers.0.attention.qkv.weight" in bare or (
         len(bare & names.keys()) < len(bare) and "layers.0.feed_forward.w1.weight" in bare
@@ -35,12 +35,12 @@ def is_comfyui(names: Mapping[str, object]) -> bool:
 
 
 def without_prefix(name: str) -> str:
-    """A tensor's name without what ComfyUI's checkpoints put before it."""
+    """Return a tensor's name without what ComfyUI's checkpoints put before it."""
     return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
 
 
 def published_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The same bytes by the published names; other layouts pass as they are."""
+    """Return the same bytes by the published names; other layouts pass as they are."""
     if not is_comfyui(tensors):
         return dict(tensors)
     bare = {without_prefix(name): tensor for name, tensor in tensors.items()}
@@ -61,7 +61,7 @@ def published_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
 
 
 def tensors_patch(shape: Sequence[int]) -> int:
-    """The patch size of a pixel embedder (D, 3 P P); 0 where it reads no such patches."""
+    """Return the patch size of a pixel embedder (D, 3 P P); 0 where it reads no such patches."""
     side = isqrt(shape[1] // 3) if len(shape) == 2 else 0
     return side if len(shape) == 2 and 3 * side * side == shape[1] else 0
 
@@ -69,7 +69,7 @@ def tensors_patch(shape: Sequence[int]) -> int:
 def _unpacked(
     tensor: StoredTensor, block: str, kind: str, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """Queries, keys and values of a packed projection: neighbouring rows, hence neighbouring bytes."""
+    """Return queries, keys and values of a packed projection: neighbouring rows, hence neighbouring bytes."""
     out = tensors.get(f"{block}.out.weight")
     rows, queries = tensor.shape[0], out.shape[1] if out and len(out.shape) == 2 else tensor.shape[0] // 3
     counts = (queries, (rows - queries) // 2, (rows - queries) // 2)
@@ -86,7 +86,7 @@ def _unpacked(
 
 
 def comfyui_names(plan: Sequence[PlannedTensor]) -> list[PlannedTensor]:
-    """What is planned by the published names, by ComfyUI's instead."""
+    """Return what is planned by the published names, by ComfyUI's instead."""
     by_name = {tensor.name: tensor for tensor in plan}
     made = []
     for tensor in plan:

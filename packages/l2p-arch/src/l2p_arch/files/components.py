@@ -60,7 +60,7 @@ def _copy_folder(source: Path, files: Sequence[str], out: Path) -> None:
 
 
 def _plain_name(file: str) -> str:
-    """The name of weights, or of the index of their shards, without a variant."""
+    """Return the name of weights, or of the index of their shards, without a variant."""
     match = VARIANT_FILE.fullmatch(file)
     if match is None:
         return file
@@ -78,8 +78,8 @@ def _write_plain_index(source: Path, target: Path) -> None:
 
 
 def components_to_keep(source: Path, text_components: Sequence[str], family: str) -> list[str]:
-    """The scheduler and those text components that the pipeline has; some sources are saved without their
-    largest."""
+    """Return the scheduler and those text components that the pipeline has; some sources are saved without
+    their largest."""
     index = read_json(source / "model_index.json", f"{source} is no diffusers pipeline directory")
     for name, entry in index.items():
         if not name.startswith("_") and isinstance(entry, list | dict) and not _names_a_class(entry):
@@ -106,7 +106,9 @@ def copy_file(source: str | Path, target: str | Path) -> None:
 
 
 def read_model_config(model: Path) -> dict[str, Any]:
-    """The transformer's config of an L2P model directory, or an ArchError for a directory of another kind."""
+    """Return the transformer's config of an L2P model directory, or an ArchError for a directory of another
+    kind.
+    """
     if (model / "model" / "transformer").is_dir() and not (model / "transformer").exists():
         raise ArchError(f"{model} is a run, and not its model; give {model / 'model'}")
     config = read_json(model / "transformer" / "config.json", f"{model} is no L2P model directory")
@@ -120,12 +122,14 @@ def read_model_config(model: Path) -> dict[str, Any]:
 
 
 def recipe_of(config: Mapping[str, Any]) -> str:
-    """The recipe of a model config: "paper" or "aligned"."""
+    """Return the recipe of a model config: "paper" or "aligned"."""
     return "aligned" if config.get("alignment") else "paper"
 
 
 def name_of(path: Path) -> str:
-    """What to call a directory or file in a report: its own name, or the repository's in a hub's cache."""
+    """Return what to call a directory or file in a report: its own name, or the repository's in a hub's
+    cache.
+    """
     path = path.absolute()
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith("models--"):

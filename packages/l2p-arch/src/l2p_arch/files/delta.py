@@ -32,7 +32,7 @@ _KIND = "l2p-trained-delta"
 
 
 def weights_hash(model: Path | str) -> str:
-    """sha256 over names, dtypes, shapes and bytes of a model's transformer, independent of how it is
+    """Return sha256 over names, dtypes, shapes and bytes of a model's transformer, independent of how it is
     sharded."""
     return _hash(index_directory(Path(model) / "transformer").values())
 
@@ -120,8 +120,8 @@ def _in_memory(name: str, value: Tensor) -> PlannedTensor:
 
 
 def _config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 over what a config says of the model; what libraries note beside it, such as their version, does
-    not count."""
+    """Return sha256 over what a config says of the model; what libraries note beside it, such as their
+    version, does not count."""
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 

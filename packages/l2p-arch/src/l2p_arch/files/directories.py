@@ -130,7 +130,7 @@ def _refuse_near(out: Path, sources: Sequence[Path]) -> None:
 
 
 def _what_is_read(sources: Sequence[Path]) -> set[Path]:
-    """The files of model directories, as they are named and where links lead to."""
+    """Return the files of model directories, as they are named and where links lead to."""
     named = [*sources]
     for source in sources:
         named += [source / name for name in ("model_index.json", "README.md", "LICENSE", "LICENSE.md")]
@@ -139,7 +139,7 @@ def _what_is_read(sources: Sequence[Path]) -> set[Path]:
 
 
 def _folders_read(source: Path) -> list[Path]:
-    """The folders of a pipeline's components; none of a single file."""
+    """Return the folders of a pipeline's components; none of a single file."""
     try:
         index = read_json(source / "model_index.json", "")
     except ArchError:
@@ -149,7 +149,7 @@ def _folders_read(source: Path) -> list[Path]:
 
 @contextmanager
 def _failures_named(out: Path) -> Iterator[None]:
-    """What the system refuses to read or write, as one line."""
+    """Yield what the system refuses to read or write, as one line."""
     try:
         yield
     except OSError as error:
@@ -174,7 +174,9 @@ _staged = itertools.count()
 
 
 def _staging(out: Path, kind: str) -> Path:
-    """Where this process keeps what will become `out`, or what `out` was; another place at every call."""
+    """Return where this process keeps what will become `out`, or what `out` was; another place at every
+    call.
+    """
     number = next(_staged)
     return out.parent / f".{out.name}.{kind}-{platform.node()}-{os.getpid()}{f'.{number}' if number else ''}"
 
@@ -198,7 +200,7 @@ def _remove_left_behind(out: Path) -> None:
 
 
 def _left_behind(out: Path, kind: str) -> list[Path]:
-    """What dead processes of this host staged for `out`."""
+    """Return what dead processes of this host staged for `out`."""
     name = re.compile(re.escape(f".{out.name}.{kind}-{platform.node()}-") + r"(?P<process>\d+)(\.\d+)?")
     found = ((path, name.fullmatch(path.name)) for path in out.parent.iterdir())
     return [path for path, match in found if match and not _is_alive(int(match["process"]))]
@@ -217,7 +219,7 @@ def _is_alive(process: int) -> bool:
 
 
 def read_json(path: Path, complaint: str) -> dict[str, Any]:
-    """A JSON object from a file; the ArchError otherwise starts with the complaint."""
+    """Return a JSON object from a file; the ArchError otherwise starts with the complaint."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -27,7 +27,7 @@ _VOCABULARY = re.compile(r"tokenizer\.json|vocab\..+|.+\.model|.+\.tiktoken")
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """The content of model_index.json.
+    """Return the content of model_index.json.
 
     Raises:
         ArchError: it is missing, damaged, or names code that no library brings.
@@ -52,7 +52,7 @@ def read_index(directory: Path) -> dict[str, Any]:
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, Any]:
-    """The components that a pipeline has, of those that its index names."""
+    """Return the components that a pipeline has, of those that its index names."""
     return {
         name: entry
         for name, entry in index.items()
@@ -84,7 +84,7 @@ def check_loadable(directory: Path) -> dict[str, Any]:
 
 
 def check_model_config(transformer: Path) -> dict[str, Any]:
-    """The config of an L2P model's transformer.
+    """Return the config of an L2P model's transformer.
 
     Raises:
         ArchError: it is missing or damaged, or a value is of the wrong kind.
@@ -112,7 +112,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_a_pipeline_module(name: str) -> bool:
-    """Whether diffusers has pipelines of that name, which may bring classes ("stable_diffusion")."""
+    """Return whether diffusers has pipelines of that name, which may bring classes ("stable_diffusion")."""
     import importlib.util
 
     import diffusers.pipelines

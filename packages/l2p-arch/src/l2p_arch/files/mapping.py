@@ -30,7 +30,7 @@ def memory_maps(*, disabled: bool | None) -> Iterator[None]:
 
 
 def mmap_disabled(disable_mmap: bool | None = None) -> bool:
-    """What is given, or else what a `memory_maps` around it or the environment variable says."""
+    """Return what is given, or else what a `memory_maps` around it or the environment variable says."""
     for said in (disable_mmap, _inside.get()):
         if said is not None:
             return said
@@ -38,12 +38,14 @@ def mmap_disabled(disable_mmap: bool | None = None) -> bool:
 
 
 def loading_options(disable_mmap: bool | None = None) -> dict[str, bool]:
-    """What to add to a `from_pretrained`: nothing where maps are used, so that older libraries take it."""
+    """Return what to add to a `from_pretrained`: nothing where maps are used, so that older libraries take
+    it.
+    """
     return {"disable_mmap": True} if mmap_disabled(disable_mmap) else {}
 
 
 def unmapped(directory: Path | str, *, dtype: Any = None, disable_mmap: bool | None = None) -> dict[str, Any]:
-    """What to hand to a pipeline's `from_pretrained` where memory maps are switched off, else nothing.
+    """Return what to hand to a pipeline's `from_pretrained` where memory maps are switched off, else nothing.
 
     diffusers hands the switch on to its own networks only, so those of transformers are loaded here.
 

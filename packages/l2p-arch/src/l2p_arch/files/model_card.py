@@ -78,7 +78,7 @@ def write_text(path: Path, card: str) -> None:
 
 
 def single_file_card(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], origin: str) -> str:
-    """The card of a single file in a public layout, which brings no text encoder of its own."""
+    """Return the card of a single file in a public layout, which brings no text encoder of its own."""
     return _filled(config, tensors, file.stem, origin, _IMPORT.format(where=file.name))
 
 

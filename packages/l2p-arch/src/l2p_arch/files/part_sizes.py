@@ -38,7 +38,7 @@ class SourceWeights:
         return sum(part.stored_bytes for name, part in self.parts.items() if name != TRANSFORMER)
 
     def in_memory(self, *, cpu_offload: bool, dtype: str, pixel_parameters: int | None = None) -> int:
-        """Bytes on the GPU while it paints: of all parts, or by turns of the largest.
+        """Return bytes on the GPU while it paints: of all parts, or by turns of the largest.
 
         Args:
             pixel_parameters: of the pixel-space transformer, for the pipeline that has one and no VAE.
@@ -51,7 +51,9 @@ class SourceWeights:
 
 
 def published(known: FullSize | None, parameters: int) -> SourceWeights:
-    """Of a family's published model, whose transformer has about as many parameters as the pixel model's."""
+    """Return those of a family's published model, whose transformer has about as many parameters as the
+    pixel model's.
+    """
     stored = known.transformer_bytes if known else 2
     others = known.others if known else {}
     parts = {TRANSFORMER: Part(parameters=parameters, stored_bytes=parameters * stored)}
@@ -60,7 +62,7 @@ def published(known: FullSize | None, parameters: int) -> SourceWeights:
 
 
 def of_directory(model: Path) -> SourceWeights:
-    """Of a diffusers directory, from the headers of its files."""
+    """Return those of a diffusers directory, from the headers of its files."""
     index = read_json(model / "model_index.json", f"{model} is no diffusers directory")
     parts = {name: part for name in index if (part := _part(model / name)) is not None}
     files = [path for path in model.rglob("*") if path.is_file()]

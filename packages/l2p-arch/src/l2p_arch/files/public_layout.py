@@ -34,7 +34,9 @@ class PublicLayout:
     """The first encoder level has 3 channels, and the decoder is nowhere narrower than 16."""
 
     def head_name(self, ours: str) -> str:
-        """Our name of a head's tensor, without `detailer_head.`, to the public one, with `local_decoder.`."""
+        """Return our name of a head's tensor, without `detailer_head.`, to the public one, with
+        `local_decoder.`.
+        """
         module, rest = ours.split(".", 1)
         for part in _PARTS:
             if module.startswith(part) and module[len(part) :].isdigit():
@@ -62,7 +64,7 @@ class PublishedFile:
     layout: PublicLayout
 
     def plan(self, model: Any) -> list[PlannedTensor]:
-        """Its tensors by our names.
+        """Return its tensors by our names.
 
         Args:
             model: one of `config` on the meta device.
@@ -107,7 +109,7 @@ def plan_export(
     layout: PublicLayout,
     model: Any,
 ) -> tuple[list[PlannedTensor], dict[str, str]]:
-    """The tensors of a model directory by their public names, and the file's metadata.
+    """Return the tensors of a model directory by their public names, and the file's metadata.
 
     Args:
         path: the directory, for errors.
@@ -132,7 +134,7 @@ def plan_export(
 
 
 def _to_channel_first(weight: Tensor, patch_size: int) -> Tensor:
-    """Columns from the public order (py, px, c) to ours, pixel_unshuffle's (c, py, px)."""
+    """Return columns from the public order (py, px, c) to ours, pixel_unshuffle's (c, py, px)."""
     return rearrange(weight, "d (py px c) -> d (c py px)", py=patch_size, px=patch_size).contiguous()
 
 
@@ -155,7 +157,9 @@ def _layout_of(tensors: Mapping[str, StoredTensor]) -> PublicLayout | None:
 
 
 def layout_for(config: Mapping[str, Any]) -> PublicLayout:
-    """The layout that a model of that config is published in; raises `ArchError` where there is none."""
+    """Return the layout that a model of that config is published in; raises `ArchError` where there is
+    none.
+    """
     channels = config["head_channels"]
     if not channels:
         raise ArchError(
@@ -210,7 +214,7 @@ def _config_from(tensors: Mapping[str, StoredTensor | PlannedTensor], layout: Pu
 
 
 def _untold(config: Mapping[str, Any], plan: Sequence[PlannedTensor], layout: PublicLayout) -> dict[str, str]:
-    """Metadata with those entries of a trunk's config that its tensors' shapes do not tell."""
+    """Return metadata with those entries of a trunk's config that its tensors' shapes do not tell."""
     told = _config_from({tensor.name: tensor for tensor in plan}, layout)["trunk_config"]
     defaults = {**_trunk_defaults(), **told}
     own = {**_trunk_defaults(), **config["trunk_config"]}
@@ -231,7 +235,7 @@ def _read_untold(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _trunk_defaults() -> dict[str, Any]:
-    """The config that diffusers' class has where nothing else is said."""
+    """Return the config that diffusers' class has where nothing else is said."""
     import inspect
 
     from diffusers import ZImageTransformer2DModel

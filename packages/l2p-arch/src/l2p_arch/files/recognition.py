@@ -21,7 +21,9 @@ KNOWN_FINGERPRINTS = {
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
-    """The field's structural fingerprint: md5 over the sorted, comma-joined names and name:shape strings."""
+    """Return the field's structural fingerprint: md5 over the sorted, comma-joined names and name:shape
+    strings.
+    """
     parts = [*shapes, *(f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items())]
     return hashlib.md5(",".join(sorted(parts)).encode(), usedforsecurity=False).hexdigest()
 
@@ -76,8 +78,8 @@ def _identify_directory(path: Path) -> str:
 
 
 def pipeline_family(path: Path) -> str | None:
-    """The family of a pipeline directory, latent or pixel-space, by its transformer's config; None where
-    there is none."""
+    """Return the family of a pipeline directory, latent or pixel-space, by its transformer's config; None
+    where there is none."""
     try:
         read_json(path / "model_index.json", "")
         config = read_json(path / "transformer" / "config.json", "")

@@ -11,7 +11,7 @@ from l2p_arch.files.tensor_files import StoredTensor
 
 
 def read_single_file(kind: Callable[..., Any], file: Path | str, dtype: torch.dtype | None = None) -> Any:
-    """The model of a published single file, in evaluation mode.
+    """Return the model of a published single file, in evaluation mode.
 
     Args:
         kind: `L2PTransformer`, which knows this module and so is handed in.

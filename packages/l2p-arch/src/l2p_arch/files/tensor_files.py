@@ -56,7 +56,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a dtype of PyTorch, or an ArchError where there is none."""
+    """Return the safetensors name of a dtype of PyTorch, or an ArchError where there is none."""
     name = next((name for name in ITEM_BYTES if torch_dtype(name) == dtype), None)
     if name is None:
         raise ArchError(f"{dtype} cannot be stored; known: {', '.join(ITEM_BYTES)}")
@@ -75,7 +75,7 @@ class StoredTensor:
     stop: int
 
     def read(self) -> Tensor:
-        """The tensor in memory of its own (not a view of the file)."""
+        """Return the tensor in memory of its own (not a view of the file)."""
         import torch
 
         dtype = torch_dtype(self.dtype)
@@ -88,7 +88,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata.
+    """Return the tensors of a safetensors file by name, and its metadata.
 
     Raises:
         ArchError: the file is missing, damaged or of another kind.
@@ -148,8 +148,8 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], data_start: int) ->
 
 
 def index_directory(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a diffusers model directory, sharded or not; of a variant, such as "fp16", where that is
-    the only one."""
+    """Return all tensors of a diffusers model directory, sharded or not; of a variant, such as "fp16", where
+    that is the only one."""
     found = variant(directory)
     middle = f".{found}" if found else ""
     index = directory / f"{WEIGHTS}.safetensors.index{middle}.json"
@@ -166,8 +166,8 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def variant(directory: Path, stem: str = WEIGHTS) -> str | None:
-    """The variant, such as "fp16", that a model directory's weights were saved as; None where plain ones are
-    there. `stem` begins their files' names: transformers' is "model"."""
+    """Return the variant, such as "fp16", that a model directory's weights were saved as; None where plain
+    ones are there. `stem` begins their files' names: transformers' is "model"."""
     if any((directory / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json")):
         return None
     matches = (VARIANT_FILE.fullmatch(path.name) for path in directory.glob(f"{stem}.*.safetensors"))

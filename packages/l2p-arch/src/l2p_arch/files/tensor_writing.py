@@ -212,14 +212,16 @@ class _OpenFile:
 
 
 def _place(tensor: PlannedTensor) -> tuple[bool, str, int, str]:
-    """Sorts tensors as they lie in their sources, and those that are made behind them."""
+    """Sort tensors as they lie in their sources, and those that are made behind them."""
     if isinstance(tensor.origin, StoredTensor):
         return False, str(tensor.origin.path), tensor.origin.start, tensor.name
     return True, "", 0, tensor.name
 
 
 def _shards(tensors: Sequence[PlannedTensor], max_shard_bytes: int) -> list[list[PlannedTensor]]:
-    """Tensors by the file that they go to; one that is at least half full ends where its source file ends."""
+    """Return tensors by the file that they go to; one that is at least half full ends where its source file
+    ends.
+    """
     shards: list[list[PlannedTensor]] = [[]]
     room, source = max_shard_bytes, ""
     for tensor in sorted(tensors, key=_place):
@@ -234,7 +236,7 @@ def _shards(tensors: Sequence[PlannedTensor], max_shard_bytes: int) -> list[list
 
 
 def _runs(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
-    """Tensors whose bytes lie one behind the other in one file, as far as they do; all others alone."""
+    """Yield tensors whose bytes lie one behind the other in one file, as far as they do; all others alone."""
     run: list[PlannedTensor] = []
     for tensor in tensors:
         last, this = run[-1].same_bytes if run else None, tensor.same_bytes
@@ -249,7 +251,9 @@ def _runs(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
 
 
 def _shift(tensors: Sequence[PlannedTensor], entries: Mapping[str, Any]) -> int:
-    """The length of the header, modulo a page, with which the longest run lies as it does in its source."""
+    """Return the length of the header, modulo a page, with which the longest run lies as it does in its
+    source.
+    """
     runs = [run for run in _runs(tensors) if run[0].same_bytes]
     if not runs:
         return 0
@@ -262,7 +266,7 @@ def _shift(tensors: Sequence[PlannedTensor], entries: Mapping[str, Any]) -> int:
 
 
 def _bytes_of(tensor: PlannedTensor) -> memoryview:
-    """The tensor's value as it is stored."""
+    """Return the tensor's value as it is stored."""
     import torch
 
     origin = tensor.origin

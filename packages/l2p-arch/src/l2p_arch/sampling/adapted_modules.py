@@ -31,7 +31,7 @@ class Modules:
         self._public = self._public_names()
 
     def _public_names(self) -> dict[str, str]:
-        """Names of the published files for the head and the pixel embedder of a Z-Image model."""
+        """Return the names of the published files for the head and the pixel embedder of a Z-Image model."""
         config = self._model.config
         if self._model.source_family.name != "z-image":
             return {}
@@ -46,7 +46,7 @@ class Modules:
         return names
 
     def find(self, name: str, width: int | None = None) -> str | None:
-        """The module's own name, None where there is none.
+        """Return the module's own name, None where there is none.
 
         Args:
             width: of what the adapter reads; by its bare name the embedder may be the source's latent one.
@@ -59,7 +59,7 @@ class Modules:
         return own
 
     def is_latent_end(self, name: str) -> bool:
-        """Whether a name is of the source's ends, flattened or not."""
+        """Return whether a name is of the source's ends, flattened or not."""
         flat = name.removeprefix("trunk.").replace(".", "_")
         return any(
             flat == end.replace(".", "_") or flat.startswith(f"{end.replace('.', '_')}_")
@@ -67,7 +67,9 @@ class Modules:
         )
 
     def fits(self, module: str, name: str, factors: Factors) -> Factors:
-        """The factors in the module's own order of columns, or an ArchError where they do not fit it."""
+        """Return the factors in the module's own order of columns, or an ArchError where they do not fit
+        it.
+        """
         layer = self._model.get_submodule(module)
         layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
         a, b = factors.a, factors.b
@@ -89,7 +91,9 @@ class Modules:
 def matched(
     tensors: Mapping[str, Tensor], lora: LoraFile, modules: Modules
 ) -> tuple[dict[str, Factors], list[str], list[str]]:
-    """(factors by the model's module, names that are no factor's, modules that the model does not have)."""
+    """Return (factors by the model's module, names that are no factor's, modules that the model does not
+    have).
+    """
     factors, strange = factors_of(tensors, lora)
     found, foreign = {}, []
     for name, pair in _split_qkv(factors, modules).items():
@@ -102,7 +106,7 @@ def matched(
 
 
 def _split_qkv(factors: Mapping[str, Factors], modules: Modules) -> dict[str, Factors]:
-    """Adapters of ComfyUI's packed projections, as three that share their first factor."""
+    """Return adapters of ComfyUI's packed projections, as three that share their first factor."""
     result: dict[str, Factors] = {}
     for name, pair in factors.items():
         block = name.removesuffix(".qkv")
@@ -128,7 +132,9 @@ _CONVERTERS = {
 
 
 def by_family(family: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-    """The tensors by diffusers' names for the family's modules; None where its converter knows them not."""
+    """Return the tensors by diffusers' names for the family's modules; None where its converter knows them
+    not.
+    """
     converter = getattr(lora_pipeline, _CONVERTERS.get(family, ""), None)
     if converter is None:
         return None

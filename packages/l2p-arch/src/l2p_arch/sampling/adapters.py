@@ -68,7 +68,7 @@ class Adapters(LoraBaseMixin):
         model.set_adapters([name], [1.0])
 
     def _fitted(self, lora: LoraFile, strict: bool) -> dict[str, Tensor]:
-        """The adapter's tensors by PEFT's names for the modules of the whole model."""
+        """Return the adapter's tensors by PEFT's names for the modules of the whole model."""
         model = self.transformer
         modules = Modules(model)
         found, strange, foreign = matched(lora.tensors, lora, modules)

@@ -51,7 +51,7 @@ def cut_prompts(
     max_sequence_length: int | None = None,
     negative: bool = False,
 ) -> list[CutPrompt]:
-    """Those of some prompts that are not read whole, each once.
+    """Return those of some prompts that are not read whole, each once.
 
     Args:
         family: of the model.

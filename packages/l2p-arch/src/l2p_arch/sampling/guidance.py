@@ -18,7 +18,7 @@ def check_guidance(scale: float, rescale: float, distilled: float | None) -> Non
 
 
 def guided(positive: Tensor, negative: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """neg + s * (pos - neg), as in the released inference.
+    """Return neg + s * (pos - neg), as in the released inference.
 
     Args:
         positive, negative: velocities with the prompt and with what is led away from, (B, 3, H, W).

@@ -21,7 +21,7 @@ def generators_of(
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[torch.Generator]:
-    """One generator per image: of its seed, as given, or PyTorch's own for all."""
+    """Return one generator per image: of its seed, as given, or PyTorch's own for all."""
     if seeds is not None and generator is not None:
         raise ArchError("seeds and generator were both given; one of them decides the images")
     if isinstance(seeds, int):
@@ -44,13 +44,13 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def draw_noise(generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-    """Standard normal noise (N, 3, height, width), float32, drawn image by image where its generator lies."""
+    """Draw standard normal noise (N, 3, height, width), float32, image by image where its generator lies."""
     drawn = [torch.randn(3, height, width, generator=each, device=each.device) for each in generators]
     return torch.stack([each.cpu() for each in drawn])
 
 
 def check_noise(latents: Tensor, count: int, height: int, width: int) -> Tensor:
-    """The noise that a caller brings in place of a seed's, (count, 3, height, width), float32."""
+    """Return the noise that a caller brings in place of a seed's, (count, 3, height, width), float32."""
     if not isinstance(latents, Tensor) or tuple(latents.shape) != (count, 3, height, width):
         given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise ArchError(f"latents is {given}; wanted noise of the shape ({count}, 3, {height}, {width})")
@@ -62,7 +62,7 @@ def check_noise(latents: Tensor, count: int, height: int, width: int) -> Tensor:
 def start_from(
     image: Any, noise: Tensor, scheduler: Any, strength: float, mask: Tensor | None = None
 ) -> tuple[Tensor, int, Hold | None]:
-    """What to sample from, the step to begin with, and how to keep what a mask leaves alone.
+    """Return what to sample from, the step to begin with, and how to keep what a mask leaves alone.
 
     Args:
         image: pictures or pixels, see `L2PPipeline`; None for none.
@@ -110,7 +110,7 @@ def _noised(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def size_of(image: Any) -> tuple[int, int]:
-    """Height and width of what a user gave as `image`, px, upright."""
+    """Return the height and width of what a user gave as `image`, px, upright."""
     one = image
     if isinstance(image, list | tuple):
         if not image:
@@ -155,7 +155,7 @@ def to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
 
 
 def _stacked(image: Any, height: int, width: int) -> Any:
-    """One picture, or a list of pictures, arrays or tensors, as a batch."""
+    """Return one picture, or a list of pictures, arrays or tensors, as a batch."""
     if not isinstance(image, Image.Image | list | tuple):
         raise ArchError(f"image is {type(image).__name__}; wanted PIL images, tensors (N, 3, H, W) or arrays")
     images: list[Any] = [image] if isinstance(image, Image.Image) else list(image)

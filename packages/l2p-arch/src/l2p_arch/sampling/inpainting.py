@@ -34,7 +34,9 @@ class Canvas(NamedTuple):
 def canvas_for(
     image: Any, mask_image: Any, height: int | None, width: int | None, *, count: int, patch_size: int
 ) -> Canvas:
-    """The canvas of a call's `image`, `mask_image`, `height` and `width`, each of which may be None."""
+    """Return the canvas of a call's `image`, `mask_image`, `height` and `width`, each of which may be
+    None.
+    """
     if mask_image is not None and image is None:
         raise ArchError("mask_image says where to paint an image anew; give the image too")
     free = height is None and width is None
@@ -57,7 +59,7 @@ def canvas_for(
 
 
 def to_mask(mask: Any, count: int, height: int, width: int) -> Tensor:
-    """A mask as (count, 1, height, width), float32 in [0, 1]: 1 is painted, 0 is kept.
+    """Return a mask as (count, 1, height, width), float32 in [0, 1]: 1 is painted, 0 is kept.
 
     Args:
         mask: one, or one per image: PIL images (white is painted, transparent is kept), arrays (N, H, W) or
@@ -75,7 +77,7 @@ def to_mask(mask: Any, count: int, height: int, width: int) -> Tensor:
 
 
 def _values(mask: Any) -> Tensor:
-    """One given mask, or a batch of them, as (N, h, w) in [0, 1]."""
+    """Return one given mask, or a batch of them, as (N, h, w) in [0, 1]."""
     if isinstance(mask, Image.Image):
         mask = np.asarray(_grey(mask))[None]
     shape = tuple(getattr(mask, "shape", ()))
@@ -109,7 +111,7 @@ def _grey(mask: Image.Image) -> Image.Image:
 
 
 def _resized(mask: Tensor, height: int, width: int) -> Tensor:
-    """(h, w) -> (1, height, width)."""
+    """Return (h, w) -> (1, height, width)."""
     if mask.shape == (height, width):
         return mask[None]
     if bool(((mask == 0) | (mask == 1)).all()):
@@ -135,7 +137,8 @@ def padded_to_patches(image: Tensor, mask: Tensor, patch_size: int) -> tuple[Ten
 def extend_canvas(
     picture: Image.Image, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
 ) -> tuple[Image.Image, Image.Image]:
-    """A larger canvas around a picture, and its mask, for outpainting: `pipeline(image=..., mask_image=...)`.
+    """Return a larger canvas around a picture, and its mask, for outpainting: `pipeline(image=...,
+    mask_image=...)`.
 
     Args:
         picture: any PIL image; it is taken as people see it (upright, transparency on white).

@@ -22,7 +22,8 @@ def load_pipeline(
     tile: int | None = None,
     disable_mmap: bool | None = None,
 ) -> Any:
-    """The pipeline of a model directory, an L2PPipeline or a source's own, loaded without network or pickles.
+    """Return the pipeline of a model directory, an L2PPipeline or a source's own, loaded without network or
+    pickles.
 
     Args:
         device: "cpu", "cuda", "cuda:1".
@@ -69,8 +70,8 @@ def load_pipeline(
 
 
 def _load_models(directory: Path, index: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's networks, each checked to have found every one of its tensors: the libraries only warn,
-    and go on with random numbers.
+    """Return the pipeline's networks, each checked to have found every one of its tensors: the libraries
+    only warn, and go on with random numbers.
 
     A component of a class that its library does not export is left to the pipeline.
     """

@@ -70,8 +70,8 @@ def find_model(
     *,
     on_import: Callable[[Path], None] | None = None,
 ) -> FoundModel:
-    """The model that `path` is, that the run directory `path` holds, or that the single file `path` is turned
-    into; its small files and the headers of its weights are found to be in order.
+    """Return the model that `path` is, that the run directory `path` holds, or that the single file `path`
+    is turned into; its small files and the headers of its weights are found to be in order.
 
     Args:
         components: for a single file, the pipeline directory with its text encoder, tokenizer and scheduler.
@@ -97,7 +97,7 @@ def find_model(
 
 
 def _is(path: Path, question: str) -> bool:
-    """`Path.is_file` or `Path.exists`, and what cannot be answered is said in one line."""
+    """Return `Path.is_file` or `Path.exists`, and what cannot be answered is said in one line."""
     try:
         return bool(getattr(path, question)())
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, no permission
@@ -118,7 +118,7 @@ def find_pixel_model(
 
 
 def _import_file(file: Path, components: Path | None, on_import: Callable[[Path], None] | None) -> Path:
-    """A published single file as a model directory, made once and kept in the user's cache."""
+    """Return a published single file as a model directory, made once and kept in the user's cache."""
     from l2p_arch.files.recognition import identify
     from l2p_arch.public_models import import_public
 
@@ -186,7 +186,7 @@ def check_options(pipeline: Any, options: Mapping[str, Any]) -> None:
 
 
 def paint_images(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Any]:
-    """PIL images of prompts, of any pipeline, each from the noise of its own seed.
+    """Return PIL images of prompts, of any pipeline, each from the noise of its own seed.
 
     Args:
         options: of the pipeline's call.

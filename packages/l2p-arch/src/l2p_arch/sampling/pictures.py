@@ -14,7 +14,9 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def as_people_see_it(picture: Image.Image) -> Image.Image:
-    """A picture in RGB: turned as its EXIF data say, on white where it is transparent, its 16 bits scaled."""
+    """Return a picture in RGB: turned as its EXIF data say, on white where it is transparent, its 16 bits
+    scaled.
+    """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         return _eight_bit(picture).convert("RGB")
@@ -25,7 +27,9 @@ def as_people_see_it(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits (0 to 65535) or of floats (0 to 1 or 0 to 255) in 8 bits; never clipped."""
+    """Return a grey picture of 16 bits (0 to 65535) or of floats (0 to 1 or 0 to 255) in 8 bits; never
+    clipped.
+    """
     values = np.asarray(picture, dtype=np.float64)
     if picture.mode == "F":
         most = 1.0 if np.abs(values).max(initial=0.0) <= 1 else 255.0
@@ -40,7 +44,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def to_images(x_0: Tensor, output_type: str) -> Any:
-    """A final state (N, 3, H, W) as images.
+    """Return a final state (N, 3, H, W) as images.
 
     Args:
         x_0: around [-1, 1]; what sampling gives may leave it a little, and is clamped.

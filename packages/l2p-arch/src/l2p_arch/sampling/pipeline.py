@@ -299,7 +299,7 @@ class L2PPipeline(Prompts, Adapters):
         guidance_scale: float,
         guidance_rescale: float,
     ) -> Tensor:
-        """The guided velocity, float32."""
+        """Return the guided velocity, float32."""
         sigmas = sigma.to(x_t.device, torch.float32).expand(len(x_t))
         if not negative:
             return self.transformer(x_t, sigmas, positive).float()
@@ -325,7 +325,9 @@ def _watched_states(names: Sequence[str]) -> list[str]:
 
 
 def _polished(x_0: Tensor, sigma: float, velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The image (N, 3, H, W) that the model sees in x_0 if it takes its grain for noise of that sigma."""
+    """Return the image (N, 3, H, W) that the model sees in x_0 if it takes its grain for noise of that
+    sigma.
+    """
     if not 0 <= sigma < 1:
         raise ArchError(f"polish {sigma} is not a sigma in [0, 1); 0 leaves the image as it was sampled")
     x_t = (1 - sigma) * x_0

@@ -26,7 +26,7 @@ class Prompts(DiffusionPipeline):
         max_sequence_length: int | None = None,
         negative: bool = False,
     ) -> list[Conditioning]:
-        """The conditioning of each prompt, as the source family encodes text.
+        """Return the conditioning of each prompt, as the source family encodes text.
 
         What exceeds `max_sequence_length` tokens is cut off, with a `CutPromptWarning`; None stands for the
         family's own limit. With `negative` as it encodes negative prompts, before which some families put no
@@ -77,7 +77,7 @@ class Prompts(DiffusionPipeline):
         negative_prompt_embeds: Sequence[Conditioning] | None = None,
         max_sequence_length: int | None = None,
     ) -> tuple[list[Conditioning], list[Conditioning]]:
-        """(prompt_embeds, negative_prompt_embeds), as a call takes them; one each per prompt.
+        """Return (prompt_embeds, negative_prompt_embeds), as a call takes them; one each per prompt.
 
         The negative ones are empty without guidance. What is given already is returned as it is.
         """
@@ -96,7 +96,9 @@ class Prompts(DiffusionPipeline):
         max_sequence_length: int | None,
         prompts_against: int | None = None,
     ) -> list[Conditioning]:
-        """What was given, or else the prompts' encoding; as many as the prompts that they are set against."""
+        """Return what was given, or else the prompts' encoding; as many as the prompts that they are set
+        against.
+        """
         negative = prompts_against is not None
         if given is None and (prompt is None or (not isinstance(prompt, str) and not list(prompt))):
             raise ArchError("nothing to draw: give a prompt, a list of prompts, or prompt_conditioning")
@@ -115,7 +117,9 @@ class Prompts(DiffusionPipeline):
         return given
 
     def _mappings(self, given: Any) -> list[Conditioning]:
-        """Conditioning as the model takes it; the bare text embeddings of diffusers' pipelines become it."""
+        """Return conditioning as the model takes it; the bare text embeddings of diffusers' pipelines become
+        it.
+        """
         samples: list[Any] = [given] if isinstance(given, Mapping) else list(given)
         if all(isinstance(sample, Mapping) for sample in samples):
             return samples
@@ -136,7 +140,7 @@ class Prompts(DiffusionPipeline):
     def _embedding(
         self, conditioning: Sequence[Conditioning], guidance: float | None, copies: int
     ) -> list[Conditioning]:
-        """The conditioning of each image, with the guidance that a distilled model embeds."""
+        """Return the conditioning of each image, with the guidance that a distilled model embeds."""
         if guidance is not None and not self.transformer.trunk.config.get("guidance_embeds"):
             family = self.transformer.source_family.name
             raise ArchError(

@@ -23,7 +23,7 @@ def flow_schedule(
     sigmas: Sequence[float] | None = None,
     noise_scale: float = 1.0,
 ) -> Any:
-    """A scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
+    """Return a scheduler of this call's own, its sigmas evenly spaced from 1 to 1/steps before the shift.
 
     Args:
         scheduler: the pipeline's; it stays as it is.
@@ -98,7 +98,7 @@ def flow_schedule(
 
 
 def _checked(sigmas: Sequence[float]) -> np.ndarray:
-    """A caller's sigmas, if they go down from at most 1 and stay above 0, as NaN does not."""
+    """Return a caller's sigmas, if they go down from at most 1 and stay above 0, as NaN does not."""
     given = np.asarray(list(sigmas), dtype=np.float64)
     if not (len(given) and given[0] <= 1 and given[-1] > 0 and bool((np.diff(given) < 0).all())):
         raise ArchError(
@@ -109,7 +109,7 @@ def _checked(sigmas: Sequence[float]) -> np.ndarray:
 
 
 def _dynamic_shift(config: Any, tokens: int) -> float:
-    """The exponent mu of schedulers that shift by image size: linear in the number of tokens."""
+    """Return the exponent mu of schedulers that shift by image size: linear in the number of tokens."""
     low, high = (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096))
     base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return base + (top - base) * (tokens - low) / (high - low)

@@ -75,14 +75,14 @@ _USUAL = {
 
 
 def shown(value: object) -> str:
-    """A value for errors; it may be a whole text, or have more digits than anybody reads."""
+    """Return a value for errors; it may be a whole text, or have more digits than anybody reads."""
     long = isinstance(value, int) and abs(value) >= 10**30
     text = "a number of more than 30 digits" if long else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def sampling_defaults(directory: Path) -> Sampling:
-    """What a model directory's own file says, completed by the general defaults.
+    """Return what a model directory's own file says, completed by the general defaults.
 
     Raises:
         ArchError: the file is damaged, or a value in it is no number or out of range.

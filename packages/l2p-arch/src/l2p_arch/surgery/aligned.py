@@ -62,7 +62,7 @@ noise level: "filters" on 5x5 pixels of what was decoded and the one of x_t, "cl
 
 
 def resolve_decoder(name: str) -> str:
-    """What "auto" stands for, or an ArchError for a name that is no decoder."""
+    """Return what "auto" stands for, or an ArchError for a name that is no decoder."""
     if name == AUTO:
         return "closed-form"
     if name not in DECODERS:
@@ -71,7 +71,9 @@ def resolve_decoder(name: str) -> str:
 
 
 def resolve_start(initialisation: str) -> str:
-    """The start of the head: one that adds nothing; "auto" stands for He's values with a zero output."""
+    """Return the start of the head: one that adds nothing; "auto" stands for He's values with a zero
+    output.
+    """
     start = "kaiming+zero-output" if initialisation == AUTO else initialisation
     unknown = [name for name in start.split("+") if name not in ("default", "kaiming", "zero-output")]
     if unknown:
@@ -118,7 +120,9 @@ def check_prediction(recipe: str, prediction: str) -> None:
 
 
 def recipe_config(recipe: str, decoder: str, prediction: str = AUTO) -> dict[str, Any]:
-    """What a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's own."""
+    """Return what a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's
+    own.
+    """
     if recipe == "paper":
         return {"prediction": "x_0"} if prediction == "x_0" else {}
     sizes = DECODERS[resolve_decoder(decoder)].sizes
@@ -126,7 +130,7 @@ def recipe_config(recipe: str, decoder: str, prediction: str = AUTO) -> dict[str
 
 
 def inherited_tensors(source: Source, dtype: str | None) -> list[PlannedTensor]:
-    """All tensors of the source's transformer under the names that they have in the trunk."""
+    """Return all tensors of the source's transformer under the names that they have in the trunk."""
     family = source.family
     plan = []
     for stored in source.tensors.values():
@@ -145,7 +149,7 @@ def inherited_tensors(source: Source, dtype: str | None) -> list[PlannedTensor]:
 
 
 def name_in_trunk(family: Family, config: Mapping[str, Any], name: str) -> str | None:
-    """What a tensor of the source is called in a trunk with the patch of one token; None for an end of
+    """Return what a tensor of the source is called in a trunk with the patch of one token; None for an end of
     another patch size, of which some sources have several."""
     embedder = family.latent_embedder(config)
     ends = {embedder.name: family.embedder, embedder.answer or "": family.final_projection}
@@ -168,7 +172,7 @@ def aligned_tensors(
     inherited: Sequence[PlannedTensor],
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Values of all new tensors by their names in `model` (on the meta device), and measures."""
+    """Return the values of all new tensors by their names in `model` (on the meta device), and measures."""
     from l2p_arch.surgery.starts import SOURCELESS, pytorch_values
 
     alignment, measures = fit_alignment(model, source, decoder, images, prompts, inherited)
@@ -266,7 +270,7 @@ def _read(origin: Any) -> Tensor:
 
 
 def encode(source: Source, trunk: Any, prompts: Sequence[str]) -> list[Any]:
-    """The conditioning of prompts by the source's own text encoders."""
+    """Return the conditioning of prompts by the source's own text encoders."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -296,7 +300,7 @@ def enlarged_config(
     head_bottleneck: int | None,
     head_decoder_floor: int,
 ) -> dict[str, Any]:
-    """The config of an aligned model with a larger patch (`l2p_arch.enlargement`).
+    """Return the config of an aligned model with a larger patch (`l2p_arch.enlargement`).
 
     Args:
         old: config of the model with the smaller patch.

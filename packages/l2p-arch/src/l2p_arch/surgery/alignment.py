@@ -141,7 +141,7 @@ def fit_filters(
 
 
 def _filter_inputs(alignment: Alignment, x_t: Tensor, decoded: Tensor) -> Tensor:
-    """What the filters of every pixel multiply, (pixels, inputs), float64."""
+    """Return what the filters of every pixel multiply, (pixels, inputs), float64."""
     parts = []
     for image, side in zip((decoded, x_t), alignment.kernels, strict=True):
         margin = side // 2

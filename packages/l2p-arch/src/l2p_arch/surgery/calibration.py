@@ -77,7 +77,7 @@ def paired_grids(
 def paired_tokens(
     source: Source, layout: LatentEmbedder, images: Tensor, patch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same as lists: pixel patches (T, 3*P*P) and latent patches (T, C*p*p)."""
+    """Yield the same as lists: pixel patches (T, 3*P*P) and latent patches (T, C*p*p)."""
     for folded, tokens in paired_grids(source, layout, images, patch_size):
         yield rearrange(folded, "b c h w -> (b h w) c"), rearrange(tokens, "b c h w -> (b h w) c")
 
@@ -138,7 +138,9 @@ def fit_patches_to_latents(pairs: Iterable[tuple[Tensor, Tensor]], *, match_nois
 
 
 def _least_ridge(ridge_map: Any, largest_energy: float) -> float:
-    """The least ridge whose map amplifies no noise beyond unit gain, by bisection on a logarithmic scale."""
+    """Return the least ridge whose map amplifies no noise beyond unit gain, by bisection on a logarithmic
+    scale.
+    """
     low, high = 1e-3, max(largest_energy, 1.0) * 10
     if torch.linalg.matrix_norm(ridge_map(low), ord=2) <= 1:
         return low
@@ -167,7 +169,7 @@ def _with_unit_noise(matrix: Tensor) -> Tensor:
 
 
 def _downscale(vae: Any) -> int:
-    """Pixels per latent pixel along a side."""
+    """Return pixels per latent pixel along a side."""
     for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult"):
         if name in vae.config:
             return 2 ** (len(vae.config[name]) - 1)

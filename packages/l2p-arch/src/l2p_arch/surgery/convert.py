@@ -188,7 +188,7 @@ def _meta_model(config: Mapping[str, Any]) -> Any:
 
 
 def _inherited(source: Source, dtype: str | None) -> list[PlannedTensor]:
-    """All tensors of the source but its latent ends, told apart by name."""
+    """Return all tensors of the source but its latent ends, told apart by name."""
     ends = source.format.ends
     _refuse_quantised(source)
     kept = [stored for name, stored in source.tensors.items() if not source.format.is_end(name)]

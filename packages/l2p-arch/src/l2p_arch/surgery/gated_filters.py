@@ -61,7 +61,7 @@ def set_gated_filters(
 
 
 def openings(sigma: float, thresholds: Sequence[float]) -> Tensor:
-    """b_k of every gate at sigma, (K,)."""
+    """Return b_k of every gate at sigma, (K,)."""
     return torch.tensor([4 * (1 - sigma / threshold) for threshold in thresholds]).clamp(_LEAST, _MOST)
 
 
@@ -81,7 +81,9 @@ def _noisy(images: Tensor, count: int) -> Iterator[tuple[float, Tensor, Tensor]]
 
 
 def _fit_filters(images: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, float]:
-    """Least-squares filters (K + 1, 3, 6, 3, 3), ungated first, and the share of the velocity they leave."""
+    """Return least-squares filters (K + 1, 3, 6, 3, 3), ungated first, and the share of the velocity they
+    leave.
+    """
     groups = len(thresholds) + 1
     gram = torch.zeros(groups * 54, groups * 54, dtype=torch.float64)
     moment, energy, count = torch.zeros(groups * 54, 3, dtype=torch.float64), 0.0, 0
@@ -103,7 +105,7 @@ def _fit_filters(images: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, f
 
 
 def _slope(openings: Tensor) -> Tensor:
-    """Half of what a gate multiplies small values by: the derivative of silu."""
+    """Return half of what a gate multiplies small values by: the derivative of silu."""
     gate = torch.sigmoid(openings)
     return gate * (1 + openings * (1 - gate))
 
@@ -142,7 +144,7 @@ def _fit_readout(
 
 
 def _runnable(made: dict[str, Tensor], model: L2PTransformer, source: Source) -> tuple[Any, list[Any]]:
-    """The model with the source's blocks and the new embedder in memory, and a few encoded texts."""
+    """Return the model with the source's blocks and the new embedder in memory, and a few encoded texts."""
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
@@ -208,7 +210,7 @@ def _write_finest_level(made: dict[str, Tensor], filters: Tensor, gates: int, si
 
 
 def _write_readout(made: dict[str, Tensor], readout: Tensor, levels: int) -> None:
-    """The bottleneck reads the openings as pairs, and every level above hands the pairs on unchanged."""
+    """Let the bottleneck read the openings as pairs, and every level above hand the pairs on unchanged."""
     name = "detailer_head.bottleneck.0"
     features = readout.shape[1] - 1
     for gate, row in enumerate(readout):

@@ -14,7 +14,7 @@ _PUBLIC: dict[int, tuple[tuple[int, ...], int | None, int]] = {
 
 
 def default_head_channels(patch_size: int) -> tuple[int, ...]:
-    """Encoder widths, finest first, of a head that halves the image down to the grid of tokens.
+    """Return encoder widths, finest first, of a head that halves the image down to the grid of tokens.
 
     Table 3's for patch 16 and its coarser ones' beginning below; for larger patches finer levels are added
     before it, as in the public 4K head; for patch 128 and 160 they are the public 8K and 10K heads'.
@@ -31,7 +31,9 @@ def default_head_channels(patch_size: int) -> tuple[int, ...]:
 def complete_head(
     patch_size: int, channels: Sequence[int] | None, bottleneck: int | None, decoder_floor: int
 ) -> tuple[Sequence[int], int | None, int]:
-    """(encoder widths, bottleneck, decoder floor) of what a user gave, completed where channels are None."""
+    """Return (encoder widths, bottleneck, decoder floor) of what a user gave, completed where channels are
+    None.
+    """
     if channels is not None:
         return channels, bottleneck, decoder_floor
     _, public_bottleneck, public_floor = _PUBLIC.get(patch_size, ((), None, 0))

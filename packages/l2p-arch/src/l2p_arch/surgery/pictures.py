@@ -24,7 +24,7 @@ _SAME = 3  # of 255: a profile that moves no colour further is that of sRGB
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The picture of a file, mode RGB: upright, 8-bit sRGB, transparency on white, the first frame.
+    """Return the picture of a file, mode RGB: upright, 8-bit sRGB, transparency on white, the first frame.
 
     Raises:
         ArchError: it cannot be read, or is no whole picture.
@@ -90,14 +90,14 @@ def _seen(image: Any) -> Image.Image:
 
 
 def _stored(key: Any, raw_mode: str) -> Any:
-    """PNG notes the transparent colour in the file's own depth."""
+    """Return the transparent colour in 8 bits: PNG notes it in the file's own depth."""
     if ";16" in raw_mode and isinstance(key, tuple):
         return np.asarray(key) >> 8
     return np.asarray(key) * {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
 
 
 def _eight_bits(image: Any) -> Any:
-    """Grey values of more than 8 bits, scaled and never clipped."""
+    """Return grey values of more than 8 bits, scaled and never clipped."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not math.isfinite(low + high):
@@ -113,7 +113,7 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB, by the picture's own colour profile where it has one that fits."""
+    """Return RGB, by the picture's own colour profile where it has one that fits."""
     if image.mode == "LAB":
         lab = ImageCms.createProfile("LAB")
         return _transformed(image, ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
@@ -129,7 +129,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _is_srgb(transform: Any, mode: str) -> bool:
-    """Whether a transform to sRGB leaves every colour of a grid where it is."""
+    """Return whether a transform to sRGB leaves every colour of a grid where it is."""
     ramp = np.linspace(0, 255, 256 if mode == "L" else 9).round().astype(np.uint8)
     grid = ramp[None] if mode == "L" else np.stack(np.meshgrid(ramp, ramp, ramp), -1).reshape(1, -1, 3)
     before = Image.fromarray(grid)

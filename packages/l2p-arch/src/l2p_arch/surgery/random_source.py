@@ -28,7 +28,7 @@ _COPIED = ("tokenizer", "scheduler", "processor")  # parts of a directory that h
 
 
 def build_on_meta(component: Component, depth: int | None = None) -> Any:
-    """The module of a component without any values, its blocks cut to `depth` of each kind."""
+    """Return the module of a component without any values, its blocks cut to `depth` of each kind."""
     import diffusers
     import transformers
 
@@ -114,7 +114,7 @@ def _cut(config: Any, keys: Sequence[str], depth: int | None) -> None:
 
 
 def _plan(module: Any, part: Component, seed: int) -> Iterator[PlannedTensor]:
-    """The tensors of a module, to be made one by one; of tied ones the first, and no indices."""
+    """Yield the tensors of a module, to be made one by one; of tied ones the first, and no indices."""
     draw = _Values(seed)
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     dtype = dtype_name(part.dtype)
@@ -135,7 +135,7 @@ class _Values:
         self._place = 0
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
-        """A function that makes it."""
+        """Return a function that makes it."""
         if len(shape) < 2:
             value = 0.0 if name.endswith(("bias", "mean")) else 1.0
             return lambda: torch.full(shape, value, dtype=dtype)
@@ -143,7 +143,7 @@ class _Values:
         return lambda: self._cut(math.prod(shape), scale).reshape(shape).to(dtype)
 
     def _cut(self, count: int, scale: float) -> Tensor:
-        """The next values of the pool, which is drawn once: 6 billion numbers would take minutes."""
+        """Return the next values of the pool, which is drawn once: 6 billion numbers would take minutes."""
         if self._pool is None:
             self._pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(self.seed))
         first, self._place = self._place, (self._place + count) % _POOL
@@ -171,7 +171,7 @@ def _write_config(module: Any, part: Component, folder: Path) -> None:
 
 
 def _parts_like(directory: Path) -> Iterator[tuple[str, Component]]:
-    """The components of a pipeline directory, by its configs; its weights are not read."""
+    """Yield the components of a pipeline directory, by its configs; its weights are not read."""
     index = read_json(directory / "model_index.json", "give a diffusers directory")
     for name, entry in index.items():
         config = directory / name / "config.json"
@@ -187,7 +187,7 @@ def _parts_like(directory: Path) -> Iterator[tuple[str, Component]]:
 
 
 def _copy_rest(like: Path, out: Path) -> None:
-    """What has no weights, and the index: byte for byte."""
+    """Copy what has no weights, and the index, byte for byte."""
     for path in sorted(like.iterdir()):
         if path.is_dir() and not (out / path.name).exists() and not any(path.glob("*.safetensors")):
             shutil.copytree(path, out / path.name)
@@ -210,8 +210,8 @@ _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
 def byte_tokenizer(longest: int) -> Any:
-    """A fast tokenizer with a chat template whose tokens are bytes: prompts are about four times as long as
-    with a trained one, up to `longest` tokens."""
+    """Return a fast tokenizer with a chat template whose tokens are bytes: prompts are about four times as
+    long as with a trained one, up to `longest` tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -32,7 +32,7 @@ class SurgeryReport:
     explains."""
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """{"inherited", "new", "dropped"}, each with its number of "tensors" and of "parameters"."""
+        """Return {"inherited", "new", "dropped"}, each with its number of "tensors" and of "parameters"."""
         return {
             kind: {
                 "tensors": len(getattr(self, kind)),
@@ -42,7 +42,7 @@ class SurgeryReport:
         }
 
     def summary(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         parts = [
             f"{kind} {count['tensors']} tensors ({count['parameters'] / 1e6:.2f} M parameters)"
             for kind, count in self.counts().items()

@@ -62,7 +62,9 @@ def open_source(source: Path) -> Source:
 
 
 def _how_to_get(source: Path) -> str:
-    """A repository's name of the Hub is what most people have; nothing is downloaded without being asked."""
+    """Refuse a repository's name of the Hub, which is what most people have: nothing is downloaded without
+    being asked.
+    """
     if source.is_absolute() or len(source.parts) != 2 or source.exists() or ".." in source.parts:
         return "give a diffusers text-to-image directory"
     return (

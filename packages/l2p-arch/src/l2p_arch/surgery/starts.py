@@ -40,7 +40,7 @@ def resolve_initialisation(
     has_vae: bool = False,
     prediction: str = "velocity",
 ) -> str:
-    """What "auto" stands for; any other initialisation is returned as it is.
+    """Return what "auto" stands for; any other initialisation is returned as it is.
 
     Args:
         initialisation: "auto", or keys of `INITIALISATIONS`, joined with "+".
@@ -61,7 +61,7 @@ def resolve_initialisation(
 
 
 def measures_source(initialisation: str) -> bool:
-    """Whether a start needs calibration images and the source's own weights. "auto" needs neither."""
+    """Return whether a start needs calibration images and the source's own weights. "auto" needs neither."""
     return any(name.startswith(("fitted", "gated")) for name in initialisation.split("+"))
 
 
@@ -121,7 +121,7 @@ def new_tensors(
     *,
     seed: int,
 ) -> tuple[NewTensors, dict[str, float]]:
-    """Values of all new tensors by their names in `model` (which may lie on the meta device), and
+    """Return the values of all new tensors by their names in `model` (which may lie on the meta device), and
     measures."""
     made = pytorch_values(model, seed)
     measures: dict[str, float] = {}
@@ -133,7 +133,9 @@ def new_tensors(
 
 
 def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
-    """The pixel embedder and the head in PyTorch's own initialisation, as the public conversion has it."""
+    """Return the pixel embedder and the head in PyTorch's own initialisation, as the public conversion has
+    it.
+    """
     import torch
     from torch import nn
 

@@ -124,7 +124,7 @@ def upscale(
 
 
 def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
-    """The config of the model to start from, and by how much the patch grows along a side."""
+    """Return the config of the model to start from, and by how much the patch grows along a side."""
     old = read_model_config(model)
     if old.get("quantisation"):
         raise ArchError(f"{model} is quantised ({old['quantisation']}); start from the model it was made of")
@@ -139,7 +139,7 @@ def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
 
 
 def _bottleneck(old: Mapping[str, Any], head_channels: Sequence[int], asked: int | None) -> int | None:
-    """The width after the fusion as a config has it: None where it is the last encoder level's."""
+    """Return the width after the fusion as a config has it: None where it is the last encoder level's."""
     if not head_channels:
         return asked
     before = old.get("head_bottleneck") or (old["head_channels"] or head_channels)[-1]
@@ -148,7 +148,7 @@ def _bottleneck(old: Mapping[str, Any], head_channels: Sequence[int], asked: int
 
 
 def _started(config: Mapping[str, Any], initialisation: str, seed: int) -> tuple[Any, dict[str, Tensor]]:
-    """The larger model on the meta device, and first values of its embedder and its whole head."""
+    """Return the larger model on the meta device, and first values of its embedder and its whole head."""
     from l2p_arch.model import L2PTransformer
 
     with torch.device("meta"):
@@ -182,7 +182,7 @@ def _plan(
     levels: int,
     factor: int,
 ) -> tuple[list[PlannedTensor], set[str]]:
-    """Where every wanted tensor comes from, and which stored ones are used."""
+    """Return where every wanted tensor comes from, and which stored ones are used."""
     plan, used = [], set()
     weight = f"trunk.{embedder}.weight"
     new_dtype, aligned = stored[weight].dtype, recipe_of(old) == "aligned"
@@ -203,7 +203,9 @@ def _plan(
 
 
 def _older_name(name: str, extra_levels: int) -> str:
-    """The name in the smaller head of a tensor of the larger one: levels are aligned at the bottleneck."""
+    """Return the name in the smaller head of a tensor of the larger one: levels are aligned at the
+    bottleneck.
+    """
     match = re.fullmatch(r"(detailer_head\.(?:enc|up|dec))(\d+)(\..*)", name)
     if name.startswith("detailer_head.out_conv.") and extra_levels:
         return ""  # it reads a new level
@@ -213,7 +215,7 @@ def _older_name(name: str, extra_levels: int) -> str:
 
 
 def _enlarged(stored: StoredTensor, shape: tuple[int, ...], patch_size: int, factor: int) -> Any:
-    """The embedder that reads block means where the old one read pixels."""
+    """Return the embedder that reads block means where the old one read pixels."""
 
     def make() -> Tensor:
         weight = stored.read().float().reshape(stored.shape[0], 3, patch_size, patch_size) / factor**2

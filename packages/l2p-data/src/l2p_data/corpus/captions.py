@@ -66,7 +66,7 @@ class Source:
 
 
 def folder_source(folder: Path, caption: str | None = None) -> Source:
-    """The pictures of a folder with their captions.
+    """Return the pictures of a folder with their captions.
 
     Args:
         caption: the column with the text, where a table has several.
@@ -93,7 +93,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def column_of(columns: list[str], caption: str | None, where: object, names: str = "") -> str:
-    """The column with the text.
+    """Return the column with the text.
 
     Args:
         names: the column with the picture, where one was found; for errors.
@@ -146,7 +146,7 @@ def _json_lines(content: bytes, path: Path) -> list[dict[str, Any]]:
 
 
 def _json(content: bytes, path: Path) -> list[dict[str, Any]]:
-    """A list of records, or {file name: record or text}."""
+    """Return a list of records, or {file name: record or text}."""
     rows = parse_json(decode_text(content, "it"), "it")
     if isinstance(rows, dict):
         rows = [
@@ -224,7 +224,8 @@ class _Finder:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file of a folder, sorted; linked folders are not entered, as a link may lead round in a circle.
+    """Return every file of a folder, sorted; linked folders are not entered, as a link may lead round in a
+    circle.
 
     Raises:
         DataError: a folder below cannot be listed.
@@ -242,8 +243,8 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def _sidecars(folder: Path, tables: Mapping[str, Path]) -> Source:
-    """A text file beside each picture: a.txt or a.caption, also a.png.txt. What is half of a pair is an entry
-    with its problem, so that no picture and no caption vanishes."""
+    """Return the texts of files beside pictures: a.txt or a.caption, also a.png.txt. What is half of a pair
+    is an entry with its problem, so that no picture and no caption vanishes."""
     files = files_below(folder)
     names = {str(path) for path in files}
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]

@@ -28,7 +28,7 @@ _ROWS_PER_GROUP, _BYTES_PER_GROUP = 64, 64 << 20  # at most, of the smallest uni
 
 
 def shard_name(index: int) -> str:
-    """File name of the `index`-th shard."""
+    """Return the file name of the `index`-th shard."""
     return f"part-{index:05d}.parquet"
 
 
@@ -73,7 +73,9 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _listed_shard(corpus: Path, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
-    """A shard that is as large as the manifest says: two that changed places differ here already."""
+    """Read a shard, which must be as large as the manifest says: two that changed places differ here
+    already.
+    """
     path = corpus / shard.file
     table = read_shard(path, columns)
     size = path.stat().st_size
@@ -86,7 +88,8 @@ def _listed_shard(corpus: Path, shard: Shard, columns: Sequence[str] | None) -> 
 
 
 def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """The rows of a finished corpus, in shard order. `columns` selects; leave out "image" to save memory.
+    """Return the rows of a finished corpus, in shard order. `columns` selects; leave out "image" to save
+    memory.
 
     Raises:
         DataError: the corpus is missing, unfinished, or a shard is damaged.
@@ -104,7 +107,7 @@ def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.
 
 
 def iterate_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Row by row, one shard in memory at a time."""
+    """Yield row by row, one shard in memory at a time."""
     corpus = location(corpus)
     for shard in load_manifest(corpus).shards:
         yield from _listed_shard(corpus, shard, columns).to_pylist()

@@ -54,7 +54,7 @@ _MARKS = {  # the longer mark first: that of UTF-16 is the beginning of that of 
 
 
 def location(path: str | Path) -> Path:
-    """A local path, or a place on any fsspec filesystem; see `l2p_run.places.location`."""
+    """Return a local path, or a place on any fsspec filesystem; see `l2p_run.places.location`."""
     try:
         return places.location(path)
     except ValueError as error:
@@ -62,7 +62,7 @@ def location(path: str | Path) -> Path:
 
 
 def has_shards(corpus: str | Path) -> bool:
-    """Whether a corpus, here or at an address, has its first shard."""
+    """Return whether a corpus, here or at an address, has its first shard."""
     folder = location(corpus)
     return folder_exists(folder) and next(iter(folder.glob("*.parquet")), None) is not None
 
@@ -79,12 +79,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; raises as `decode_text`, or if it cannot be read."""
+    """Return a file's text; raises as `decode_text`, or if it cannot be read."""
     return decode_text(read_bytes(path), path)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; `what` is what errors call it.
+    """Return the tables of a TOML file; `what` is what errors call it.
 
     Raises:
         DataError: it is missing, cannot be read, is no TOML, or nested too deeply.
@@ -103,7 +103,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def decode_text(content: bytes, where: object) -> str:
-    """Text in UTF-8, or in what its byte-order mark says, without the mark.
+    """Return text in UTF-8, or in what its byte-order mark says, without the mark.
 
     Nothing is guessed: other bytes would become other words, and be trained on.
 
@@ -126,7 +126,7 @@ def decode_text(content: bytes, where: object) -> str:
 
 
 def read_picture(source: Path | bytes, *, background: str = "white", name: str = "") -> Picture:
-    """A picture as people see it; see `l2p_run.pictures.read_picture`."""
+    """Return a picture as people see it; see `l2p_run.pictures.read_picture`."""
     from l2p_run import pictures
 
     try:
@@ -136,8 +136,8 @@ def read_picture(source: Path | bytes, *, background: str = "white", name: str =
 
 
 def unreadable(what: str, error: Exception) -> DataError | None:
-    """The error for a file that could not be read but may be whole: permission, device, network; None where
-    what was read is damaged.
+    """Return the error for a file that could not be read but may be whole: permission, device, network; None
+    where what was read is damaged.
 
     Args:
         what: "shard PATH".
@@ -148,7 +148,7 @@ def unreadable(what: str, error: Exception) -> DataError | None:
 
 
 def shown(value: Any, limit: int = 120) -> str:
-    """A value from a file, for people: never a whole picture."""
+    """Return a value from a file, for people: never a whole picture."""
     if isinstance(value, dict | list | bytes):
         return f"a {type(value).__name__} of {len(value)}"
     text = " ".join(str(value).split())

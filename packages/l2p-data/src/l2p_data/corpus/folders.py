@@ -92,7 +92,7 @@ def import_folder(
 
 
 def check_import(folder: str | Path, *, caption: str | None = None, background: str = "white") -> Source:
-    """What an import would read, once it has found a usable image; writes nothing.
+    """Return what an import would read, once it has found a usable image; writes nothing.
 
     Raises:
         DataError: what `import_folder` would say before it writes.
@@ -113,7 +113,7 @@ def _first(rows: Iterator[dict[str, Any]], place: Path, failures: Sequence[Failu
 
 
 def open_source(place: Path, caption: str | None = None) -> Source:
-    """What an import would read.
+    """Return what an import would read.
 
     Raises:
         DataError: no captions, no usable columns, or nothing that is known.
@@ -215,7 +215,7 @@ def _rows(
 
 
 def _stored(entry: Entry, background: str, changed: "Counter[str]") -> tuple[bytes, tuple[int, int], str]:
-    """What becomes of a picture: its bytes, upright size and file name."""
+    """Return what becomes of a picture: its bytes, upright size and file name."""
     content = entry.content()
     name = PurePosixPath(entry.name).name
     try:

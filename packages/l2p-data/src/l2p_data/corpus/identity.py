@@ -14,12 +14,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 def digest(*parts: str | int) -> bytes:
-    """sha256 over an unambiguous encoding of `parts` (so ("ab", "c") and ("a", "bc") differ)."""
+    """Return sha256 over an unambiguous encoding of `parts` (so ("ab", "c") and ("a", "bc") differ)."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).digest()
 
 
 def digest_of(parts: Iterable[str | int]) -> bytes:
-    """`digest` of any number of parts, of which one at a time is in memory."""
+    """Return `digest` of any number of parts, of which one at a time is in memory."""
     sha, between = hashlib.sha256(b"["), b""
     for part in parts:
         sha.update(between + json.dumps(part, ensure_ascii=False).encode("utf-8", "surrogatepass"))
@@ -29,22 +29,24 @@ def digest_of(parts: Iterable[str | int]) -> bytes:
 
 
 def stable_id(*parts: str | int) -> str:
-    """16 hexadecimal characters that identify `parts`: 64 bits, ample for millions of rows."""
+    """Return 16 hexadecimal characters that identify `parts`: 64 bits, ample for millions of rows."""
     return digest(*parts)[:8].hex()
 
 
 def stable_seed(*parts: str | int) -> int:
-    """A seed in [0, 2**32) derived from `parts`; it fits every library's seed argument."""
+    """Return a seed in [0, 2**32) derived from `parts`; it fits every library's seed argument."""
     return int.from_bytes(digest(*parts)[8:12], "big")
 
 
 def image_seed(prompt_id: str, seed_index: int) -> int:
-    """Seed of the `seed_index`-th image of a prompt: independent of batch, shard, worker and order."""
+    """Return the seed of the `seed_index`-th image of a prompt: independent of batch, shard, worker and
+    order.
+    """
     return stable_seed("image", prompt_id, seed_index)
 
 
 def is_held_out(prompt: str, modulus: int | None) -> bool:
-    """Whether `prompt` is reserved for evaluation: its sha256, as a big-endian integer, is 0 modulo
+    """Return whether `prompt` is reserved for evaluation: its sha256, as a big-endian integer, is 0 modulo
     `modulus`."""
     if modulus is None:
         return False
@@ -52,13 +54,13 @@ def is_held_out(prompt: str, modulus: int | None) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes, all of them read now: never from a cache."""
+    """Return hexadecimal sha256 of a file's bytes, all of them read now: never from a cache."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_fingerprint(model: Path) -> str:
-    """16 hexadecimal characters that change when a diffusers directory's configs or weights do.
+    """Return 16 hexadecimal characters that change when a diffusers directory's configs or weights do.
 
     Every byte counts; large files are hashed once and remembered by path, size and times of change
     (`l2p_run.hashes`). Paths outside the directory do not enter, so a copied model is the same.
@@ -70,7 +72,7 @@ def model_fingerprint(model: Path) -> str:
 
 
 def earlier_fingerprint(model: Path) -> str:
-    """What `model_fingerprint` was before it read the middle of weight files."""
+    """Return what `model_fingerprint` was before it read the middle of weight files."""
     state = hashlib.sha256()
     for path in _counted(model):
         size = path.stat().st_size
@@ -84,8 +86,8 @@ def earlier_fingerprint(model: Path) -> str:
 
 
 def unread_since(model: Path, since: float) -> Path | None:
-    """The first file that was written after a time (s since 1970) and that `earlier_fingerprint` does not
-    read whole."""
+    """Return the first file that was written after a time (s since 1970) and that `earlier_fingerprint` does
+    not read whole."""
     states = ((path, path.stat()) for path in _counted(model))
     return next(
         (path for path, one in states if one.st_mtime > since and one.st_size > 2 * _CHUNK_BYTES), None

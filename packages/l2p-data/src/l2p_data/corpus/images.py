@@ -15,7 +15,7 @@ _BLANK_RANGE = 2  # of 255: PNG noise and rounding aside, one single colour
 
 
 def image_fault(pixels: NDArray[np.floating], min_entropy: float = 0.0) -> str | None:
-    """What is wrong with an image, or None.
+    """Return what is wrong with an image, or None.
 
     Args:
         pixels: (H, W, 3) in [0, 1], as diffusers returns with `output_type="np"`.
@@ -39,7 +39,7 @@ def image_fault(pixels: NDArray[np.floating], min_entropy: float = 0.0) -> str |
 
 
 def decode_image(image: Mapping[str, Any] | bytes) -> Image.Image:
-    """An `image` cell (or its bytes) as an RGB PIL image, as people see it.
+    """Return an `image` cell (or its bytes) as an RGB PIL image, as people see it.
 
     Raises:
         DataError: the bytes are no whole image, or far too large a one.
@@ -51,7 +51,7 @@ def decode_image(image: Mapping[str, Any] | bytes) -> Image.Image:
 
 
 def encode_image(image: Image.Image, format: str = "png") -> bytes:
-    """PNG (lossless) or JPEG (quality 95, no chroma subsampling) bytes of an image."""
+    """Return PNG (lossless) or JPEG (quality 95, no chroma subsampling) bytes of an image."""
     buffer = io.BytesIO()
     if format == "png":
         image.save(buffer, "PNG", compress_level=3)

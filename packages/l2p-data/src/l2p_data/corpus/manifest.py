@@ -52,7 +52,7 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     def reasons(self) -> dict[str, int]:
-        """How many rows failed for each reason (what stands before the colon), commonest first."""
+        """Return how many rows failed for each reason (what stands before the colon), commonest first."""
         return dict(Counter(failure.error.partition(":")[0] for failure in self.failures).most_common())
 
     def save(self, corpus: Path) -> None:
@@ -72,7 +72,7 @@ class Manifest:
 
 
 def manifest_path(corpus: Path) -> Path | None:
-    """Where a corpus's manifest is; None for an unfinished corpus."""
+    """Return where a corpus's manifest is; None for an unfinished corpus."""
     return next((corpus / name for name in (MANIFEST, EARLIER_MANIFEST) if is_file(corpus / name)), None)
 
 
@@ -113,7 +113,7 @@ def _entries(kind: Any, entries: Any, where: str) -> Any:
 
 
 def read_entry(kind: Any, entry: Any, where: str) -> Any:
-    """A `Shard` or `Failure` from JSON values.
+    """Return a `Shard` or `Failure` from JSON values.
 
     Raises:
         DataError: something is missing or of another type.

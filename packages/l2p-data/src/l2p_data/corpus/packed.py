@@ -20,7 +20,8 @@ _MOST_BYTES = 2 << 30  # of a member of a tar; a larger one is no picture
 
 
 def packed_source(place: Path, caption: str | None) -> Source | None:
-    """The pictures of a Parquet or tar file, or of a folder of such files; None for a folder of another kind.
+    """Return the pictures of a Parquet or tar file, or of a folder of such files; None for a folder of
+    another kind.
 
     Raises:
         DataError: the file is missing, damaged, or of another kind.
@@ -58,7 +59,7 @@ def _schema(path: Path) -> pa.Schema:
 
 
 def _image_column(schema: pa.Schema) -> str | None:
-    """The column that holds pictures: a struct with their bytes, or the bytes themselves."""
+    """Return the column that holds pictures: a struct with their bytes, or the bytes themselves."""
     for name in sorted(schema.names, key=lambda one: one not in _IMAGE_COLUMNS):
         kind = schema.field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -137,8 +138,9 @@ def _tar(files: list[Path]) -> Source:
 
 
 def _samples(path: Path, contents: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, {suffix: bytes}) of the samples of a tar file: members that follow each other and share a key,
-    the name up to the first dot. A tar that is cut off ends with a sample that says so, under "error"."""
+    """Yield (key, {suffix: bytes}) of the samples of a tar file: members that follow each other and share a
+    key, the name up to the first dot. A tar that is cut off ends with a sample that says so, under
+    "error"."""
     key = ""
     members: dict[str, Any] = {}
     try:

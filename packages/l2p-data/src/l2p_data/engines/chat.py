@@ -28,7 +28,7 @@ Message = tuple[str, int]
 
 
 def fault(cause: str, *, may_pass: bool = False) -> str:
-    """The answer to a message that could not be answered.
+    """Return the answer to a message that could not be answered.
 
     Args:
         cause: becomes the record's `problem`.
@@ -50,7 +50,7 @@ class ChatEngine(Protocol):
     def ask(
         self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float
     ) -> Iterator[tuple[int, str]]:
-        """(index of the message, answer) as the answers come in, each index once.
+        """Yield (index of the message, answer) as the answers come in, each index once.
 
         A message that cannot be answered gets a `fault`.
 
@@ -96,7 +96,7 @@ class ChatGenerator:
         return f"llm:{self.engine.name}/template-{TEMPLATE_VERSION}"
 
     def generate(self, requests: Sequence[PromptRequest]) -> list[str]:
-        """One answer per request, in order."""
+        """Return one answer per request, in order."""
         if self.subjects_per_message == 1:
             messages = [(generation_message(request), request.seed) for request in requests]
             return self._ask(messages, ANSWER_SCHEMA, self.temperature)
@@ -113,15 +113,15 @@ class ChatGenerator:
         return answers
 
     def judge(self, messages: Sequence[str]) -> list[str]:
-        """One verdict per message, in order, without randomness."""
+        """Return one verdict per message, in order, without randomness."""
         return self._ask([(message, 0) for message in messages], VERDICT_SCHEMA, 0.0)
 
     def expand(self, messages: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """New names for branches of the tree, one answer per message, in order."""
+        """Return new names for branches of the tree, one answer per message, in order."""
         return self._ask(list(zip(messages, seeds, strict=True)), EXPANSION_SCHEMA, self.temperature)
 
     def _ask(self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float) -> list[str]:
-        """Answers in order, from the journal as far as it has them."""
+        """Return answers in order, from the journal as far as it has them."""
         keys = [(self.engine.name, text, seed, temperature) for text, seed in messages]
         known = self.journal.find(keys) if self.journal is not None else {}
         missing = [index for index in range(len(messages)) if index not in known]
@@ -149,7 +149,9 @@ def _may_pass(answer: str) -> bool:
 
 
 def _lists(requests: Sequence[PromptRequest], most: int) -> dict[int, list[list[int]]]:
-    """Requests that can share a message (one sub-class, language and kind), as indices, by list length."""
+    """Return requests that can share a message (one sub-class, language and kind), as indices, by list
+    length.
+    """
 
     def place(index: int) -> tuple[str, str, str, str]:
         category = requests[index].category
@@ -165,7 +167,7 @@ def _lists(requests: Sequence[PromptRequest], most: int) -> dict[int, list[list[
 
 
 def _split(reply: str, size: int) -> list[str]:
-    """An answer to a list of subjects -> one answer per subject; what is missing says so."""
+    """Return an answer to a list of subjects -> one answer per subject; what is missing says so."""
     try:
         content = json.loads(reply)
     except ValueError:

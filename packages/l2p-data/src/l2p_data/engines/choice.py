@@ -23,7 +23,7 @@ def open_engine(
     replica_resources: Mapping[str, float] | None = None,
     engine_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[ChatEngine]:
-    """A chat engine; what it started is stopped at the end.
+    """Yield a chat engine; what it started is stopped at the end.
 
     Args:
         server: base URL of an OpenAI-compatible server; `model` is the name of its model.
@@ -66,6 +66,6 @@ def open_engine(
 
 
 def _known(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; those that `VLLMSettings` has itself go there."""
+    """Return arguments of `vllm.LLM`; those that `VLLMSettings` has itself go there."""
     own = {name: engine_kwargs[name] for name in ("max_model_len", "dtype") if name in engine_kwargs}
     return {**own, "engine_kwargs": {key: value for key, value in engine_kwargs.items() if key not in own}}

@@ -43,7 +43,7 @@ class Journal:
         return len(self._answers)
 
     def find(self, keys: Sequence[Key]) -> dict[int, str]:
-        """The answers that are there, by position in `keys`."""
+        """Return the answers that are there, by position in `keys`."""
         names = [_name(key) for key in keys]
         return {index: self._answers[name] for index, name in enumerate(names) if name in self._answers}
 

@@ -46,5 +46,5 @@ class TextGenerator(Protocol):
         ...
 
     def generate(self, requests: Sequence[PromptRequest]) -> list[str]:
-        """One answer per request, in order: a JSON object with the text under "prompt"."""
+        """Return one answer per request, in order: a JSON object with the text under "prompt"."""
         ...

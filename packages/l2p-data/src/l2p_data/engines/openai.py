@@ -47,7 +47,7 @@ class OpenAIEngine:
     def ask(
         self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float
     ) -> Iterator[tuple[int, str]]:
-        """Answers as they come in, `server.parallel` requests at a time.
+        """Yield answers as they come in, `server.parallel` requests at a time.
 
         Raises:
             DataError: the server cannot be reached or refuses every such request: no row could succeed.
@@ -65,7 +65,7 @@ class OpenAIEngine:
                 raise
 
     def _answer(self, message: str, seed: int, schema: Mapping[str, Any], temperature: float) -> str:
-        """The server's text, or a fault that says why there is none."""
+        """Return the server's text, or a fault that says why there is none."""
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": message}],
             "temperature": temperature,
@@ -86,7 +86,7 @@ class OpenAIEngine:
 
 
 def _broke_off(answer: str) -> bool:
-    """Whether an answer is the beginning of a JSON object: the stop at blank space ended it."""
+    """Return whether an answer is the beginning of a JSON object: the stop at blank space ended it."""
     if not answer.lstrip().startswith("{") or answer.rstrip().endswith("}"):
         return False
     try:

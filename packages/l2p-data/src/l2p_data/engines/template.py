@@ -36,7 +36,7 @@ VERDICT_SCHEMA = {
 
 
 def generation_message(request: PromptRequest) -> str:
-    """The user message that asks for one prompt. Its hints are drawn with the request's seed."""
+    """Return the user message that asks for one prompt. Its hints are drawn with the request's seed."""
     hints = _hints()
     category = request.category
     language = category.language if category.language in hints["languages"] else "en"
@@ -52,7 +52,9 @@ def generation_message(request: PromptRequest) -> str:
 
 
 def generation_list_schema(count: int) -> dict[str, Any]:
-    """JSON schema of the answer to `generation_list_message`: as many prompts as subjects, in their order."""
+    """Return JSON schema of the answer to `generation_list_message`: as many prompts as subjects, in their
+    order.
+    """
     prompts = {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}
     return {
         "type": "object",
@@ -63,7 +65,8 @@ def generation_list_schema(count: int) -> dict[str, Any]:
 
 
 def generation_list_message(requests: Sequence[PromptRequest]) -> str:
-    """The user message that asks for one prompt for each of several subjects of one sub-class (Fig. 10).
+    """Return the user message that asks for one prompt for each of several subjects of one sub-class (Fig.
+    10).
 
     Each subject has hints of its own, drawn with its request's seed.
     """
@@ -89,8 +92,8 @@ def generation_list_message(requests: Sequence[PromptRequest]) -> str:
 
 
 def audit_message(prompt: str, superclass: str, subclass: str, category: str) -> str:
-    """The user message that asks for a verdict on one prompt. The prompt is passed as a JSON string, so it
-    cannot pose as a part of the instructions."""
+    """Return the user message that asks for a verdict on one prompt. The prompt is passed as a JSON string,
+    so it cannot pose as a part of the instructions."""
     place = " > ".join(part for part in (superclass, subclass, category) if part) or "unknown"
     return _text("audit.txt").format(place=place, prompt=json.dumps(prompt, ensure_ascii=False))
 
@@ -104,7 +107,7 @@ EXPANSION_SCHEMA = {
 
 
 def expansion_message(leaves: Sequence[Category], count: int) -> str:
-    """The user message that asks for `count` more leaves beside these, which share one group."""
+    """Return the user message that asks for `count` more leaves beside these, which share one group."""
     first = leaves[0]
     languages = _hints()["languages"]
     return _text("expansion.txt").format(

@@ -94,7 +94,7 @@ class VLLMEngine:
     def ask(
         self, messages: Sequence[Message], schema: Mapping[str, Any], temperature: float
     ) -> Iterator[tuple[int, str]]:
-        """Answers as batches of them get done.
+        """Yield answers as batches of them get done.
 
         Raises:
             DataError: vLLM cannot load the model, or a lost replica did not come back in time.
@@ -142,7 +142,7 @@ class VLLMEngine:
                 yield from zip(chunk, answers, strict=True)
 
     def _start(self) -> list[Any]:
-        """The replicas; the first call starts them and waits until each has loaded its model."""
+        """Return the replicas; the first call starts them and waits until each has loaded its model."""
         if self._replicas:
             return self._replicas
         settings = self.settings
@@ -182,7 +182,7 @@ class _Replicas:
         self._since: dict[Any, float] = {}
 
     def lost(self, replica: Any) -> None:
-        """Waits a little before it is asked again whether it is there.
+        """Wait a little before it is asked again whether it is there.
 
         Raises:
             DataError: it has been away for too long.
@@ -196,7 +196,7 @@ class _Replicas:
         time.sleep(_PAUSE)
 
     def there(self, replica: Any) -> None:
-        """It has answered."""
+        """Take note that it has answered."""
         self._since.pop(replica, None)
 
     @property
@@ -236,15 +236,15 @@ class _Replica:
             self.broken = one_line(error)
 
     def fault(self) -> str | None:
-        """Why this replica cannot work, if it cannot."""
+        """Return why this replica cannot work, if it cannot."""
         return self.broken
 
     def pid(self) -> int:
-        """Of the actor's process."""
+        """Return the number of the actor's process."""
         return os.getpid()
 
     def answer(self, messages: Sequence[Message], schema: str, temperature: float) -> list[str]:
-        """One answer per message. If vLLM refuses the batch, each message is tried alone.
+        """Return one answer per message. If vLLM refuses the batch, each message is tried alone.
 
         An engine that died takes its actor along, so that Ray starts both anew and the batch is asked again:
         it would answer every message of every batch with the same fault.
@@ -277,7 +277,7 @@ class _Replica:
 
 
 def is_dead(error: BaseException | None) -> bool:
-    """Whether an error says that vLLM's engine is gone, and not that it refused a message."""
+    """Return whether an error says that vLLM's engine is gone, and not that it refused a message."""
     while error is not None:
         if "dead" in type(error).__name__.lower() or "engine core" in str(error).lower():
             return True

@@ -21,7 +21,7 @@ class Judge(Protocol):
     """Anything that answers audit messages with `{"is_valid": bool, "reason": str}`."""
 
     def judge(self, messages: Sequence[str]) -> list[str]:
-        """One answer per message, in order."""
+        """Return one answer per message, in order."""
         ...
 
 
@@ -52,7 +52,7 @@ def audit_prompts(prompts: pl.DataFrame, judge: Judge) -> pl.DataFrame:
 
 
 def parse_verdict(answer: str) -> tuple[str | None, str]:
-    """A judge's answer -> (drop reason or None, its own words)."""
+    """Return a judge's answer -> (drop reason or None, its own words)."""
     try:
         verdict = json.loads(answer)
         valid, words = verdict["is_valid"], str(verdict["reason"])

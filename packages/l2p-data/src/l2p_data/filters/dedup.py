@@ -16,7 +16,7 @@ _BANDS, _ROWS = 32, 4  # 0.8 similarity is found with probability 1 - (1 - 0.8**
 def near_duplicates(
     texts: Sequence[str], alive: Sequence[bool], threshold: float = 0.8, *, shingle: int = 5, seed: int = 0
 ) -> pl.Series:
-    """For each text, whether an earlier living text is at least `threshold` similar to it.
+    """Return for each text whether an earlier living text is at least `threshold` similar to it.
 
     A text that is itself found to be a duplicate does not make others duplicates, so what stays is the first
     of each cluster, in order. Texts that are not `alive` are neither compared nor reported.
@@ -51,7 +51,9 @@ def near_duplicates(
 
 
 def _shingles(text: str, size: int) -> NDArray[np.uint64]:
-    """Hashes of the distinct shingles, below 2**31; a text shorter than a shingle is one shingle."""
+    """Return the hashes of the distinct shingles, below 2**31; a text shorter than a shingle is one
+    shingle.
+    """
     parts = {text[start : start + size] for start in range(max(len(text) - size, 0) + 1)}
     hashes = {zlib.crc32(part.encode("utf-8", "replace")) % int(_PRIME) for part in parts}
     return np.fromiter(hashes, dtype=np.uint64, count=len(hashes))

@@ -57,7 +57,9 @@ class FilterRules:
 
     @classmethod
     def paper(cls, **changes: object) -> "FilterRules":
-        """The paper's length target, 200-350 characters (Fig. 2c), and complete sentences (Fig. 10)."""
+        """Return the paper's length target, 200-350 characters (Fig. 2c), and complete sentences (Fig.
+        10).
+        """
         strict = cls(
             min_characters=200,
             max_characters=350,
@@ -108,7 +110,7 @@ def _behind_gates(frame: pl.DataFrame, reasons: Sequence[str], rules: FilterRule
 
 
 def kept(prompts: pl.DataFrame) -> pl.DataFrame:
-    """The rows that the filter kept.
+    """Return the rows that the filter kept.
 
     Raises:
         DataError: the filter dropped every one; the message names the commonest reasons.
@@ -121,7 +123,7 @@ def kept(prompts: pl.DataFrame) -> pl.DataFrame:
 
 
 def reasons(prompts: pl.DataFrame) -> dict[str, int]:
-    """How many prompts were dropped for each reason, commonest first."""
+    """Return how many prompts were dropped for each reason, commonest first."""
     counts = prompts.filter(pl.col("status") == "drop").group_by("reason").len()
     return dict(counts.sort("len", "reason", descending=[True, False]).iter_rows())
 

@@ -17,7 +17,7 @@ class SafetyLexicon:
 
 @cache
 def safety_lexicon() -> SafetyLexicon:
-    """The shipped `lexicon/safety.toml`."""
+    """Return the shipped `lexicon/safety.toml`."""
     text = resources.files("l2p_data").joinpath("lexicon/safety.toml").read_text(encoding="utf-8")
     content = tomllib.loads(text)
     # longest first: the leftmost match must not stop at a shorter phrase
@@ -27,29 +27,29 @@ def safety_lexicon() -> SafetyLexicon:
 
 @cache
 def unsafe_patterns() -> list[str]:
-    """Every term of the safety lexicon, as `patterns`."""
+    """Return every term of the safety lexicon, as `patterns`."""
     return [pattern for terms in safety_lexicon().terms.values() for pattern in patterns(terms)]
 
 
 @cache
 def brands() -> list[str]:
-    """The shipped `lexicon/brands.txt`, as `patterns`."""
+    """Return the shipped `lexicon/brands.txt`, as `patterns`."""
     return patterns(_phrases("brands.txt"))
 
 
 def patterns(terms: Sequence[str]) -> list[str]:
-    """Terms as literals to be found in `_words`: whole words; Chinese has no spaces between them."""
+    """Return terms as literals to be found in `_words`: whole words; Chinese has no spaces between them."""
     return [f" {term} " if term.isascii() else term for term in terms]
 
 
 @cache
 def boosters() -> list[str]:
-    """The shipped `lexicon/boosters.txt`, as they stand in `_words`."""
+    """Return the shipped `lexicon/boosters.txt`, as they stand in `_words`."""
     return [f" {phrase} " for phrase in _phrases("boosters.txt")]
 
 
 def _phrases(name: str) -> tuple[str, ...]:
-    """One phrase a line, lower-case, punctuation as spaces; lines that start with # are comments."""
+    """Return one phrase a line, lower-case, punctuation as spaces; lines that start with # are comments."""
     lines = resources.files("l2p_data").joinpath(f"lexicon/{name}").read_text(encoding="utf-8").splitlines()
     phrases = [line.strip().replace("-", " ") for line in lines if line.strip() and not line.startswith("#")]
     return tuple(dict.fromkeys(phrases))

@@ -73,7 +73,9 @@ def _words(text: pl.Expr) -> pl.Expr:
 
 
 def _plain_words(text: pl.Expr) -> pl.Expr:
-    """`_words` of ASCII text in a third of the time; longer runs of punctuation leave two spaces in a row."""
+    """Return `_words` of ASCII text in a third of the time; longer runs of punctuation leave two spaces in a
+    row.
+    """
     marks = [chr(code) for code in range(128) if chr(code) not in string.ascii_letters + string.digits + " "]
     shapes = [f" {mark} " for mark in marks] + [f"{mark} " for mark in marks] + [f" {mark}" for mark in marks]
     plain = text.str.replace_many(dict.fromkeys(shapes + marks, " "), leftmost=True).str.strip_chars()
@@ -211,7 +213,7 @@ def _brand(rules: "FilterRules") -> pl.Expr:
 
 
 def _listed_words() -> pl.Expr:
-    """One scan for the words of several rules. Polars shares it between them."""
+    """Return one scan for the words of several rules. Polars shares it between them."""
     words = [*unsafe_patterns(), *brands(), *boosters(), *OTHER_WORDS]
     return pl.col("_words").str.contains_any(words)
 

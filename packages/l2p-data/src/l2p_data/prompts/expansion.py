@@ -24,7 +24,7 @@ class Expander(Protocol):
     """Anything that answers expansion messages with `{"categories": [str, ...]}`."""
 
     def expand(self, messages: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """One answer per message, in order."""
+        """Return one answer per message, in order."""
         ...
 
 
@@ -36,7 +36,7 @@ class Expansion:
     rejected: tuple[tuple[str, str], ...]  # name, cause
 
     def to_toml(self) -> str:
-        """The additions in the taxonomy's own format."""
+        """Return the additions in the taxonomy's own format."""
         groups: dict[tuple[str, str], dict[str, list[str]]] = {}
         for leaf in self.added:
             groups.setdefault((leaf.superclass, leaf.subclass), {}).setdefault(leaf.group, []).append(
@@ -105,7 +105,7 @@ def expand_taxonomy(
 
 
 def parse_names(answer: str) -> tuple[list[str], str | None]:
-    """An engine's answer -> names, and what is wrong with the answer if anything is."""
+    """Return an engine's answer -> names, and what is wrong with the answer if anything is."""
     try:
         content = json.loads(answer)
     except ValueError:

@@ -91,7 +91,7 @@ def check_count(count: int) -> None:
 
 
 def _refuse_hopeless(generator: TextGenerator, unusable: dict[str, dict[str, str | None]]) -> None:
-    """An engine that has given nothing but unusable answers is not asked 200 times for each category."""
+    """Stop an engine that has given nothing but unusable answers: it is not asked 200 times a category."""
     if len(unusable) < _HOPELESS:
         return
     (cause, times), *_ = Counter(str(record["problem"]) for record in unusable.values()).most_common(1)
@@ -102,14 +102,14 @@ def _refuse_hopeless(generator: TextGenerator, unusable: dict[str, dict[str, str
 
 
 def _request(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
-    """The request of attempt number `attempt` for a leaf; of mixed kinds one in four is simple."""
+    """Return the request of attempt number `attempt` for a leaf; of mixed kinds one in four is simple."""
     request_seed = stable_seed("prompt", seed, *leaf.path, attempt)
     drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
     return PromptRequest(category=leaf, seed=request_seed, kind=drawn)
 
 
 def _answers(generator: TextGenerator, requests: Sequence[PromptRequest]) -> Iterator[dict[str, str | None]]:
-    """A record of each answer, in the order of the requests."""
+    """Yield a record of each answer, in the order of the requests."""
     answers = generator.generate(requests)
     if len(answers) != len(requests):
         raise RuntimeError(f"{generator.name} returned {len(answers)} answers to {len(requests)} requests")
@@ -129,7 +129,7 @@ def apportion(count: int, weights: Sequence[float]) -> list[int]:
 
 
 def parse_answer(answer: str) -> tuple[str, str | None]:
-    """An engine's answer -> (prompt, None), or (the answer as it came, what is wrong with it)."""
+    """Return an engine's answer -> (prompt, None), or (the answer as it came, what is wrong with it)."""
     text = answer.strip()
     if text.startswith("```"):  # a fenced block is the commonest harmless decoration of chat models
         text = text.strip("`").removeprefix("json").strip()

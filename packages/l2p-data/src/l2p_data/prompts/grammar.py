@@ -33,14 +33,14 @@ class Grammar:
     exclude_phrases: tuple[str, ...] = ()  # prompts with one of these, or a word that begins so, are held out
 
     def exclusions(self) -> list[str]:
-        """What keeps prompts out, in words of the grammar file."""
+        """Return what keeps prompts out, in words of the grammar file."""
         modulus = [f"exclude_modulus = {self.exclude_modulus}"] if self.exclude_modulus else []
         return modulus + (
             [f"exclude_phrases = {shown(self.exclude_phrases)}"] if self.exclude_phrases else []
         )
 
     def holds_out(self, prompt: str) -> bool:
-        """Whether a prompt is kept for evaluation: by its hash, or by what it says."""
+        """Return whether a prompt is kept for evaluation: by its hash, or by what it says."""
         said = any(re.search(rf"\b{re.escape(phrase)}", prompt) for phrase in self.exclude_phrases)
         return said or is_held_out(prompt, self.exclude_modulus)
 

@@ -33,7 +33,7 @@ def prompt_records(
     subclass: str = "",
     superclass: str = "",
 ) -> pl.DataFrame:
-    """Records around prompts that exist already, in their order. A prompt given twice gets two ids."""
+    """Return records around prompts that exist already, in their order. A prompt given twice gets two ids."""
     seen: Counter[str] = Counter()
     rows = []
     for prompt in prompts:
@@ -166,7 +166,9 @@ def _with_provenance(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def _has_a_place(kind: Any) -> bool:
-    """Whether Parquet can hold a column of this type: of tables without a key it cannot, at any depth."""
+    """Return whether Parquet can hold a column of this type: of tables without a key it cannot, at any
+    depth.
+    """
     if isinstance(kind, pl.Struct):
         return bool(kind.fields) and all(_has_a_place(field.dtype) for field in kind.fields)
     return _has_a_place(kind.inner) if isinstance(kind, pl.List | pl.Array) else True

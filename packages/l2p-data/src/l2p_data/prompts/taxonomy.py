@@ -45,8 +45,8 @@ class Taxonomy:
         group: str | None = None,
         text: str = "",
     ) -> "Taxonomy":
-        """The part of the tree below a node, or the leaves whose name contains `text`; weights stay as they
-        are."""
+        """Return the part of the tree below a node, or the leaves whose name contains `text`; weights stay
+        as they are."""
         wanted = {"superclass": superclass, "subclass": subclass, "group": group}
         found = [
             leaf
@@ -57,8 +57,8 @@ class Taxonomy:
         return Taxonomy(categories=tuple(found))
 
     def sample(self, count: int, seed: int = 0) -> list[Category]:
-        """`count` leaves by weight: each leaf as often as its weight says, to within one; then shuffled by
-        `seed`.
+        """Return `count` leaves by weight: each leaf as often as its weight says, to within one; then
+        shuffled by `seed`.
 
         Which leaves get the rounding's last places differs from seed to seed.
         """
@@ -80,7 +80,7 @@ class Taxonomy:
 
 
 def load_taxonomy(extension: str | Path | None = None) -> Taxonomy:
-    """The shipped tree, with a user's TOML merged onto it.
+    """Return the shipped tree, with a user's TOML merged onto it.
 
     Raises:
         DataError: the file is wrong, or adds a leaf that is there already (also under another spelling).
@@ -102,7 +102,7 @@ def load_taxonomy(extension: str | Path | None = None) -> Taxonomy:
 
 
 def near_duplicates(taxonomy: Taxonomy) -> list[tuple[Category, Category]]:
-    """Pairs of leaves that are the same words: other case, order, plural, accents or punctuation."""
+    """Return pairs of leaves that are the same words: other case, order, plural, accents or punctuation."""
     seen: dict[tuple[str, ...], Category] = {}
     pairs = []
     for leaf in taxonomy.categories:

@@ -14,7 +14,7 @@ RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
 def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, int]] = RATIOS) -> list[Size]:
-    """Sizes of about `side` x `side` px in area, one per aspect ratio, in multiples of `multiple`.
+    """Return the sizes of about `side` x `side` px in area, one per aspect ratio, in multiples of `multiple`.
 
     Raises:
         DataError: the multiple is larger than a side would be.
@@ -35,12 +35,12 @@ def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, in
 
 
 def bucket_of(prompt_id: str, seed_index: int, buckets: Sequence[Size]) -> Size:
-    """The size of an image: drawn by a hash of its identity, so that it never depends on the run."""
+    """Return the size of an image: drawn by a hash of its identity, so that it never depends on the run."""
     return buckets[stable_seed("bucket", prompt_id, seed_index) % len(buckets)]
 
 
 def parse_size(text: str) -> Size:
-    """ "1216x832" -> Size(width=1216, height=832).
+    """Return "1216x832" -> Size(width=1216, height=832).
 
     Raises:
         DataError: it is no size.

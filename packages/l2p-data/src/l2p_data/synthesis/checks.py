@@ -26,7 +26,7 @@ class ImageCheck(Protocol):
     """Anything that finds fault with images."""
 
     def faults(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """For each image, "reason: details" or None."""
+        """Return for each image "reason: details" or None."""
         ...
 
 
@@ -34,7 +34,7 @@ class ImageClassifier(Protocol):
     """Anything that gives an image's labels their probabilities."""
 
     def classify(self, images: Sequence[Image.Image]) -> list[Mapping[str, float]]:
-        """Probability by label, for each image."""
+        """Return the probability by label, for each image."""
         ...
 
 
@@ -42,7 +42,7 @@ class TextReader(Protocol):
     """Anything that reads the text in an image."""
 
     def read(self, image: Image.Image) -> str:
-        """All text found, in any order of lines."""
+        """Return all text found, in any order of lines."""
         ...
 
 
@@ -60,7 +60,7 @@ class CheckSettings:
         raised_as(DataError)(check_ranges)(self)
 
     def load(self, device: str = "cpu") -> list[ImageCheck]:
-        """The checks, their models loaded.
+        """Return the checks, their models loaded.
 
         Raises:
             DataError: a model or a package is missing.
@@ -89,7 +89,7 @@ class SafetyCheck:
     threshold: float
 
     def faults(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """ "unsafe: LABEL 0.93 ..." or None."""
+        """Return "unsafe: LABEL 0.93 ..." or None."""
         found: list[str | None] = []
         for scores in self.classifier.classify(images):
             total = sum(scores.get(label, 0.0) for label in self.labels)
@@ -111,7 +111,7 @@ class TextCheck:
     min_match: float
 
     def faults(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """ "text: ..." or None; a prompt without quotes demands nothing."""
+        """Return "text: ..." or None; a prompt without quotes demands nothing."""
         return [self._fault(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
     def _fault(self, image: Image.Image, prompt: str) -> str | None:
@@ -126,7 +126,9 @@ class TextCheck:
 
 
 def text_match(wanted: Sequence[str], read: str) -> float:
-    """Share of the wanted texts' letters and digits that stand, in order, in what was read; in [0, 1]."""
+    """Return the share of the wanted texts' letters and digits that stand, in order, in what was read; in [0,
+    1].
+    """
     found = total = 0
     plain = _letters(read)
     for text in wanted:
@@ -158,7 +160,7 @@ class TransformersClassifier:
         self.labels = [str(label) for _, label in sorted(self.model.config.id2label.items())]
 
     def classify(self, images: Sequence[Image.Image]) -> list[Mapping[str, float]]:
-        """Softmax over the model's labels."""
+        """Return softmax over the model's labels."""
         import torch
 
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
@@ -178,7 +180,7 @@ class RapidReader:
         self.engine: Any = RapidOCR(params={"Global.log_level": "error"})
 
     def read(self, image: Image.Image) -> str:
-        """Lines from top to bottom, joined by spaces."""
+        """Return lines from top to bottom, joined by spaces."""
         result = self.engine(np.asarray(image.convert("RGB")))
         return " ".join(result.txts or ())
 

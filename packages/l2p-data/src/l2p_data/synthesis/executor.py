@@ -17,7 +17,7 @@ waves the workers load their model again, which is little beside the 50 shards o
 def run_here(
     work: Iterable[dict[str, Any]], settings: WorkerSettings
 ) -> Generator[dict[str, Any], None, None]:
-    """Ledger entries of the missing shards, made in this process one after the other."""
+    """Return ledger entries of the missing shards, made in this process one after the other."""
     worker = SynthesisWorker(settings)
     for item in work:
         yield json.loads(worker({key: [value] for key, value in item.items()})["result"][0])
@@ -26,7 +26,7 @@ def run_here(
 def run_on_ray(
     work: Iterable[dict[str, Any]], settings: WorkerSettings, share: RayShare
 ) -> Generator[dict[str, Any], None, None]:
-    """Ledger entries of the missing shards, as they get finished, in no particular order."""
+    """Return ledger entries of the missing shards, as they get finished, in no particular order."""
     waiting = iter(work)
     with ray_session(share) as ray:
         workers, gpus = share_of_cluster(share, ray.cluster_resources())

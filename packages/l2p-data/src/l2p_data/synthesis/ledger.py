@@ -30,18 +30,18 @@ LEDGER, EARLIER_LEDGER = ".ledger", "ledger"
 
 
 def ledger_path(corpus: Path, index: int) -> Path:
-    """Where a finished shard's row count, hash and failures are noted: its existence marks the shard as
-    done."""
+    """Return where a finished shard's row count, hash and failures are noted: its existence marks the shard
+    as done."""
     return corpus / LEDGER / f"part-{index:05d}.json"
 
 
 def attempts_path(corpus: Path, index: int) -> Path:
-    """Where it is noted how often a shard was begun in this run; gone when the shard is done."""
+    """Return where it is noted how often a shard was begun in this run; gone when the shard is done."""
     return corpus / LEDGER / f"part-{index:05d}.attempts"
 
 
 def begun_attempts(corpus: Path, index: int) -> int:
-    """How often a shard was begun in this run; a damaged note counts for nothing."""
+    """Return how often a shard was begun in this run; a damaged note counts for nothing."""
     path = attempts_path(corpus, index)
     try:
         return int(path.read_text()) if path.is_file() else 0
@@ -50,8 +50,8 @@ def begun_attempts(corpus: Path, index: int) -> int:
 
 
 def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
-    """Ledger entries of the shards that are done, by index. A damaged entry counts as none: the shard is made
-    again, to the same bytes.
+    """Return ledger entries of the shards that are done, by index. A damaged entry counts as none: the shard
+    is made again, to the same bytes.
 
     Raises:
         DataError: a finished shard's file is not what its ledger entry says, or cannot be looked at.
@@ -80,7 +80,7 @@ def finished_shards(corpus: Path, count: int) -> dict[int, dict[str, Any]]:
 
 
 def _entry(path: Path) -> dict[str, Any] | None:
-    """A ledger entry; None if it is damaged."""
+    """Return a ledger entry; None if it is damaged."""
     content = read_bytes(path)  # what cannot be read may be whole, and is an error
     try:
         entry = json.loads(content)
@@ -138,7 +138,8 @@ def claim(corpus: Path, settings: Mapping[str, Any], model: Path) -> dict[str, A
 def _is_same_source(
     before: Mapping[str, Any], now: Mapping[str, Any], checked: Any, model: Path, begun: float
 ) -> bool:
-    """Whether a corpus of an earlier version, which named its source by parts of its files, has this source.
+    """Return whether a corpus of an earlier version, which named its source by parts of its files, has this
+    source.
 
     Raises:
         DataError: those parts are the same, but a file was written since, and nobody knows what it was.
@@ -159,7 +160,7 @@ def _is_same_source(
 
 
 def _begun(corpus: Path) -> float:
-    """When the settings of a corpus were noted, in s since 1970; infinity where that is not known."""
+    """Return when the settings of a corpus were noted, in s since 1970; infinity where that is not known."""
     times = []
     for name in (EARLIER_LEDGER, LEDGER):
         try:
@@ -184,7 +185,7 @@ def _other_settings(
 
 
 def _move_earlier_ledger(corpus: Path) -> None:
-    """File by file, so that a kill in between loses nothing."""
+    """Move it file by file, so that a kill in between loses nothing."""
     earlier = corpus / EARLIER_LEDGER
     if not folder_exists(earlier) or not is_file(earlier / "settings.json"):
         return

@@ -26,8 +26,8 @@ class LongPrompts:
                 _watch(component, self._cut[name])
 
     def of(self, prompts: Iterable[str]) -> dict[str, str]:
-        """For each of these prompts that no tokenizer took whole, by a hash of it: the first words it lost.
-        What was noted so far is forgotten.
+        """Return for each of these prompts that no tokenizer took whole, by a hash of it: the first words it
+        lost. What was noted so far is forgotten.
 
         A pipeline with a short CLIP encoder beside a long one has the words of the long one.
         """
@@ -71,7 +71,7 @@ def _watch(tokenizer: Any, cut: dict[str, str]) -> None:
 
 
 def _lost(tokenizer: Any, kind: Any, text: str, most: int, marked: bool) -> str:
-    """The first words of a text beyond `most` tokens; "" if it is not longer."""
+    """Return the first words of a text beyond `most` tokens; "" if it is not longer."""
     if len(text.encode()) <= most // 2:  # a token has a byte at least, and marks stand around them
         return ""
     options = {"truncation": False, "verbose": False, "add_special_tokens": marked}

@@ -10,7 +10,8 @@ VARIABLE = "L2P_DISABLE_MMAP"
 
 
 def unmapped(model: Path, dtype: Any) -> dict[str, Any]:
-    """What to hand to `DiffusionPipeline.from_pretrained` where memory maps are switched off, else nothing.
+    """Return what to hand to `DiffusionPipeline.from_pretrained` where memory maps are switched off, else
+    nothing.
 
     diffusers hands the switch on to its own networks only, so those of transformers are loaded here.
     """

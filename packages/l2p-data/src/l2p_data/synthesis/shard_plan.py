@@ -48,7 +48,7 @@ class ShardPlan(Sequence[list[dict[str, Any]]]):
     @overload
     def __getitem__(self, index: slice) -> list[list[dict[str, Any]]]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        """The rows of a shard."""
+        """Return the rows of a shard."""
         if isinstance(index, slice):
             return [self[one] for one in range(len(self))[index]]
         start = range(len(self))[index] * self.rows_per_shard  # raises IndexError as a list does
@@ -60,7 +60,7 @@ class ShardPlan(Sequence[list[dict[str, Any]]]):
     __hash__ = None  # type: ignore[assignment]  # as of any sequence that is compared by content
 
     def ids(self) -> Iterator[str]:
-        """The ids of all rows, in the order of the shards."""
+        """Yield the ids of all rows, in the order of the shards."""
         names = self.prompts["id"]
         for row in range(self.rows) if self._order is None else self._order:
             yield row_id(names[int(row) // self.seeds], int(row) % self.seeds)
@@ -80,5 +80,5 @@ class ShardPlan(Sequence[list[dict[str, Any]]]):
 
 
 def row_id(prompt: str, index: int) -> str:
-    """The id of a prompt's `index`-th image."""
+    """Return the id of a prompt's `index`-th image."""
     return f"{prompt}-{index:02d}"

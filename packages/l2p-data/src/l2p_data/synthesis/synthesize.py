@@ -154,7 +154,7 @@ def synthesize(
 
 
 def _cut_prompts(entries: Mapping[int, Mapping[str, Any]]) -> tuple[str, ...]:
-    """For each prompt that was longer than the text encoder takes, the first words that it lost."""
+    """Return for each prompt that was longer than the text encoder takes, the first words that it lost."""
     cut: dict[str, str] = {}
     for index in sorted(entries):
         cut |= entries[index].get("cut_prompts", {})
@@ -169,7 +169,7 @@ def _all_made(
     shards: ShardPlan,
     on_progress: Callable[[SynthesisProgress], None] | None,
 ) -> dict[int, dict[str, Any]]:
-    """The ledger entries of all shards, by index, once those that are missing are made."""
+    """Return the ledger entries of all shards, by index, once those that are missing are made."""
     entries = finished_shards(corpus, len(shards))
     progress = _Reporter(shards, entries, on_progress)
     missing = [index for index in range(len(shards)) if index not in entries]
@@ -185,8 +185,8 @@ def _all_made(
 
 
 def _settings(config: SynthesisConfig, model: Path, shards: ShardPlan) -> dict[str, Any]:
-    """All that decides the images. Options that are off are left out: what this package learns later does not
-    part it from corpora that were begun before."""
+    """Return all that decides the images. Options that are off are left out: what this package learns later
+    does not part it from corpora that were begun before."""
     try:
         json.dumps(dict(config.pipeline_kwargs))
     except TypeError as error:
@@ -221,7 +221,7 @@ def _made(
     shards: ShardPlan,
     missing: list[int],
 ) -> Iterator[dict[str, Any]]:
-    """Ledger entries of the missing shards as they get done, on Ray or here.
+    """Yield ledger entries of the missing shards as they get done, on Ray or here.
 
     Raises:
         DataError: the pipeline cannot work at all.
@@ -257,7 +257,7 @@ def _made(
 
 
 def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> ShardPlan:
-    """Every row to be made, grouped by shard: a pure function of the prompts and the settings.
+    """Return every row to be made, grouped by shard: a pure function of the prompts and the settings.
 
     With buckets, the rows of one size stand together.
     """
@@ -266,7 +266,7 @@ def plan_shards(prompts: pl.DataFrame, config: SynthesisConfig) -> ShardPlan:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The directory of a diffusers text-to-image model; see `models.local_directory`."""
+    """Return the directory of a diffusers text-to-image model; see `models.local_directory`."""
     path = local_directory(model, "model_index.json", "a diffusers text-to-image pipeline")
     read_json(path / "model_index.json")
     return path

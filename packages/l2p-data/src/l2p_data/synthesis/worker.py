@@ -97,8 +97,8 @@ class SynthesisWorker:
         return {"result": [json.dumps(result) for result in results]}
 
     def _make(self, index: int, rows: Batch) -> dict[str, Any]:
-        """`make_shard`, but a shard that keeps killing its worker is given up: Ray would restart workers for
-        ever."""
+        """Return `make_shard`, but a shard that keeps killing its worker is given up: Ray would restart
+        workers for ever."""
         corpus = location(self.settings.corpus)
         attempts, deaths = attempts_path(corpus, index), begun_attempts(corpus, index)
         if deaths >= _MAX_DEATHS:
@@ -213,8 +213,8 @@ def batches(rows: Batch, most: int) -> Iterator[Batch]:
 
 
 def make_images(rows: Batch, generate: ImageGenerator, max_attempts: int) -> list[Made]:
-    """An image or an error for each row. If the batch fails as a whole, each row is tried alone: a bad row
-    costs itself only."""
+    """Return an image or an error for each row. If the batch fails as a whole, each row is tried alone: a
+    bad row costs itself only."""
     size = Size(width=rows[0]["width"], height=rows[0]["height"])
     try:
         images = generate([row["prompt"] for row in rows], [row["seed"] for row in rows], size)
@@ -226,7 +226,7 @@ def make_images(rows: Batch, generate: ImageGenerator, max_attempts: int) -> lis
 
 
 def _alone(row: Mapping[str, Any], generate: ImageGenerator, size: Size, attempts: int) -> Made:
-    """The image of one row, or the last of its exceptions. The batch was the first attempt."""
+    """Return the image of one row, or the last of its exceptions. The batch was the first attempt."""
     last: Exception = RuntimeError("not tried")
     for attempt in range(2, attempts + 1):
         try:

@@ -63,7 +63,7 @@ class Answers:
 
 @raised_as(EvalError)
 def _read(path: Path) -> dict[str, list[bool]]:
-    """The answers of a file; a line that a crash cut, or that an earlier version wrote, is none."""
+    """Return the answers of a file; a line that a crash cut, or that an earlier version wrote, is none."""
     known = {}
     text = places.read_bytes(path).decode("utf-8", "replace") if places.is_file(path) else ""
     for line in text.splitlines():

@@ -73,7 +73,7 @@ class DpgScores:
 
 
 def read_dpg(path: Path) -> list[DpgPrompt]:
-    """Reads `dpg_bench.csv`.
+    """Read `dpg_bench.csv`.
 
     Raises:
         EvalError: missing file or columns, a truncated row, a parent that does not exist, rows of one item in
@@ -106,7 +106,7 @@ def read_dpg(path: Path) -> list[DpgPrompt]:
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """("FILE:LINE", row) of every row, all of whose columns are filled."""
+    """Return ("FILE:LINE", row) of every row, all of whose columns are filled."""
     with raised_as(EvalError):
         if not places.is_file(path):
             raise EvalError(f"no DPG-Bench file {path}; give dpg_bench.csv")
@@ -160,7 +160,7 @@ def _check_parents(prompt: DpgPrompt, path: Path) -> None:
 
 
 def crops(image: Image.Image, resolution: int, count: int = 4) -> list[Image.Image]:
-    """The first `count` images of an official 2 x 2 grid (left to right, then down).
+    """Return the first `count` images of an official 2 x 2 grid (left to right, then down).
 
     Raises:
         EvalError: it is no grid of such images.
@@ -183,7 +183,7 @@ def ask(
     images: Sequence[Image.Image],
     on_answer: Callable[[], None] | None = None,
 ) -> list[dict[int, bool]]:
-    """All questions of a prompt for each of its images."""
+    """Return all questions of a prompt for each of its images."""
     answers: list[dict[int, bool]] = []
     for image in images:
         answers.append({})
@@ -198,7 +198,7 @@ def ask(
 
 
 def score_image(prompt: DpgPrompt, answers: Answers, mode: Mode = "official_compat") -> float:
-    """Share of a prompt's questions that count as yes once zeros have cascaded, in [0, 1]."""
+    """Return the share of a prompt's questions that count as yes once zeros have cascaded, in [0, 1]."""
     lacking = [question.number for question in prompt.questions if question.number not in answers]
     if lacking:
         raise EvalError(f"{prompt.item_id} has no answer to question {lacking[0]}; ask the judge again")
@@ -268,7 +268,7 @@ def summarise_dpg(
 
 
 def _without_first_row(prompts: Sequence[DpgPrompt]) -> list[DpgPrompt]:
-    """What the published script sees of the CSV."""
+    """Return what the published script sees of the CSV."""
     if not prompts:
         return []
     first, *rest = prompts

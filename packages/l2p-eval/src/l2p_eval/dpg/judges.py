@@ -44,7 +44,7 @@ class VqaJudge:
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, question: str) -> bool:
-        """Whether the model's answer is yes."""
+        """Return whether the model's answer is yes."""
         pixels = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         text = self.tokenizer(question, return_tensors="pt")
         words = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
@@ -90,7 +90,7 @@ class ServerJudge(ChatServer):
         return ["server", self.base_url.rstrip("/"), self.model]
 
     def answer(self, image: Image.Image, question: str) -> bool:
-        """Whether the server's answer is yes; greedy, one word."""
+        """Return whether the server's answer is yes; greedy, one word."""
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, format="PNG")
         url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -33,7 +33,7 @@ class Row:
 
 
 def counted(size: int, counts: Mapping[str, Mapping[str, Count]], steps: int) -> list[Row]:
-    """Rows of {"source": {"transformer", "decoder"}, "L2P": {"transformer"}}."""
+    """Return rows of {"source": {"transformer", "decoder"}, "L2P": {"transformer"}}."""
     rows = []
     for model, parts in counts.items():
         step = parts["transformer"].flops / 1e12
@@ -58,7 +58,7 @@ def counted(size: int, counts: Mapping[str, Mapping[str, Count]], steps: int) ->
 def measured(
     model: str, pipeline: Any, size: int, *, device: str, steps: int, repeats: int, details: Mapping[str, Any]
 ) -> Row:
-    """Times a pipeline: a step by the difference of two lengths, the decoder alone, and the whole image.
+    """Time a pipeline: a step by the difference of two lengths, the decoder alone, and the whole image.
 
     Args:
         model: "source" (a latent pipeline, with its VAE) or "L2P".
@@ -107,7 +107,7 @@ def _peak(timings: Any) -> float | None:
 
 
 def table(rows: Sequence[Row], steps: int) -> str:
-    """Markdown, source and L2P of a size under each other, with what L2P saves."""
+    """Return Markdown, source and L2P of a size under each other, with what L2P saves."""
     unit = rows[0].unit
     lines = [
         f"| size | model | step ({unit}) | VAE decoder ({unit}) | {steps} steps and decoder ({unit}) |"
@@ -176,7 +176,7 @@ def save_chart(rows: Sequence[Row], path: Path) -> None:
 def write_comparison(
     rows: Sequence[Row], folder: Path, *, steps: int, definition: Mapping[str, Any], provenance: Any
 ) -> dict[str, Any]:
-    """Writes efficiency.json, .md and .png; returns the content of the first.
+    """Write efficiency.json, .md and .png; return the content of the first.
 
     Args:
         steps: of sampling, of a whole image.
@@ -197,6 +197,6 @@ def write_comparison(
 
 
 def definition_of(more: Mapping[str, Any]) -> dict[str, Any]:
-    """What defines every comparison, and `more`."""
+    """Return what defines every comparison, and `more`."""
     version_ = f"l2p-eval {version('l2p-eval')}"
     return {"metric version": version_, "batch": 1, "images": "square, of `size` px", **more}

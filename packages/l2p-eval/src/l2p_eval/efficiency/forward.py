@@ -49,7 +49,7 @@ class Timing:
 
 
 def count(run: Callable[[], Any], *modules: torch.nn.Module) -> Count:
-    """Runs `run` once on meta tensors.
+    """Run `run` once on meta tensors.
 
     Args:
         modules: whose weights count; they must lie on the meta device.
@@ -71,7 +71,9 @@ def count(run: Callable[[], Any], *modules: torch.nn.Module) -> Count:
 
 
 def measure(run: Callable[[], Any], device: str, *, repeats: int = 10, warmup: int = 2) -> Timing:
-    """Median and quartiles of `run`'s time, by device events on a GPU; and its peak memory there."""
+    """Return the median and quartiles of `run`'s time, by device events on a GPU; and its peak memory
+    there.
+    """
     if repeats < 1:
         raise EvalError(f"{repeats} repeats measure nothing; use 1 or more")
     with torch.inference_mode():

@@ -115,14 +115,14 @@ class ClipColors:
 
     @torch.inference_mode()
     def classify(self, image: Image.Image, detection: Detection) -> str:
-        """One of `COLORS`."""
+        """Return one of `COLORS`."""
         inputs = self.processor(images=cut_out(image, detection), return_tensors="pt").to(self.network.device)
         features = _features(self.network.get_image_features(**inputs))
         scores = torch.nn.functional.normalize(features, dim=-1) @ self._classifier(detection.label).T
         return COLORS[int(finite(scores, self.name).argmax())]
 
     def _classifier(self, label: str) -> torch.Tensor:
-        """(10, D): per colour the mean of the normalised embeddings of its phrasings, normalised."""
+        """Return (10, D): per colour the mean of the normalised embeddings of its phrasings, normalised."""
         if label not in self._classifiers:
             rows = []
             for color in COLORS:
@@ -138,7 +138,7 @@ class ClipColors:
 
 
 def cut_out(image: Image.Image, detection: Detection) -> Image.Image:
-    """The object on grey, cropped to its box; without a mask, the crop as it is."""
+    """Return the object on grey, cropped to its box; without a mask, the crop as it is."""
     image = image.convert("RGB")
     mask = getattr(detection, "mask", None)
     if mask is not None:
@@ -149,7 +149,7 @@ def cut_out(image: Image.Image, detection: Detection) -> Image.Image:
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) around the True pixels of (H, W); None when there are none."""
+    """Return (x0, y0, x1, y1) around the True pixels of (H, W); None when there are none."""
     ys, xs = np.nonzero(mask)
     if not len(xs):
         return None
@@ -157,7 +157,7 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def _masks(result: Mapping[str, Any]) -> Sequence[np.ndarray]:
-    """The binary maps of a post-processed image, one per segment."""
+    """Return the binary maps of a post-processed image, one per segment."""
     maps = result["segmentation"]
     if maps is None or not len(result["segments_info"]):
         return []

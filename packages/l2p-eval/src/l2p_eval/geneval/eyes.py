@@ -26,7 +26,7 @@ class Eyes:
 
 
 def coco_eyes(detector_model: Path, color_model: Path, *, device: str) -> Eyes:
-    """GenEval's own models; raises `EvalError` where a directory holds none."""
+    """Return GenEval's own models; raises `EvalError` where a directory holds none."""
     from l2p_eval.geneval.detectors import ClipColors, Mask2FormerDetector
 
     return Eyes(

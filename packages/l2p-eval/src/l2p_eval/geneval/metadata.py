@@ -38,7 +38,7 @@ class GenEvalPrompt:
     kind: str = ""  # not GenEval's: a group of prompts that has a score of its own
 
     def to_row(self) -> dict[str, Any]:
-        """The official JSON object of this prompt."""
+        """Return the official JSON object of this prompt."""
         row: dict[str, Any] = {"tag": self.tag, "include": [_requirement_row(r) for r in self.include]}
         if self.exclude:
             row["exclude"] = [_requirement_row(r) for r in self.exclude]
@@ -48,7 +48,7 @@ class GenEvalPrompt:
 
 
 def read_metadata(path: Path) -> list[GenEvalPrompt]:
-    """Reads `evaluation_metadata.jsonl`, one prompt a line.
+    """Read `evaluation_metadata.jsonl`, one prompt a line.
 
     Raises:
         EvalError: the file is missing, empty or not JSON lines, or a row breaks the schema; names the line.
@@ -75,7 +75,7 @@ def prompts_sha256(prompts: Sequence[GenEvalPrompt]) -> str:
 
 
 def parse_row(row: Any, where: str = "metadata") -> GenEvalPrompt:
-    """Checks one metadata object and types it. `where` begins every error."""
+    """Check one metadata object and types it. `where` begins every error."""
     if not isinstance(row, Mapping):
         raise EvalError(f"{where}: a metadata row is a JSON object, this is {type(row).__name__}")
     missing = [key for key in ("tag", "include", "prompt") if key not in row]
@@ -102,7 +102,7 @@ def _requirements(items: Any, where: str) -> tuple[Requirement, ...]:
 
 
 def _requirement(item: Any, index: int, where: str) -> Requirement:
-    """Types one clause; a position may only point at a clause before `index`."""
+    """Type one clause; a position may only point at a clause before `index`."""
     if not isinstance(item, Mapping) or not isinstance(item.get("class"), str):
         raise EvalError(f'{where} needs a "class", for example {{"class": "cat", "count": 1}}')
     if not item["class"].strip():

@@ -75,13 +75,15 @@ def write_random_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def _coco_names() -> list[str]:
-    """As many names as COCO has classes; the first ones are those that a rehearsal's prompts ask for."""
+    """Return as many names as COCO has classes; the first ones are those that a rehearsal's prompts ask
+    for.
+    """
     named = ["dog", "cat", "bicycle", "bench", "apple", "clock", "cup", "chair", "bird", "bus"]
     return named + [f"class {number}" for number in range(len(named), 80)]
 
 
 def word_tokenizer(words: Sequence[str], positions: int) -> Any:
-    """A fast tokenizer whose tokens are whole words, at most `positions` a text; others are <unk>."""
+    """Return a fast tokenizer whose tokens are whole words, at most `positions` a text; others are <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -12,7 +12,7 @@ class Retention:
 
 
 def retention(l2p: float, source: float, *, images: int | None = None) -> Retention:
-    """A model's GenEval score over its source's.
+    """Return a model's GenEval score over its source's.
 
     A share above 1 is said, not clipped: the prompts are few, or the source is not the one that it was when
     the corpus was painted.

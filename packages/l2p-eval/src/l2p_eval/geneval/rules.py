@@ -68,7 +68,7 @@ def judge(
     colors: ColorClassifier | None = None,
     thresholds: Thresholds = OFFICIAL,
 ) -> Verdict:
-    """Applies the official rules to the objects detected in one image.
+    """Apply the official rules to the objects detected in one image.
 
     Each include must be met by the `count` most confident objects of its class (AND); an exclude fails as
     soon as `count` objects of its class are there. An include that fails cannot be the target of a position.
@@ -95,7 +95,7 @@ def judge(
 
 
 def relations(a: Detection, b: Detection, thresholds: Thresholds = OFFICIAL) -> set[str]:
-    """How `a` lies relative to `b`: none, one or two of `RELATIONS`.
+    """Return how `a` lies relative to `b`: none, one or two of `RELATIONS`.
 
     The offset of the centres is shrunk by a tenth of both sizes along each axis and divided by its original
     length; an axis counts when more than half remains.
@@ -119,7 +119,7 @@ def relations(a: Detection, b: Detection, thresholds: Thresholds = OFFICIAL) -> 
 def _confident(
     detections: Iterable[Detection], tag: str, thresholds: Thresholds
 ) -> dict[str, list[Detection]]:
-    """The detections that count, by class, most confident first.
+    """Return the detections that count, by class, most confident first.
 
     The official evaluator holds confidences in float32 and takes `argsort()[::-1]`: a score that float32
     cannot tell from the threshold is not above it, and of equal ones the last comes first.
@@ -153,7 +153,7 @@ def _missing(
     colors: ColorClassifier | None,
     thresholds: Thresholds,
 ) -> str:
-    """Why `objects` do not meet an include, or "" when they do."""
+    """Return why `objects` do not meet an include, or "" when they do."""
     label = requirement.label
     if len(objects) < requirement.count:
         return f"expected {requirement.count} {label}, found {len(objects)}"

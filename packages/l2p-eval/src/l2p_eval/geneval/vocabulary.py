@@ -56,7 +56,7 @@ def _check_word(where: str, kind: str, word: str, known: Collection[str], judge:
 
 
 def contradiction(prompt: GenEvalPrompt) -> str:
-    """Why the clauses of a prompt cannot hold together under GenEval's rules, or "" if they can.
+    """Return why the clauses of a prompt cannot hold together under GenEval's rules, or "" if they can.
 
     An include is judged on the most confident objects of its class alone: two includes of one class speak of
     the same objects.

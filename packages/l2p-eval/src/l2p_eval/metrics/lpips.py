@@ -66,7 +66,7 @@ class Lpips:
 
     @torch.inference_mode()
     def distances(self, left: Sequence[Image.Image], right: Sequence[Image.Image]) -> Tensor:
-        """(N,) distances of pairs; 0 for equal images."""
+        """Return (N,) distances of pairs; 0 for equal images."""
         pairs = [torch.stack([self._prepare(image) for image in side]) for side in (left, right)]
         distance: Tensor = self.network(*(pair.to(self.device) for pair in pairs), normalize=True)
         return distance.flatten().float().cpu()

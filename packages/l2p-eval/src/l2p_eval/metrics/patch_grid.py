@@ -71,7 +71,7 @@ def jumps(image: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
 def patch_grid_of(
     images: Sequence[Path], patch_size: int, *, on_image: Callable[[int, int], None] | None = None
 ) -> PatchGridResult:
-    """The patch grid of image files of any sizes; both means are taken over all pixels of all images.
+    """Return the patch grid of image files of any sizes; both means are taken over all pixels of all images.
 
     Args:
         patch_size: px; the model's own (16 at 1K), and the same for pictures that it is compared with.

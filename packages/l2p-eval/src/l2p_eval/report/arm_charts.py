@@ -29,7 +29,7 @@ def write_arms(
     painted: Mapping[str, Path],
     prompts: Sequence[Any],
 ) -> None:
-    """Writes results.json, results.md, chart.png, pictures.png and, of runs with a history, steps.png.
+    """Write results.json, results.md, chart.png, pictures.png and, of runs with a history, steps.png.
 
     Args:
         summary: of `l2p_eval.report.arms.summarise`, with "title" and "paper".
@@ -50,8 +50,8 @@ def write_arms(
 
 
 def save_chart(summary: Mapping[str, Any], path: Path) -> None:
-    """One panel a metric (every seed a point, the bar their mean), the verdict's metric over the seconds of
-    training, and the training loss over steps."""
+    """Draw one panel a metric (every seed a point, the bar their mean), the verdict's metric over the seconds
+    of training, and the training loss over steps."""
     from matplotlib.figure import Figure
 
     arms, names = list(summary["arms"].values()), [name for name in measured(summary) if name in METRICS]
@@ -84,7 +84,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _against_seconds(axes: Any, summary: Mapping[str, Any]) -> None:
-    """Every run a point, with the colours of the loss curves beside it."""
+    """Draw every run as a point, with the colours of the loss curves beside it."""
     metric = summary["metric"]
     for name in summary["arms"]:
         runs = [run for run in summary["runs"] if run["arm"] == name and metric in run["metrics"]]
@@ -120,7 +120,7 @@ def save_pictures(
     prompts: Sequence[Any],
     path: Path,
 ) -> None:
-    """The reference and, below it, one row an arm: the same held-out prompts, one of each tag (and kind).
+    """Draw the reference and, below it, one row an arm: the same prompts, one of each tag (and kind).
 
     Args:
         reference: what it is called, and one picture of each prompt.

@@ -13,7 +13,7 @@ _COLORS = ("#6d5efc", "#e8590c", "#2b8a3e", "#c2255c", "#1971c2", "#868e96")
 
 
 def save_steps(summary: Mapping[str, Any], path: Path) -> None:
-    """One panel a metric: every seed a thin line, their mean a thick one, and the reference's own score.
+    """Draw one panel a metric: every seed a thin line, their mean a thick one, and the reference's own score.
 
     Args:
         summary: of `l2p_eval.report.arms.summarise`, whose runs have "history": [{"step", "metrics"}].

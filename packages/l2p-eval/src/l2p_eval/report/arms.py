@@ -69,7 +69,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def compare(claim: Claim, metric: str, results: Results) -> Comparison:
-    """Tries a claim on every seed for which both arms have a result."""
+    """Try a claim on every seed for which both arms have a result."""
     sign = 1 if more_is_better(metric) else -1
     both = (
         seed
@@ -109,7 +109,7 @@ def summarise(
     metric: str,
     results: Results,
 ) -> dict[str, Any]:
-    """JSON values of a whole ablation: arms, spread, comparisons, what is missing.
+    """Return JSON values of a whole ablation: arms, spread, comparisons, what is missing.
 
     Args:
         labels: arm -> what charts call it, in the order of the charts.
@@ -141,12 +141,14 @@ def summarise(
 
 
 def measured(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics of a summary, in the order of `METRICS`, and those of kinds of prompts after theirs."""
+    """Return the metrics of a summary, in the order of `METRICS`, and those of kinds of prompts after
+    theirs.
+    """
     return _common([arm["metrics"] for arm in summary["arms"].values()])
 
 
 def more_is_better(metric: str) -> bool:
-    """Of a metric, or of one of its kinds."""
+    """Return whether more is better of a metric, or of one of its kinds."""
     return METRICS[metric.partition(":")[0]]
 
 
@@ -157,7 +159,9 @@ def _common(every: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Markdown: a row an arm, mean and deviation of every metric, seconds of training; then the verdicts."""
+    """Return Markdown: a row an arm, mean and deviation of every metric, seconds of training; then the
+    verdicts.
+    """
     names = measured(summary)
     heads = [f"{name} ({'higher' if more_is_better(name) else 'lower'} is better)" for name in names]
     lines = ["| arm | " + " | ".join([*heads, "training, s"]) + " | n |", "|---" * (len(names) + 3) + "|"]

@@ -52,7 +52,7 @@ def running_mean(values: Sequence[float], keep: float) -> list[float]:
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an `<svg>` element, transparent, its text in the page's own colour and font."""
+    """Return the figure as an `<svg>` element, transparent, its text in the page's own colour and font."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -63,6 +63,6 @@ def to_svg(figure: "Figure") -> str:
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """The figure on white, for Markdown."""
+    """Save the figure on white, for Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=140, facecolor="white")

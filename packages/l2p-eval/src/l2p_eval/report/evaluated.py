@@ -14,7 +14,7 @@ from l2p_eval.report.page import Pair, Picture
 
 
 def pairs_of(results: Mapping[str, Any], folder: Path) -> Iterator[Pair]:
-    """Every evaluated prompt and sample, source and L2P side by side.
+    """Yield every evaluated prompt and sample, source and L2P side by side.
 
     Args:
         folder: holds the images, in `source/` and `l2p/`.
@@ -35,7 +35,7 @@ def pairs_of(results: Mapping[str, Any], folder: Path) -> Iterator[Pair]:
 
 
 def first_per_tag(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` pairs of each tag: the first different prompts, then further seeds of them."""
+    """Return `count` pairs of each tag: the first different prompts, then further seeds of them."""
     groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.tag].append(pair)
@@ -59,13 +59,13 @@ def failures_of(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def frechet_of(row: Mapping[str, Any]) -> FrechetResult:
-    """A Frechet distance as `FrechetResult.to_row` wrote it."""
+    """Return a Frechet distance as `FrechetResult.to_row` wrote it."""
     names = {field.name for field in fields(FrechetResult)}
     return FrechetResult(**{key: value for key, value in row.items() if key in names})
 
 
 def sampling_in_words(options: Mapping[str, Any]) -> str:
-    """How a model was sampled: "steps 16, guidance 2.5, 64x64 px, bfloat16"."""
+    """Return how a model was sampled: "steps 16, guidance 2.5, 64x64 px, bfloat16"."""
     names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "noise_shift": "noise shift"}
     parts = [f"{names[key]} {options[key]}" for key in names if options.get(key) is not None]
     if "width" in options:

@@ -46,13 +46,15 @@ class Shown:
 
 
 def markers_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each stage of a run left in its marker, by name."""
+    """Return what each stage of a run left in its marker, by name."""
     names = [path.stem for path in sorted((folder / "stages").glob("*.json"))]
     return {name: marker for name in names if (marker := read_marker(folder, name))}
 
 
 def report_of(folder: Path, shown: Shown) -> RunReport:
-    """The report of a run that has been evaluated; writes strips of its training samples into `samples/`."""
+    """Return the report of a run that has been evaluated; writes strips of its training samples into
+    `samples/`.
+    """
     results, markers = read_json(folder / "evaluation" / "results.json"), markers_of(folder)
     pairs = list(pairs_of(results, folder / "evaluation"))
     floor = results.get("frechet_floor")  # not in runs of the first version, as are patch grids
@@ -95,7 +97,7 @@ def _facts(markers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _tables(folder: Path, markers: Mapping[str, Any]) -> Iterator[Table]:
-    """The surgery, what trained, what was dropped."""
+    """Yield the surgery, what trained, what was dropped."""
     report = read_json_if_whole(folder / "initial" / "surgery_report.json")
     yield from surgery_tables(markers["surgery"]["values"], report)
     if freeze := read_json_if_whole(folder / "train" / "freeze_table.json"):

@@ -110,7 +110,7 @@ class RunReport:
 
 
 def write_report(report: RunReport, folder: Path) -> Path:
-    """Writes `report.html`, `report.md` and the Markdown's images under `folder`; returns the page's path."""
+    """Write `report.html`, `report.md` and the Markdown's images under `folder`; return the page's path."""
     samples = folder / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     figure = loss_figure(report.loss) if report.loss else None
@@ -158,7 +158,7 @@ def _score_rows(report: RunReport) -> list[dict[str, Any]]:
 
 
 def _sheet(pairs: Sequence[Pair], columns: int = 4) -> Any:
-    """A PNG of pairs, one row per tag, or rows of `columns` when every tag has only a few."""
+    """Return a PNG of pairs, one row per tag, or rows of `columns` when every tag has only a few."""
     rows = [
         (_words(tag), [(p.prompt, p.source.path, p.l2p.path) for p in group[:columns]])
         for tag, group in _groups(pairs).items()
@@ -191,7 +191,7 @@ def _template(name: str) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "8 s", "3 min 20 s", "2 h 05 min"."""
+    """Return seconds for people: "8 s", "3 min 20 s", "2 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -199,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(size: int | None) -> str:
-    """Bytes for people."""
+    """Return bytes for people."""
     if size is None:
         return "-"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

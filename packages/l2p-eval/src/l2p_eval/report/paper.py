@@ -62,7 +62,7 @@ TABLE_2 = tuple(
 
 
 def rows_for(metric: str) -> tuple[tuple[str, float], ...]:
-    """(method, the paper's value) of a metric of `l2p-evaluate`; () where the paper prints none."""
+    """Return (method, the paper's value) of a metric of `l2p-evaluate`; () where the paper prints none."""
     if metric in ("geneval", "dpg"):
         values = ((row.method, getattr(row, metric)) for row in TABLE_1)
         return tuple((method, value) for method, value in values if value is not None)

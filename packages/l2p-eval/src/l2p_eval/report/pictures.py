@@ -14,7 +14,7 @@ EMBEDDED_SIDE = 640  # px; larger images are embedded at this size
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image as a `data:` address: PNG when small or flat, JPEG when it would be large."""
+    """Return an image as a `data:` address: PNG when small or flat, JPEG when it would be large."""
     if max(image.size) > EMBEDDED_SIDE:
         image = image.copy()
         image.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)
@@ -29,7 +29,7 @@ def comparison_sheet(
     side: int = 160,
     headings: tuple[str, str] = ("source", "L2P"),
 ) -> Image.Image:
-    """Pairs of images with captions under them, one labelled row after another.
+    """Return pairs of images with captions under them, one labelled row after another.
 
     Args:
         rows: (label, [(caption, left image, right image), ...]).
@@ -63,7 +63,7 @@ def comparison_sheet(
 
 
 def _shown(path: Path, side: int) -> Image.Image:
-    """An image fitted into a square, small ones enlarged without smoothing."""
+    """Return an image fitted into a square, small ones enlarged without smoothing."""
     image = open_image(path)
     scale = side / max(image.size)
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
@@ -74,7 +74,7 @@ def _shown(path: Path, side: int) -> Image.Image:
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int = 2) -> str:
-    """Breaks a caption at words to at most `lines` lines of `width` px."""
+    """Break a caption at words to at most `lines` lines of `width` px."""
     wrapped = [""]
     for word in text.split():
         longer = f"{wrapped[-1]} {word}".strip()
@@ -91,7 +91,7 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
 def grid_sheet(
     rows: Sequence[tuple[str, Sequence[Path]]], *, captions: Sequence[str] = (), side: int = 128
 ) -> Image.Image:
-    """Images as a table: one labelled row a model, one captioned column a prompt.
+    """Return images as a table: one labelled row a model, one captioned column a prompt.
 
     Args:
         rows: (label, its images), all of one length.

@@ -53,7 +53,7 @@ class Scorecard:
 
 
 def write_scorecard(card: Scorecard, folder: Path) -> Path:
-    """Writes `report.html` (one file, images inside) and `report.md` under `folder`; returns the page."""
+    """Write `report.html` (one file, images inside) and `report.md` under `folder`; return the page."""
     import jinja2
 
     for name in ("report.html", "report.md"):

@@ -14,7 +14,7 @@ _SEAMLESSNESS = {
 
 
 def stage_costs(markers: Mapping[str, Any], titles: Mapping[str, str]) -> list[StageCost]:
-    """What each stage took.
+    """Return what each stage took.
 
     Args:
         markers: of the stages that ran, by name.
@@ -33,7 +33,7 @@ def stage_costs(markers: Mapping[str, Any], titles: Mapping[str, str]) -> list[S
 
 
 def freeze_table(freeze: Mapping[str, Any]) -> Table:
-    """What trained, from the trainer's freeze_table.json."""
+    """Return what trained, from the trainer's freeze_table.json."""
     rows = [(r["module"], r["role"], f"{r['trainable']:,}", f"{r['frozen']:,}") for r in freeze["rows"]]
     total = ("all", "", f"{freeze['trainable_parameters']:,}", f"{freeze['frozen_parameters']:,}")
     return Table(
@@ -45,7 +45,7 @@ def freeze_table(freeze: Mapping[str, Any]) -> Table:
 
 
 def dropped_table(values: Mapping[str, Any]) -> Table:
-    """Why prompts were dropped, from what the filter counted: "kept", "dropped", "reasons"."""
+    """Return why prompts were dropped, from what the filter counted: "kept", "dropped", "reasons"."""
     return Table(
         title="Dropped prompts",
         columns=("reason", "prompts"),
@@ -55,7 +55,7 @@ def dropped_table(values: Mapping[str, Any]) -> Table:
 
 
 def surgery_tables(values: Mapping[str, Any], report: Mapping[str, Any] | None) -> Iterator[Table]:
-    """What became of the source's tensors, and how seamless it is where that was measured.
+    """Yield what became of the source's tensors, and how seamless it is where that was measured.
 
     Args:
         values: "counts" of tensors by what became of them, and "measures".
@@ -99,7 +99,7 @@ def surgery_tables(values: Mapping[str, Any], report: Mapping[str, Any] | None) 
 
 
 def provenance_in_words(row: Mapping[str, Any]) -> dict[str, str]:
-    """The lines of a run's provenance.json."""
+    """Return the lines of a run's provenance.json."""
     machine = row["machine"]
     return {
         "command": row["command"],

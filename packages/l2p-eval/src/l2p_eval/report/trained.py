@@ -11,13 +11,13 @@ GRID_GAP = 2  # px between the pictures of a trainer's sample grid
 
 
 def loss_of(metrics: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a trainer's metrics.jsonl; empty where it is not there."""
+    """Return (step, loss) of a trainer's metrics.jsonl; empty where it is not there."""
     return [(record["step"], record["loss"]) for record in _lines(metrics) if record.get("event") == "step"]
 
 
 def progress_of(samples: Path, strips_in: Path, *, rows: int) -> list[tuple[str, Path]]:
-    """(caption, strip of pictures) of training samples, evenly chosen over the run, under the source's images
-    of the same prompts.
+    """Return (caption, strip of pictures) of training samples, evenly chosen over the run, under the
+    source's images of the same prompts.
 
     Args:
         samples: folder of the trainer's grids, step-000100.png.
@@ -35,7 +35,7 @@ def progress_of(samples: Path, strips_in: Path, *, rows: int) -> list[tuple[str,
 
 
 def _strip(caption: str, grid: Path, row: int, rows: int, folder: Path) -> Path:
-    """Cuts one row out of a sample grid, and saves it."""
+    """Cut one row out of a sample grid, and saves it."""
     image = open_image(grid)
     height = (image.height - GRID_GAP * (rows - 1)) // rows
     top = row * (height + GRID_GAP)
@@ -46,7 +46,7 @@ def _strip(caption: str, grid: Path, row: int, rows: int, folder: Path) -> Path:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON Lines file without a torn last line."""
+    """Return a JSON Lines file without a torn last line."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

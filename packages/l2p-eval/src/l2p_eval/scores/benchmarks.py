@@ -89,7 +89,7 @@ def geneval(
 
 
 def _prompts_of(folder: Path, wanted: "Sequence[GenEvalPrompt] | None") -> "list[GenEvalPrompt]":
-    """The folder's prompts, which have to be the wanted ones where there are any."""
+    """Return the folder's prompts, which have to be the wanted ones where there are any."""
     found = list({sample.prompt_index: sample.prompt for sample in read_folder(folder)}.values())
     for index, (there, want) in enumerate(zip_longest(found, found if wanted is None else wanted)):
         if there != want:
@@ -101,7 +101,7 @@ def _prompts_of(folder: Path, wanted: "Sequence[GenEvalPrompt] | None") -> "list
 
 
 def _described(model: Any) -> str:
-    """A scoring model's name and weights."""
+    """Return a scoring model's name and weights."""
     name = getattr(model, "name", type(model).__name__)
     weights = getattr(model, "weights_sha256", "")
     return f"{name}, weights sha256 {weights}" if weights else name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def alignment(
     pictures: Pictures, model: "TextImageModel", *, prompts: str = "", progress: Progress = silent
 ) -> Score:
-    """CLIP, Long-CLIP or FG-CLIP score (Table 2): 100 * cosine of image and prompt."""
+    """Return CLIP, Long-CLIP or FG-CLIP score (Table 2): 100 * cosine of image and prompt."""
     from l2p_eval.metrics.alignment import alignment_of
 
     paths, texts = pairs_of(pictures)

@@ -62,12 +62,12 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 def files_of(pictures: Pictures) -> list[Path]:
-    """All image files of an entry."""
+    """Return all image files of an entry."""
     return list(pictures.paths) or find_images(pictures.folder)
 
 
 def pairs_of(pictures: Pictures, *, named: bool = True) -> tuple[list[Path], list[str]]:
-    """Images and their prompts: as painted or named, or by the metadata of GenEval's layout."""
+    """Return images and their prompts: as painted or named, or by the metadata of GenEval's layout."""
     if pictures.paths and named:
         return list(pictures.paths), list(pictures.prompts)
     samples = read_folder(pictures.folder)
@@ -75,13 +75,13 @@ def pairs_of(pictures: Pictures, *, named: bool = True) -> tuple[list[Path], lis
 
 
 def sha256_of_images(paths: Sequence[Path]) -> str:
-    """One hash over the contents of image files, in their order, in words."""
+    """Return one hash over the contents of image files, in their order, in words."""
     digest = hashes.of_bytes(b"".join(bytes.fromhex(hashes.of_file(path)) for path in paths))
     return f"sha256 of its {len(paths)} files {digest}"
 
 
 def sha256_of_texts(prompts: Sequence[str]) -> str:
-    """Prompts that the folder itself names, in words."""
+    """Return prompts that the folder itself names, in words."""
     digest = hashes.of_bytes(json.dumps(list(prompts)).encode())
     return f"the folder's {len(prompts)}, sha256 {digest}"
 

@@ -70,7 +70,7 @@ def write_judges(detector: Path, clip: Path) -> None:
 
 
 def prompts(count: int) -> list[str]:
-    """`count` different prompts of the length that corpora have."""
+    """Return `count` different prompts of the length that corpora have."""
     hours = ("at dawn", "at noon", "in the evening", "at night")
     return [
         PROMPTS[number % len(PROMPTS)].replace(".", f", take {number}, {hours[number % 4]}.")
@@ -79,7 +79,9 @@ def prompts(count: int) -> list[str]:
 
 
 def first_of_each_tag(metadata: Path | None) -> list[str]:
-    """The first row of each kind of a file in GenEval's format, or six of ours where it is not there."""
+    """Return the first row of each kind of a file in GenEval's format, or six of ours where it is not
+    there.
+    """
     if metadata is None or not metadata.is_file():
         return list(METADATA)
     first: dict[str, str] = {}

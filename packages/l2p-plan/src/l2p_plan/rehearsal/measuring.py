@@ -52,7 +52,7 @@ class Recorder:
 
 
 def rate(marks: Sequence[tuple[float, float, float, str]]) -> float | None:
-    """Items a second of the second half, when all is loaded; None where that cannot be told.
+    """Return items a second of the second half, when all is loaded; None where that cannot be told.
 
     Args:
         marks: (moment in seconds, done, total, note) of each progress.
@@ -68,7 +68,8 @@ def rate(marks: Sequence[tuple[float, float, float, str]]) -> float | None:
 
 
 def step_seconds(metrics: Path) -> float | None:
-    """Seconds of a training step after the first, which compiles and allocates: the median; None without.
+    """Return seconds of a training step after the first, which compiles and allocates: the median; None
+    without.
 
     Args:
         metrics: the trainer's metrics.jsonl.
@@ -81,6 +82,8 @@ def step_seconds(metrics: Path) -> float | None:
 
 
 def size_of(*folders: Path) -> int:
-    """Bytes of the files of folders; one that stands in several, by hard links, takes its room once."""
+    """Return the bytes of the files of folders; one that stands in several, by hard links, takes its room
+    once.
+    """
     states = (one.lstat() for folder in folders for one in folder.rglob("*") if one.is_file())
     return sum({(state.st_dev, state.st_ino): state.st_size for state in states}.values())

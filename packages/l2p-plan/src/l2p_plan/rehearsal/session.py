@@ -160,7 +160,7 @@ class Rehearsal:
         recorder.display.finish("the same weights" if same else "OTHER weights", seconds)
 
     def table(self, recorder: Recorder) -> Table:
-        """What was measured beside the plans of the rehearsal and of the whole run."""
+        """Return what was measured beside the plans of the rehearsal and of the whole run."""
         from l2p_eval.geneval import read_metadata
 
         measured = Measured(
@@ -173,7 +173,7 @@ class Rehearsal:
         return make_table(little, whole, measured, train=self.whole.train, output=self.output)
 
     def _stages(self, notes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-        """Name, marker and notes of each stage that ran."""
+        """Yield name, marker and notes of each stage that ran."""
         for name, title in self.stages:
             noted = dict(notes.get(title, {}))
             if name == "training":
@@ -182,7 +182,7 @@ class Rehearsal:
                 yield name, marker, noted
 
     def _disk(self) -> Mapping[str, int]:
-        """Bytes of what the plan counts, each file once."""
+        """Return the bytes of what the plan counts, each file once."""
         train = self.small.train.output
         steps = [path for path in (train / "checkpoints").glob("step-*") if path.is_dir()]
         return {

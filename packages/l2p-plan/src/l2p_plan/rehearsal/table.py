@@ -48,7 +48,7 @@ class Row:
         return abs(self.measured / self.planned - 1) > TOLERANCE
 
     def text(self) -> str:
-        """A line of the table."""
+        """Return a line of the table."""
         values = "".join(f"{_number(value):>12}" for value in (self.planned, self.measured, self.whole))
         return f"  {self.stage:11} {self.what:30}{values}  {self.unit}{'  *' if self.off else ''}"
 
@@ -62,7 +62,7 @@ class Table:
     resumed_alike: bool
 
     def to_row(self) -> dict[str, Any]:
-        """For --json."""
+        """Return JSON values, for --json."""
         return {
             "rows": [asdict(row) | {"off": row.off} for row in self.rows],
             "problems": list(self.problems),
@@ -70,7 +70,7 @@ class Table:
         }
 
     def text(self) -> str:
-        """For people."""
+        """Return text for people."""
         head = f"  {'stage':11} {'':30}{'planned':>12}{'measured':>12}{'whole run':>12}"
         lines = [head, *(row.text() for row in self.rows)]
         if any(row.off for row in self.rows):
@@ -102,7 +102,7 @@ class Measured:
 
 
 def planned_disk(source: Source, *, depth: int | None, judges: bool) -> float:
-    """Bytes that a rehearsal will write at most: counted, before anything is.
+    """Return bytes that a rehearsal will write at most: counted, before anything is.
 
     Args:
         depth: blocks of each kind, at most.
@@ -203,7 +203,7 @@ def _stage_rows(
 
 
 def _seconds(name: str, marker: Mapping[str, Any], noted: Mapping[str, Any]) -> float:
-    """What the counted work took: by the steady rate where there is one, else all of the stage."""
+    """Return what the counted work took: by the steady rate where there is one, else all of the stage."""
     if name == "images" and noted.get("rate"):
         return float(marker["values"]["images"] / noted["rate"])
     if name == "training" and noted.get("step_seconds"):
@@ -212,7 +212,7 @@ def _seconds(name: str, marker: Mapping[str, Any], noted: Mapping[str, Any]) -> 
 
 
 def _problems(train: TrainConfig, output: Path, processes: int, rows: list[Row]) -> Iterator[str]:
-    """What the whole run would lack on this machine, each with the keys that help."""
+    """Yield what the whole run would lack on this machine, each with the keys that help."""
     import torch
 
     disk = sum(row.whole or 0.0 for row in rows if row.stage == "disk")
@@ -234,7 +234,7 @@ def _problems(train: TrainConfig, output: Path, processes: int, rows: list[Row])
 
 
 def _too_much_for_a_cpu(processes: int, rows: list[Row]) -> Iterator[str]:
-    """Of the whole run's training, in the memory that all processes share."""
+    """Yield what the whole run's training lacks, in the memory that all processes share."""
     needed = processes * sum(row.whole or 0.0 for row in rows if row.what == HOST)
     there = memory_of_machine() / 1e9
     if needed > there:

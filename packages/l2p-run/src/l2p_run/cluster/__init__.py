@@ -26,7 +26,7 @@ _ENVIRONMENT = {
 def ray_session(
     address: str | None = None, *, cpus: int = 0, setting: str = "", without: str = ""
 ) -> Iterator[Any]:
-    """The `ray` module, connected; stopped at the end if it was started here.
+    """Yield the `ray` module, connected; stopped at the end if it was started here.
 
     Args:
         address: "auto", HOST:PORT or ray:// of a running cluster; None or "": this machine.
@@ -132,7 +132,7 @@ def standard_error_held_back() -> Iterator[None]:
 
 
 def workers_that_fit(resources: Mapping[str, float], each: Mapping[str, float], *, setting: str = "") -> int:
-    """How many workers a cluster holds that take `each` of its resources; at least 1.
+    """Return how many workers a cluster holds that take `each` of its resources; at least 1.
 
     Args:
         resources: the cluster's, as `ray.cluster_resources()` says.

@@ -36,7 +36,9 @@ def lock(path: Path, *, busy: str, remedy: str = "choose a writable folder") -> 
 
 
 def _marked_by(path: Path) -> str:
-    """Who holds a lock on a file system without locks, where a file that says so must do; "" elsewhere."""
+    """Return who holds a lock on a file system without locks, where a file that says so must do; ""
+    elsewhere.
+    """
     try:
         process, machine, *_ = path.read_text(encoding="utf-8").split()
     except (OSError, ValueError):  # empty, as under a real lock
@@ -81,7 +83,8 @@ def try_lock(path: Path, *, wait: bool = False, remedy: str = "choose a writable
 
 
 def lock_holder(path: Path) -> int | None:
-    """The process of this machine that holds a lock file; None where nobody does, or another machine's.
+    """Return the process of this machine that holds a lock file; None where nobody does, or another
+    machine's.
 
     Linux alone tells; elsewhere, and on file systems that number their files anew, it is None as well.
     """
@@ -144,7 +147,7 @@ def claim(
 
 
 def _others(folder: Path, ignored: set[str]) -> str:
-    """The first name in a folder that is not ignored, "" where there is none."""
+    """Return the first name in a folder that is not ignored, "" where there is none."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
@@ -155,7 +158,7 @@ def _others(folder: Path, ignored: set[str]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """ "key: old -> new" for every key whose values differ, those of tables inside as "table.key"."""
+    """Return "key: old -> new" for every key whose values differ, those of tables inside as "table.key"."""
     found = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
@@ -167,5 +170,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def shown(value: Any) -> str:
-    """A setting for people."""
+    """Return a setting for people."""
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)

@@ -72,7 +72,7 @@ class ClaimedConfig:
         write_toml(self.path, self.tables)
 
     def changes(self) -> Iterator[tuple[str, str, str]]:
-        """(table, key, "table.key: old -> new") for every setting that differs and matters.
+        """Yield (table, key, "table.key: old -> new") for every setting that differs and matters.
 
         None for a file that is damaged. It is written again then, from the config that is given: what took
         long should know by itself what it was made with.

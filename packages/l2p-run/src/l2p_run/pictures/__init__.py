@@ -65,7 +65,7 @@ class Picture:
 
 
 def open_picture(source: Path | bytes, *, background: str = "white", name: str = "") -> Image.Image:
-    """The image of `read_picture`: upright, mode RGB."""
+    """Return the image of `read_picture`: upright, mode RGB."""
     return read_picture(source, background=background, name=name).image
 
 
@@ -104,7 +104,7 @@ def read_picture(
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file; a pipe or device would never end."""
+    """Return the bytes of a file; a pipe or device would never end."""
     if not hasattr(path, "fs") and not is_file(path):
         what = "does not exist"
         if path.exists():
@@ -119,8 +119,8 @@ def _known_formats() -> list[str]:
 
 
 def _unreadable(content: bytes) -> str:
-    """What a file is that is not read here, with the remedy; "" for one to try. Registers the readers of
-    HEIC and JPEG XL where they are needed."""
+    """Return what a file is that is not read here, with the remedy; "" for one to try. Registers the readers
+    of HEIC and JPEG XL where they are needed."""
     brands = content[8:64] if content[4:8] == b"ftyp" else b""
     if not content:
         return "empty; copy it again from where it came"
@@ -154,7 +154,7 @@ def _registered(module: str, register: str | None, what: str, extra: str) -> str
 
 
 def _cause(error: Exception, content: bytes) -> str:
-    """Why a picture could not be opened, and what helps."""
+    """Return why a picture could not be opened, and what helps."""
     said = one_line(error, 120)
     if isinstance(error, Refused):
         return str(error)

@@ -43,7 +43,7 @@ def colour_of(text: str) -> Colour:
 
 
 def seen(opened: Image.Image, background: Colour, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """An opened picture as people see it, mode RGB, and what was changed to get there.
+    """Return an opened picture as people see it, mode RGB, and what was changed to get there.
 
     Raises:
         Refused: it is too large, a preview, or has values that are no numbers.
@@ -82,7 +82,7 @@ def _check_size(image: Image.Image, most: int) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file packs its values ("RGB;16B"), before they are decoded; "" if nobody says."""
+    """Return how the file packs its values ("RGB;16B"), before they are decoded; "" if nobody says."""
     if not image.tile:  # type: ignore[attr-defined]
         return ""
     arguments = image.tile[0][3]  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _refuse_preview(image: Any) -> None:
-    """The first picture of a camera's raw file, which is a TIFF, is a thumbnail."""
+    """Refuse a camera's raw file, a TIFF whose first picture is a thumbnail."""
     if image.tag_v2.get(_DNG_VERSION) or (image.tag_v2.get(_SUBFILE, 0) or 0) & 1:
         raise Refused(
             "it is a camera's raw file or begins with a preview; save the picture as TIFF, PNG or JPEG"
@@ -98,7 +98,9 @@ def _refuse_preview(image: Any) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF counts. Damaged EXIF says nothing; HEIF and JPEG XL are turned by their decoders."""
+    """Return 1 to 8 as EXIF counts. Damaged EXIF says nothing; HEIF and JPEG XL are turned by their
+    decoders.
+    """
     if image.format in ("HEIF", "JXL"):
         return 1
     try:
@@ -113,7 +115,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(
     image: Image.Image, raw_mode: str, changes: list[str]
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Colours in 8 bits (L, RGB or CMYK) and opacity (L), None where the picture knows none."""
+    """Return colours in 8 bits (L, RGB or CMYK) and opacity (L), None where the picture knows none."""
     key = image.info.get("transparency")
     if image.mode in _DEEP:
         values = np.asarray(image)
@@ -143,7 +145,9 @@ def _eight_bits(
 
 
 def _key_of_stored(key: Any, raw_mode: str) -> Any:
-    """The colour that is transparent as the decoded picture has it: PNG notes it in the file's own depth."""
+    """Return the colour that is transparent as the decoded picture has it: PNG notes it in the file's own
+    depth.
+    """
     if ";16" in raw_mode:
         return tuple(value >> 8 for value in key) if isinstance(key, tuple) else key >> 8
     scale = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
@@ -162,7 +166,7 @@ def _keyed(image: Image.Image, key: Any) -> Image.Image:
 
 
 def _scaled(values: Any, image: Image.Image, raw_mode: str) -> Any:
-    """Grey values of more than 8 bits -> uint8."""
+    """Return grey values of more than 8 bits -> uint8."""
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise Refused("it holds NaN or infinity; a picture's values are finite: save it again")
@@ -200,7 +204,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> I
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The transform from a profile to sRGB; None where it is sRGB already, damaged, or of another space."""
+    """Return the transform from a profile to sRGB; None where it is sRGB already, damaged, or of another
+    space.
+    """
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if source.profile.xcolor_space.strip() != {"L": "GRAY"}.get(mode, mode):

@@ -24,7 +24,7 @@ class Range:
     lt: float | None = None
 
     def problem(self, value: float) -> str:
-        """What a number must be and is not; "" where it is well."""
+        """Return what a number must be and is not; "" where it is well."""
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         if isinstance(value, int) and abs(value) > LARGEST_SEED:  # no library counts further
@@ -34,7 +34,7 @@ class Range:
         return self.words() if low or high else ""
 
     def words(self) -> str:
-        """For people: "at least 1 and below 2"."""
+        """Return the range for people: "at least 1 and below 2"."""
         sides = []
         for bound, word in (
             (self.ge, "at least"),
@@ -56,7 +56,7 @@ def setting(
     lt: float | None = None,
     **marks: Any,
 ) -> Any:
-    """A dataclass field with a range and marks.
+    """Return a dataclass field with a range and marks.
 
     Args:
         default: a value, a function without arguments that makes one, or nothing for a key that must be
@@ -72,7 +72,7 @@ def setting(
 
 
 def seed_setting(default: int = 0, **marks: Any) -> Any:
-    """A field for a seed: what every generator takes."""
+    """Return a field for a seed: what every generator takes."""
     return setting(default, ge=0, le=LARGEST_SEED, **marks)
 
 
@@ -105,7 +105,7 @@ def check_value(value: Any, bounds: Range, where: str) -> None:
 
 
 def shown_number(value: float) -> str:
-    """A number for errors, of at most some thirty digits."""
+    """Return a number for errors, of at most some thirty digits."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a whole number of more than {30 * (value.bit_length() // 100)} digits"
     return str(value)

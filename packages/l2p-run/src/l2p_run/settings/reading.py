@@ -56,7 +56,9 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str = "") 
 
 
 def table_of(tables: Any, name: str) -> dict[str, Any]:
-    """The table `name` of a file, empty where it has none; raises `UserError` where that is no table."""
+    """Return the table `name` of a file, empty where it has none; raises `UserError` where that is no
+    table.
+    """
     found = tables.get(name, {})
     if not isinstance(found, Mapping):
         raise UserError(f"[{name}] must be a table of keys and values; this is {cut(found)}")
@@ -64,7 +66,7 @@ def table_of(tables: Any, name: str) -> dict[str, Any]:
 
 
 def convert(value: Any, hint: Any, where: str, base: Path | None = None) -> Any:
-    """One TOML or JSON value as the annotated type.
+    """Return one TOML or JSON value as the annotated type.
 
     Raises:
         UserError: it is of another type; a whole number is taken for a float, and nothing else for anything
@@ -115,7 +117,7 @@ def convert(value: Any, hint: Any, where: str, base: Path | None = None) -> Any:
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
-    """The types that a type allows: those of a union, else itself."""
+    """Return the types that a type allows: those of a union, else itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -153,7 +155,7 @@ def _convert_path(value: str, where: str, base: Path | None) -> Path:
 
 
 def describe(hint: Any) -> str:
-    """A type for people: "a whole number"."""
+    """Return a type for people: "a whole number"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(repr(argument) for argument in arguments)
@@ -169,7 +171,7 @@ def describe(hint: Any) -> str:
 
 
 def cut(value: Any, limit: int = 120) -> str:
-    """A value for errors: it may be a whole text, or too large to show."""
+    """Return a value for errors: it may be a whole text, or too large to show."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or more digits than Python writes

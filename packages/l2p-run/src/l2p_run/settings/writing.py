@@ -7,7 +7,7 @@ from typing import Any
 
 
 def to_table(value: Any) -> Any:
-    """A dataclass as TOML-ready values; what is None or an empty table is left out."""
+    """Return a dataclass as TOML-ready values; what is None or an empty table is left out."""
     if is_dataclass(value) and not isinstance(value, type):
         items = ((one.name, to_table(getattr(value, one.name))) for one in fields(value))
         return {name: item for name, item in items if item is not None and item != {}}
@@ -19,7 +19,7 @@ def to_table(value: Any) -> Any:
 
 
 def identity_table(settings: Any) -> dict[str, Any]:
-    """`to_table` for hashes that outlive a version.
+    """Return `to_table` for hashes that outlive a version.
 
     A key that carries the mark `later`, because it came after the first release, is left out at its default,
     where it means what there was before it.
@@ -33,7 +33,7 @@ def identity_table(settings: Any) -> dict[str, Any]:
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    """What a table means that leaves everything out that it may, as TOML-ready values."""
+    """Return what a table means that leaves everything out that it may, as TOML-ready values."""
     found = {}
     for one in fields(kind):
         if one.default is not MISSING:
@@ -44,5 +44,5 @@ def defaults_of(kind: type) -> dict[str, Any]:
 
 
 def marked(kind: type, mark: str) -> set[str]:
-    """Names of the fields that carry a mark in their metadata."""
+    """Return the names of the fields that carry a mark in their metadata."""
     return {one.name for one in fields(kind) if one.metadata.get(mark)}

@@ -48,12 +48,12 @@ class Stage(Generic[Use]):
 
 
 def marker_path(folder: Path, name: str) -> Path:
-    """The ledger of a stage: its state, time, memory and numbers."""
+    """Return the ledger of a stage: its state, time, memory and numbers."""
     return folder / "stages" / f"{name}.json"
 
 
 def read_marker(folder: Path, name: str) -> dict[str, Any]:
-    """What a stage left in its marker; empty where it never ran, or where the marker is damaged."""
+    """Return what a stage left in its marker; empty where it never ran, or where the marker is damaged."""
     path = marker_path(folder, name)
     if path.is_dir():
         return {}
@@ -70,7 +70,7 @@ def read_marker(folder: Path, name: str) -> dict[str, Any]:
 
 
 def is_done(folder: Path, name: str, identities: Iterable[str]) -> bool:
-    """Whether a stage is done with one of these identities."""
+    """Return whether a stage is done with one of these identities."""
     marker = read_marker(folder, name)
     return marker.get("state") == "done" and marker.get("identity") in set(identities)
 
@@ -80,8 +80,8 @@ def identities(
     tables: Mapping[str, Any],
     read: Callable[[str], Mapping[str, Any]] = lambda stage: {},
 ) -> Iterator[tuple[Stage[Use], tuple[str, str]]]:
-    """Each stage with its identities: a hash of all settings that its output depends on and of the content of
-    all that it reads, earlier stages included; and the one of settings alone.
+    """Yield each stage with its identities: a hash of all settings that its output depends on and of the
+    content of all that it reads, earlier stages included; and the one of settings alone.
 
     Args:
         tables: of the settings, as JSON values, without what does not matter.
@@ -167,7 +167,7 @@ def _execute(
 
 
 def write_ledgers(folder: Path, names: Sequence[str]) -> None:
-    """timings.json (time and peak memory per stage) and metrics.jsonl (one line per stage), from the
+    """Write timings.json (time and peak memory per stage) and metrics.jsonl (one line per stage), from the
     markers."""
     markers = [marker for name in names if (marker := read_marker(folder, name))]
     keys = ("stage", "state", "seconds", "peak_bytes", "ended")

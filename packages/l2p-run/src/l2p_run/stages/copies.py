@@ -94,7 +94,7 @@ class StageCopies:
                     store.pull(name, path)
 
     def _ended(self, store: Store, name: str) -> str:
-        """When the stage of a marker ended there, "" where it is not done."""
+        """Return when the stage of a marker ended there, "" where it is not done."""
         try:
             content = json.loads(store.read(name) or b"{}")
             return str(content.get("ended", "")) if content.get("state") == "done" else ""

@@ -24,7 +24,7 @@ def plan_stages(
     folder: Path,
     work: Mapping[str, tuple[str, Path | str]],
 ) -> Iterator[StagePlan]:
-    """The plan of each stage.
+    """Yield the plan of each stage.
 
     Args:
         stages: each with the identities that its marker may have.
@@ -42,7 +42,7 @@ def plan_stages(
 
 
 def lines_of(stages: Sequence[StagePlan]) -> list[str]:
-    """A table for people."""
+    """Return a table for people."""
     width = max(len(stage.title) for stage in stages)
     work = max(len(stage.work) for stage in stages)
     return [

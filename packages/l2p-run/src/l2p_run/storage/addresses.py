@@ -12,12 +12,12 @@ REACH = "check the address, the connection and the credentials"
 
 
 def is_address(place: Place) -> bool:
-    """Whether a place is the address of a store."""
+    """Return whether a place is the address of a store."""
     return "://" in str(place)
 
 
 def location(place: Place) -> Path:
-    """A local path, or a place on any fsspec filesystem, with the methods of `pathlib`.
+    """Return a local path, or a place on any fsspec filesystem, with the methods of `pathlib`.
 
     Pass addresses as text: `Path("s3://bucket/x")` has lost a slash.
 
@@ -41,12 +41,12 @@ def location(place: Place) -> Path:
 
 
 def install_hint(scheme: str) -> str:
-    """The end of an error about a store whose client is not installed."""
+    """Return the end of an error about a store whose client is not installed."""
     return f"; install l2p-run[{scheme}]" if scheme in ("s3", "gs") else ""
 
 
 def check_path(path: Path) -> Path:
-    """A path that the operating system can take; NUL would else raise where the file is opened.
+    """Return a path that the operating system can take; NUL would else raise where the file is opened.
 
     Raises:
         UserError: it holds a NUL character.

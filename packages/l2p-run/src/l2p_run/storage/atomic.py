@@ -63,7 +63,7 @@ def refuse_device(path: Path) -> None:
 
 
 def _failed(error: OSError, path: Path, temporary: Path) -> str:
-    """One line for an error while `path` was written, which may be one of reading something else."""
+    """Return one line for an error while `path` was written, which may be one of reading something else."""
     other = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else temporary
     ours = {temporary, path, *path.parents}
     if other in ours or temporary in other.parents or error.filename2 is not None:
@@ -73,7 +73,7 @@ def _failed(error: OSError, path: Path, temporary: Path) -> str:
 
 @contextmanager
 def _upload(path: Any) -> Iterator[Path]:
-    """A local file that is uploaded to `path`, a UPath, at the end."""
+    """Yield a local file that is uploaded to `path`, a UPath, at the end."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / path.name
         yield temporary

@@ -45,21 +45,21 @@ class Store:
         self.root = root.rstrip("/")
 
     def path(self, name: str) -> str:
-        """The filesystem's own path of a name."""
+        """Return the filesystem's own path of a name."""
         return f"{self.root}/{name}" if name else self.root
 
     def files(self, under: str = "") -> list[str]:
-        """The names of all files, or of those below `under`, sorted."""
+        """Return the names of all files, or of those below `under`, sorted."""
         return list(self.sizes(under))
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """The names of all files, or of those below `under`, sorted, with their sizes in bytes."""
+        """Return the names of all files, or of those below `under`, sorted, with their sizes in bytes."""
         with self._explained("read", under):
             found = self.fs.find(self.path(under), detail=True)
         return {str(path)[len(self.root) :].lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def read(self, name: str) -> bytes | None:
-        """A file's content, None if it is not there."""
+        """Return a file's content, None if it is not there."""
         with self._explained("read", name):
             try:
                 return bytes(self.fs.cat_file(self.path(name)))

@@ -35,7 +35,7 @@ def api_application(
     waiting: int = 16,
     batch: int = 8,
 ) -> Iterator[FastAPI]:
-    """The endpoints over a painter, behind the guard; the queue ends with the block.
+    """Yield the endpoints over a painter, behind the guard; the queue ends with the block.
 
     Args:
         defaults: what a request that names no size, steps or guidance is painted with.

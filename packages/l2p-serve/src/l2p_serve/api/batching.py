@@ -40,13 +40,13 @@ class Job:
         self.done.cancel()
 
     def keep(self, place: int, image: Image.Image) -> None:
-        """One image is there; with the last one the request is done."""
+        """Take an image; with the last one the request is done."""
         self.images[place] = image
         if all(self.images) and not self.done.done():
             self.done.set_result([image for image in self.images if image])
 
     def fail(self, error: Exception) -> None:
-        """The request ends with an error."""
+        """End the request with an error."""
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -130,7 +130,7 @@ class BatchQueue:
             self._paint(units)
 
     def _next(self) -> list[Unit]:
-        """The next batch; empty at the end."""
+        """Return the next batch; empty at the end."""
         with self._state:
             while not self._stopping:
                 while self._units and self._units[0][0].done.done():  # hung up meanwhile
@@ -148,7 +148,7 @@ class BatchQueue:
             return units if not self._stopping else []
 
     def _alike(self) -> list[Unit]:
-        """The oldest image and those that can be painted along with it."""
+        """Return the oldest image and those that can be painted along with it."""
         waiting = [unit for unit in self._units if not unit[0].done.done()]
         if not waiting:
             return []
@@ -181,8 +181,8 @@ class BatchQueue:
             self.counts.painting_seconds += time.monotonic() - started
 
     def _failed(self, units: list[Unit], error: Exception) -> None:
-        """A batch failed: each image alone, so that one request spoils no other; smaller batches where the
-        memory was not enough."""
+        """Paint a batch that failed again: each image alone, so that one request spoils no other; smaller
+        batches where the memory was not enough."""
         if len(units) == 1:
             if not isinstance(error, ArchError | ServeError):
                 say(f"painting failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
@@ -198,6 +198,6 @@ class BatchQueue:
 
 
 def _kind(unit: Unit) -> Recipe:
-    """What images must have in common to be painted together."""
+    """Return what images must have in common to be painted together."""
     job, place = unit
     return replace(job.recipes[place], prompt="", negative_prompt="", seed=0)

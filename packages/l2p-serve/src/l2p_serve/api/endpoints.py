@@ -52,7 +52,7 @@ class Api:
     attempts: Attempts = field(default_factory=lambda: Attempts(most=20))
 
     async def paint(self, request: Request, asked: Asked) -> dict[str, Any]:
-        """The answer to a request, when its images are painted."""
+        """Return the answer to a request, when its images are painted."""
         self.limits.check(asked.recipes[0], len(asked.recipes))
         self.painter.check(asked.recipes[0])
         job = self.queue.submit(asked.recipes)
@@ -99,7 +99,7 @@ class Api:
         raise ApiError(401, f"{words}; send Authorization: Bearer TOKEN", code="invalid_api_key")
 
     def metrics(self) -> str:
-        """In Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         counts = self.queue.counts
         rows = [
             ("images_total", "counter", "Images painted.", counts.images),
@@ -119,7 +119,7 @@ class Api:
 
 
 async def _images(request: Request, job: Job) -> list[Any]:
-    """The job's images; it is given up when the client hangs up."""
+    """Return the job's images; it is given up when the client hangs up."""
     waiting = asyncio.ensure_future(asyncio.wrap_future(job.done))
     try:
         while not waiting.done():
@@ -141,7 +141,7 @@ def _encoded(image: Any, recipe: Recipe, form: str) -> bytes:
 
 
 def make_api(api: Api) -> FastAPI:
-    """The endpoints as a web application."""
+    """Return the endpoints as a web application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.post("/v1/images/generations")
@@ -199,7 +199,7 @@ def _card(api: Api) -> dict[str, Any]:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every failure in OpenAI's shape."""
+    """Answer every failure in OpenAI's shape."""
 
     @app.exception_handler(UserError)
     @app.exception_handler(ArchError)
@@ -237,6 +237,6 @@ class _Counted:
 
 
 def error_body(status: int, words: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's form of an error."""
+    """Return OpenAI's form of an error."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": words, "type": kind, "param": param, "code": code}}

@@ -58,7 +58,7 @@ class Asked:
 
 
 async def read_generation(request: Request, defaults: Sampling, model: str) -> Asked:
-    """Of POST /v1/images/generations."""
+    """Read the body of POST /v1/images/generations."""
     try:
         values = parse_json((await _body(request)).decode("utf-8"), "the body")
     except UnicodeDecodeError:
@@ -69,7 +69,7 @@ async def read_generation(request: Request, defaults: Sampling, model: str) -> A
 
 
 async def _body(request: Request) -> bytes:
-    """The body, of at most `LARGEST_BODY` bytes."""
+    """Return the body, of at most `LARGEST_BODY` bytes."""
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -79,8 +79,8 @@ async def _body(request: Request) -> bytes:
 
 
 async def read_edit(request: Request, defaults: Sampling, model: str, folder: Path) -> Asked:
-    """Of POST /v1/images/edits: image-to-image, or inpainting where the mask, or else the picture itself, is
-    transparent."""
+    """Read the body of POST /v1/images/edits: image-to-image, or inpainting where the mask, or else the
+    picture itself, is transparent."""
     content, sent = await _body(request), False
 
     async def receive() -> dict[str, Any]:
@@ -113,7 +113,7 @@ async def read_edit(request: Request, defaults: Sampling, model: str, folder: Pa
 def _with_picture(
     asked: Asked, values: dict[str, Any], image: bytes, mask: bytes | None, folder: Path
 ) -> Asked:
-    """The request with its pictures as files: a recipe names files by their content."""
+    """Return the request with its pictures as files: a recipe names files by their content."""
     try:
         picture = open_picture(image, name="image")
         area = _transparent(image if mask is None else mask, "image" if mask is None else "mask")
@@ -140,7 +140,7 @@ def _with_picture(
 
 
 def _transparent(content: bytes, name: str) -> Image.Image | None:
-    """White where a picture is transparent; None where it is nowhere."""
+    """Return white where a picture is transparent; None where it is nowhere."""
     open_picture(content, name=name)  # refuses what is no picture, or too large
     from io import BytesIO
 
@@ -156,7 +156,7 @@ def _transparent(content: bytes, name: str) -> Image.Image | None:
 
 
 def _asked(values: dict[str, Any], defaults: Sampling, model: str, *, has_image: bool = False) -> Asked:
-    """Recipes of the parameters that both endpoints take."""
+    """Return recipes of the parameters that both endpoints take."""
     unknown = [key for key in values if key not in _KNOWN | _IGNORED]
     if unknown:
         raise ApiError(400, f"unknown parameter {unknown[0][:100]!r}", param=unknown[0][:100])
@@ -220,7 +220,7 @@ def _sampling(values: dict[str, Any], defaults: Sampling) -> Sampling:
 
 
 def _whole(values: dict[str, Any], name: str, least: int, most: int) -> int:
-    """A whole number; a form sends it as text."""
+    """Return a whole number; a form sends it as text."""
     given = values[name]
     if isinstance(given, str) and re.fullmatch(r"\d{1,20}", given):
         given = int(given)

@@ -9,7 +9,7 @@ from l2p_serve.errors import ServeError
 
 
 def read_auth(path: Path | None) -> list[tuple[str, str]]:
-    """(user, password) of each line; none without a file."""
+    """Return (user, password) of each line; none without a file."""
     pairs = [line.partition(":") for line in _lines(path, "--auth-file")]
     if path and (not pairs or any(not user or not password for user, _, password in pairs)):
         raise ServeError(f"--auth-file {path} must hold lines of user:password")
@@ -27,7 +27,7 @@ def read_tokens(path: Path | None) -> list[str]:
 
 
 def _lines(path: Path | None, flag: str) -> list[str]:
-    """The lines of a file that are neither empty nor comments."""
+    """Return the lines of a file that are neither empty nor comments."""
     if path is None:
         return []
     try:

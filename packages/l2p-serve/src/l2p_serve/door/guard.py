@@ -31,7 +31,7 @@ class Attempts:
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait(self, address: str) -> float:
-        """Seconds until the address may try again; 0: now, and the attempt counts until `forgive`."""
+        """Return seconds until the address may try again; 0: now, and the attempt counts until `forgive`."""
         key, now = _network(address), time.monotonic()
         times = self._times.setdefault(key, deque())
         self._times.move_to_end(key)
@@ -45,7 +45,7 @@ class Attempts:
         return 0
 
     def forgive(self, address: str) -> None:
-        """The last attempt was right."""
+        """Forget the failed attempts: the last one was right."""
         if times := self._times.get(_network(address)):
             times.pop()
 
@@ -56,7 +56,7 @@ class Attempts:
 
 
 def _network(address: str) -> str:
-    """An IPv6 user has 2**64 addresses."""
+    """Return the network of an IPv6 address, whose user has 2**64 of them."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -65,7 +65,7 @@ def _network(address: str) -> str:
 
 
 def answered_names(host: str, allowed: Iterable[str]) -> frozenset[str] | None:
-    """The names in Host that a server which listens at `host` answers to; None: any, for it asks for a
+    """Return the names in Host that a server which listens at `host` answers to; None: any, for it asks for a
     password.
 
     Without this any web page could give its own name this machine's address and then read what is here.
@@ -77,7 +77,7 @@ def answered_names(host: str, allowed: Iterable[str]) -> frozenset[str] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
+    """Return whether only this machine can connect to `host`."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -126,7 +126,7 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _foreign(self, headers: dict[str, str], method: str, kind: str) -> str:
-        """Why a request is not answered; "" if it is."""
+        """Return why a request is not answered; "" if it is."""
         host = headers.get("host", "")
         if self.names is not None and _name_of(host) not in self.names:
             return f"this server does not answer to the name {host[:100]!r}; start it with --allow-host NAME"
@@ -204,7 +204,7 @@ class Guard:
 
 
 def _name_of(address: str) -> str:
-    """The host of "name:port" or of an origin."""
+    """Return the host of "name:port" or of an origin."""
     try:
         found = urlsplit(address if "://" in address else f"//{address}").hostname
     except ValueError:

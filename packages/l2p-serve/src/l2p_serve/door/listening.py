@@ -11,7 +11,7 @@ FIRST_PORT = 7860
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A listening socket on the port, by default on the first free one from 7860.
+    """Return a listening socket on the port, by default on the first free one from 7860.
 
     Raises:
         ServeError: the port is taken, or the address is not this machine's.
@@ -29,7 +29,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """The address to type into a browser."""
+    """Return the address to type into a browser."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -18,8 +18,8 @@ _STARTING = 60  # s that a server may take from creating its folder to locking i
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder that only this user can read; Gradio's copies and uploads and Python's temporary files
-    lie in it, too.
+    """Yield an empty folder that only this user can read; Gradio's copies and uploads and Python's temporary
+    files lie in it, too.
 
     Enter it before Gradio is imported, which reads where its files go only once.
     """

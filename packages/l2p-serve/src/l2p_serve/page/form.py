@@ -25,7 +25,7 @@ _STYLE = "#history .grid-container {grid-template-columns: repeat(8, minmax(0, 1
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """The page of one studio."""
+    """Return the page of one studio."""
     has_source = studio.source is not None
     with gr.Blocks(
         title=f"L2P: {studio.painter.name}",
@@ -87,7 +87,7 @@ def _gallery(title: str, name: str, *, visible: bool = True) -> gr.Gallery:
 
 
 def _form(studio: Studio) -> dict[str, Any]:
-    """The fields in the order of `Request`, and the button."""
+    """Return the fields in the order of `Request`, and the button."""
     own, limits = studio.defaults, studio.limits
     brush = max(2, min(own.width, own.height) // 24)  # half of its width in the picture, px
     fields: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _form(studio: Studio) -> dict[str, Any]:
 
 
 def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
-    """What the button does."""
+    """Return what the button does."""
 
     def submit(*values: Any, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (Gradio reads it)
         *given, shown = values
@@ -191,12 +191,12 @@ def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
 
 
 def _to_draw_on(image: str | None) -> Any:
-    """The picture to start from, as the ground on which the mask is drawn."""
+    """Return the picture to start from, as the ground on which the mask is drawn."""
     return {"background": image, "layers": [], "composite": image} if image else None
 
 
 def _mask(drawn: Any) -> Image.Image | None:
-    """White where something was drawn; None where nothing was."""
+    """Return white where something was drawn; None where nothing was."""
     layers = drawn.get("layers", []) if isinstance(drawn, dict) else []
     found = None
     for layer in layers:
@@ -206,7 +206,9 @@ def _mask(drawn: Any) -> Image.Image | None:
 
 
 def _request(form: dict[str, Any]) -> Request:
-    """The form as a request; what a browser or a script sends is not trusted to have the right type."""
+    """Return the form as a request; what a browser or a script sends is not trusted to have the right
+    type.
+    """
     adapters = [float(form[name] or 0) for name in form if name.startswith("adapter_")]
     try:
         return Request(
@@ -235,7 +237,7 @@ REUSED = ("prompt", "negative_prompt", "seed", "new_seed", "width", "height", "s
 
 
 def _reuse(shown: list[str], chosen: gr.SelectData) -> list[Any]:
-    """The form's values from the recipe of a picture."""
+    """Return the form's values from the recipe of a picture."""
     from pathlib import Path
 
     recipe = read_recipe(Path(shown[chosen.index]))
@@ -262,7 +264,7 @@ def make_app(
     names: frozenset[str] | None = None,
     allowed: Iterable[str] = (),
 ) -> FastAPI:
-    """The page as a web application.
+    """Return the page as a web application.
 
     Args:
         auth: (user, password) pairs; empty lets everyone in who can connect.

@@ -20,8 +20,8 @@ class Source:
 
 
 def find_source(path: Path) -> Source | None:
-    """The source of the run that `path` is, or that the model directory `path` lies in; None if it is not at
-    hand."""
+    """Return the source of the run that `path` is, or that the model directory `path` lies in; None if it is
+    not at hand."""
     run = next(
         (folder for folder in (path, *path.absolute().parents[:2]) if (folder / "config.toml").is_file()),
         None,
@@ -43,7 +43,7 @@ def find_source(path: Path) -> Source | None:
 def load_source(
     source: Source, *, device: str, dtype: str, cpu_offload: bool = False
 ) -> Callable[..., list[Image.Image]]:
-    """The source's own pipeline as a function of (prompts, seeds, height, width)."""
+    """Return the source's own pipeline as a function of (prompts, seeds, height, width)."""
     pipeline = load_pipeline(source.path, device=device, dtype=dtype, cpu_offload=cpu_offload)
     taken = inspect.signature(pipeline.__call__).parameters
     options = {name: value for name, value in source.options.items() if name in taken}

@@ -62,7 +62,7 @@ class Studio:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def paint(self, request: Request, on_step: OnStep | None = None) -> Answer:
-        """Paints a request.
+        """Paint a request.
 
         Raises:
             ServeError, ArchError: it is beyond the limits or makes no sense, or the server ends.

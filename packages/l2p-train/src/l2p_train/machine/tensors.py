@@ -20,8 +20,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def open_tensors(path: Path) -> Any:
-    """`safetensors.safe_open` of a file: through a memory map, or by plain reads where L2P_DISABLE_MMAP says
-    so (network and FUSE mounts)."""
+    """Return `safetensors.safe_open` of a file: through a memory map, or by plain reads where
+    L2P_DISABLE_MMAP says so (network and FUSE mounts)."""
     from l2p_arch.files.mapping import mmap_disabled
     from safetensors import safe_open
 

@@ -183,7 +183,9 @@ def verify(checkpoint: Checkpoint) -> None:
 
 
 def verify_together(checkpoint: Checkpoint) -> None:
-    """The same, the processes of a machine sharing the 30 GB or more; all raise, or none does. Collective."""
+    """Verify as above, the processes of a machine sharing the 30 GB or more; all raise, or none does.
+    Collective.
+    """
     # Not of the whole run: machines may have disks, and so copies, of their own.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     rank = int(os.environ["LOCAL_RANK"]) if sharing > 1 else 0

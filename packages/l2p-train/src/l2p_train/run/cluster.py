@@ -80,7 +80,7 @@ def train_on_cluster(
 
 
 def failure(error: Exception, logs: Path) -> TrainError:
-    """What Ray's error says at its end, as one of ours."""
+    """Return what Ray's error says at its end, as one of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = lines[-1] if lines else type(error).__name__
     return TrainError(
@@ -91,7 +91,7 @@ def failure(error: Exception, logs: Path) -> TrainError:
 
 @contextmanager
 def followed(train: TrainConfig, on_event: OnEvent | None) -> Iterator[None]:
-    """Hands on what the workers write to shared storage: Ray tells the driver nothing until they end."""
+    """Hand on what the workers write to shared storage: Ray tells the driver nothing until they end."""
     ended = threading.Event()
     before = max((record["time"] for record in _records(train)), default=0.0)
 
@@ -113,7 +113,7 @@ def followed(train: TrainConfig, on_event: OnEvent | None) -> Iterator[None]:
 
 
 def _records(train: TrainConfig) -> list[dict[str, Any]]:
-    """What the training has reported; with a mirror, until its last checkpoint."""
+    """Return what the training has reported; with a mirror, until its last checkpoint."""
     from l2p_train.data.storage import Store
     from l2p_train.report.metrics import read_metrics
 

@@ -91,7 +91,7 @@ def train_on_ray(
 
 
 def _storage(config: TrainConfig, mirror: Mirror) -> dict[str, Any]:
-    """Where Ray keeps its notes: like everything else, where all workers can write."""
+    """Return where Ray keeps its notes: like everything else, where all workers can write."""
     if mirror.store is None:
         return {"storage_path": str(config.output / "ray")}
     from pyarrow.fs import FSSpecHandler, PyFileSystem

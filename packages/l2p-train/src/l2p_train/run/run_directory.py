@@ -142,7 +142,7 @@ def _wait_for_orphan(path: Path, stop: Sequence[int]) -> None:
 
 
 def _is_orphan(process: int) -> bool:
-    """Whether a training process of this machine has lost the launcher that started it."""
+    """Return whether a training process of this machine has lost the launcher that started it."""
     place = Path("/proc") / str(process)
     try:
         launcher = re.search(rb"(?:^|\0)L2P_TRAIN_PARENT=(\d+)", (place / "environ").read_bytes())

@@ -36,7 +36,8 @@ class SharedMemory:
             )
 
     def gather(self, mine: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[Tensor]:
-        """Each process's tensors as a flat one, in the order of ranks; valid until the next call but one.
+        """Return each process's tensors as a flat one, in the order of ranks; valid until the next call but
+        one.
 
         Args:
             mine: of one dtype.
@@ -66,7 +67,7 @@ class SharedMemory:
 
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor in the shapes of others."""
+    """Return views of a flat tensor in the shapes of others."""
     parts = flat.split([one.numel() for one in like])
     return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
 
@@ -93,7 +94,7 @@ def share_memory(size: int) -> SharedMemory | None:
 
 
 def _file_of(size: int) -> str | None:
-    """A file in memory of a size whose pages are there, or None: a container's may have 64 MB."""
+    """Return a file in memory of a size whose pages are there, or None: a container's may have 64 MB."""
     if size > MOST_BYTES or not SHARED.is_dir():
         return None
     try:
