@@ -92,7 +92,7 @@ class OnePicture:
 
 
 def block_distance(pictures: Pictures) -> float:
-    """Mean over prompts of the mean absolute difference of block means over pairs of their pictures."""
+    """Return the mean over prompts of the mean absolute difference of block means over pairs of their pictures."""
     groups: dict[str, list[Any]] = {}
     for path, prompt in zip(pictures.paths, pictures.prompts, strict=True):
         small = open_image(path).resize((BLOCKS, BLOCKS), Image.Resampling.BOX)

@@ -58,14 +58,14 @@ class Enlarged:
 
 
 def detail(path: Path) -> float:
-    """Root mean square, of 255, of what a picture has beyond the enlargement of its block means."""
+    """Return the root mean square, of 255, of what a picture has beyond the enlargement of its block means."""
     image = open_image(path)
     means = image.resize((SMALL, SMALL), Image.Resampling.BOX).resize(image.size, ENLARGEMENT)
     return float(np.sqrt(np.mean((np.asarray(image, np.float64) - np.asarray(means, np.float64)) ** 2)))
 
 
 def pattern(pictures: Pictures) -> float:
-    """Mean share of the background's pattern, over the pictures that show their background."""
+    """Return the mean share of the background's pattern, over the pictures that show their background."""
     found = [
         native_detail(open_image(path), str(parse(prompt).background))
         for path, prompt in zip(pictures.paths, pictures.prompts, strict=True)
@@ -75,7 +75,7 @@ def pattern(pictures: Pictures) -> float:
 
 
 def enlarged_start(folder: Path) -> Path:
-    """The shipped pixel model with patch 64, before any training."""
+    """Make the shipped pixel model with patch 64, before any training."""
     from l2p_arch import upscale
 
     if not (folder / "model_index.json").is_file():
@@ -84,7 +84,7 @@ def enlarged_start(folder: Path) -> Path:
 
 
 def verdicts(values: dict[str, dict[str, list[float]]], sets: int) -> dict[str, str]:
-    """The figure's three statements, set by set."""
+    """Return verdicts on the figure's statements, set by set."""
     score, fine, share = values["score"], values["detail"], values["pattern"]
     every = range(sets)
     statements: dict[str, Sequence[bool]] = {

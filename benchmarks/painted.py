@@ -29,7 +29,7 @@ _SEEDS_OF_A_SET = 100_000
 
 
 def model_of(directory: Path, sampling: dict[str, Any], size: int = 64) -> Model:
-    """A model directory that paints squares of `size` px in this machine's own precision."""
+    """Return a model directory that paints squares of `size` px in this machine's own precision."""
     dtype, options = resolve_dtype("auto"), {"height": size, "width": size, **sampling}
     return Model(
         load=Painter(directory=directory, dtype=dtype, options=options),
@@ -47,7 +47,7 @@ def pictures_of(
     each: int = 1,
     batch: int = 24,
 ) -> Pictures:
-    """`each` pictures of every prompt with the seeds of set `number`; those that are there are kept."""
+    """Paint `each` pictures of every prompt with the seeds of set `number`; those that are there are kept."""
     how = Painting(images_per_prompt=each, seed=number * _SEEDS_OF_A_SET, batch_size=batch, workers=0)
     return paint(
         name,
@@ -60,7 +60,7 @@ def pictures_of(
 
 
 def some_prompts(per_task: int, *, with_background: bool = False) -> list[GenEvalPrompt]:
-    """Different prompts of the evaluation, up to `per_task` of each task."""
+    """Return different prompts of the evaluation, up to `per_task` of each task."""
     every = {row.prompt: row for row in read_metadata(EVALUATION_METADATA)}
     rows = [row for row in every.values() if row.prompt.endswith(" background") or not with_background]
     tags = dict.fromkeys(row.tag for row in rows)
@@ -68,20 +68,20 @@ def some_prompts(per_task: int, *, with_background: bool = False) -> list[GenEva
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """The values of several sets, their mean and sample deviation."""
+    """Return the values of several sets, their mean and sample deviation."""
     deviation = round(stdev(values), 4) if len(values) > 1 else None
     return {"sets": [round(v, 4) for v in values], "mean": round(fmean(values), 4), "deviation": deviation}
 
 
 def verdict(true: Sequence[bool]) -> str:
-    """As for ablations: what is true of every set holds, what is false of every one does not."""
+    """Return, as for ablations: what is true of every set holds, what is false of every one does not."""
     if len(true) < 2 or len(set(true)) > 1:
         return "undecided"
     return "holds" if true[0] else "does not hold"
 
 
 def parser_of(about: str, *, sets: int) -> argparse.ArgumentParser:
-    """The options that all of these commands have."""
+    """Return the options that all of these commands have."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/claims"), help="default: %(default)s")
     parser.add_argument("--sets", type=int, default=sets, help="sets of seeds (default: %(default)s)")
@@ -90,7 +90,7 @@ def parser_of(about: str, *, sets: int) -> argparse.ArgumentParser:
 
 
 def finish(name: str, results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Writes NAME.json beside NAME.png, publishes both where asked, and prints the results."""
+    """Write NAME.json beside NAME.png, publish both where asked, and print the results."""
     import json
 
     results["provenance"] = collect(["python", *sys.argv], PACKAGES)

@@ -3,15 +3,14 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from einops import rearrange
+from l2p_arch.sampling.initial_state import to_pixels
 from l2p_arch.sampling.painter import Painter
 from l2p_eval import scores
 from l2p_eval.geneval import GenEvalPrompt
@@ -22,7 +21,6 @@ from l2p_run import places
 from l2p_run.devices import choose_device, resolve_dtype
 from l2p_run.settings import to_table
 from l2p_train.config import TrainConfig
-from PIL import Image
 
 from l2p_ablate.config import ArmTable, Config, SurgeryTable
 from l2p_ablate.errors import NotFiniteError
@@ -68,6 +66,7 @@ def run_arm(
         NotFiniteError: a metric of the trained model is NaN or infinite.
     """
     from l2p_train.report.metrics import read_metrics
+    from l2p_train.run.earlier import judge_earlier
     from l2p_train.run.launcher import launch
 
     if known := read_result(folder):
@@ -84,8 +83,9 @@ def run_arm(
             progress(f"step {event['step']}/{settings.steps}, loss {event['loss']:.3f}")
 
     training = launch(settings, _processes(config, workers), on_event)
-    judge = partial(evaluate, config, arm, held=held, workers=workers, progress=progress)
-    metrics, tags = judge(folder / "train" / "model", folder / "images")
+    judge = partial(evaluate, config, arm, held, workers, progress)
+    earlier = judge_earlier(settings, folder / "earlier", lambda *places: judge(*places)[0])
+    metrics, tags = judge(folder, folder / "train" / "model")
     if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise NotFiniteError(
             f"arm {arm.name}, seed {seed}: {broken[0]} is {metrics[broken[0]]} after the training; a lower"
@@ -99,10 +99,10 @@ def run_arm(
         "geneval_tags": tags,
         "training": {key: value for key, value in asdict(training).items() if key != "model"},
         "curve": [(record["step"], record["loss"]) for record in steps if record.get("event") == "step"],
-        "history": [*_earlier(folder, judge), {"step": training.steps, "metrics": metrics}],
+        "history": [*earlier, {"step": training.steps, "metrics": metrics}],
         "seconds": round(time.perf_counter() - started, 1),  # of this session
     }
-    for leftover in (folder / "train" / "checkpoints", initial, folder / "earlier"):  # nothing resumes there
+    for leftover in (folder / "train" / "checkpoints", initial):  # nothing resumes from them any more
         shutil.rmtree(leftover, ignore_errors=True)
     places.write_json(folder / "result.json", result, ensure_ascii=True)
     return result
@@ -149,36 +149,16 @@ def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainCon
     staging.rename(out)
 
 
-def _earlier(folder: Path, judge: Callable[[Path, Path], tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the metrics at the checkpoints before the last one, where `train.keep_checkpoints` kept any."""
-    from l2p_train.run.checkpoint import list_checkpoints
-    from l2p_train.run.export import export_model
-
-    for checkpoint in list_checkpoints(folder / "train" / "checkpoints")[:-1]:
-        model = export_model(folder / "initial", checkpoint, folder / "earlier" / "model")
-        metrics, _ = judge(model, folder / "earlier" / "images")
-        yield {"step": checkpoint.step, "metrics": metrics}
-
-
 def evaluate(
-    config: Config,
-    arm: ArmTable,
-    directory: Path,
-    images: Path,
-    *,
-    held: Held,
-    workers: int | None,
-    progress: Progress,
+    config: Config, arm: ArmTable, held: Held, workers: int | None, tell: Progress, folder: Path, model: Path
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics of an arm's model in `directory`, which paints into `images`; and its score per
-    tag.
-    """
+    """Return the metrics of an arm's model, painting into `folder`/images, and its GenEval score per tag."""
     from l2p_mini.detector import ExactDetector
     from l2p_train.report.held_out import held_out_loss
 
-    prompts = [prompt.prompt for prompt in held.prompts]
-    model = model_of(
-        directory,
+    prompts, images = [prompt.prompt for prompt in held.prompts], folder / "images"
+    painter = model_of(
+        model,
         height=config.size,
         width=config.size,
         max_sequence_length=config.source.max_sequence_length,
@@ -187,21 +167,21 @@ def evaluate(
     shutil.rmtree(images, ignore_errors=True)
     pictures = paint(
         arm.name,
-        model,
+        painter,
         prompts,
         images,
         painting(config, workers),
-        lambda done, total, what: progress(f"paints {done}/{total}"),
+        lambda done, total, what: tell(f"paints {done}/{total}"),
     )
     seen = scores.geneval(pictures, ExactDetector(), prompts=held.prompts, images_per_prompt=1).whole()
     distance = scores.frechet(pictures, load_extractor("efficientnet-lite0"), reference=held.reference)
     patch_size = config.surgery_of(arm).patch_size
     metrics = {
-        **score_by_kind(seen),
+        **scores.by_kind(seen),
         "frechet": distance.headline,
         "loss": held_out_loss(
-            directory,
-            to_pixels([open_image(path) for path in held.reference]),
+            model,
+            to_pixels([open_image(path) for path in held.reference], len(prompts), config.size, config.size),
             prompts,
             max_sequence_length=config.source.max_sequence_length,
             device=choose_device(),
@@ -213,22 +193,10 @@ def evaluate(
     return metrics, dict(seen.details["scores"]["tags"])
 
 
-def score_by_kind(seen: scores.Score) -> dict[str, float]:
-    """GenEval's score as metrics of an arm: overall, and of each kind of prompts where they have one."""
-    kinds = seen.details.get("kinds", {})
-    return {"geneval": seen.headline, **{f"geneval:{kind}": share for kind, share in kinds.items()}}
-
-
 def painting(config: Config, workers: int | None) -> Painting:
     """Return how held-out pictures are painted: one of each prompt, the same seeds for every model."""
     evaluation = config.evaluate
     return Painting(seed=evaluation.seed, batch_size=evaluation.batch_size, workers=workers)
-
-
-def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Return RGB images of one size as (N, 3, H, W) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return rearrange(stacked, "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def _processes(config: Config, workers: int | None) -> int:

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_eval import scores
 from l2p_eval.geneval import GenEvalPrompt, check_prompts, read_metadata
 from l2p_eval.layout import image_path, write_image
-from l2p_eval.painting import Pictures, paint
+from l2p_eval.painting import paint
 from l2p_mini.pictures import render_prompt, restyled
 from l2p_run.devices import resolve_dtype
 from l2p_run.settings import to_table
 from PIL import Image
 
-from l2p_ablate.arms import Progress, model_of, painting, score_by_kind
+from l2p_ablate.arms import Progress, model_of, painting
 from l2p_ablate.config import Config, DataTable
 
 
@@ -105,17 +104,6 @@ def make_reference(
         lambda done, total, what: progress(f"{done}/{total} reference images"),
     )
     return list(pictures.paths)
-
-
-def score_reference(
-    prompts: Sequence[GenEvalPrompt], folder: Path, paths: Sequence[Path]
-) -> dict[str, float]:
-    """Return what the reference itself scores, as metrics of an arm."""
-    from l2p_mini.detector import ExactDetector
-
-    texts = [prompt.prompt for prompt in prompts]
-    pictures = Pictures(name="the reference", folder=folder, paths=paths, prompts=texts, settings={})
-    return score_by_kind(scores.geneval(pictures, ExactDetector(), prompts=prompts).whole())
 
 
 def _sampling(config: Config) -> dict[str, Any]:

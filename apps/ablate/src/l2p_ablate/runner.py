@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from l2p_eval.painting import Pictures
 from l2p_eval.report.arm_charts import write_arms
 from l2p_eval.report.arms import Results, summarise
+from l2p_eval.scores import by_kind, geneval
+from l2p_mini.detector import ExactDetector
 from l2p_run import places
 from l2p_run.folder.shared_work import work_through
 from l2p_run.provenance import collect
@@ -20,7 +23,7 @@ from l2p_run.settings import to_table
 
 from l2p_ablate.arms import Held, check_arms, read_result, run_arm
 from l2p_ablate.config import ArmTable, Config
-from l2p_ablate.data import held_out_prompts, make_corpus, make_reference, score_reference
+from l2p_ablate.data import held_out_prompts, make_corpus, make_reference
 from l2p_ablate.store import Store, held
 
 Say = Callable[[str], None]
@@ -117,8 +120,12 @@ def _make_data(config: Config, stored: Store, workers: int | None, say: Say, pro
     prompts = held_out_prompts(config)
     with held(stored.reference, wait=True):
         reference = make_reference(config, prompts, stored.reference, workers, progress)
-        score = score_reference(prompts, stored.reference, reference)
-    return Held(prompts=prompts, reference=reference, score=score)
+        score = geneval(
+            Pictures(name="the reference", folder=stored.reference, settings={}),
+            ExactDetector(),
+            prompts=prompts,
+        )
+    return Held(prompts=prompts, reference=reference, score=by_kind(score.whole()))
 
 
 def _prefixed(progress: Say, shown: str, text: str) -> None:

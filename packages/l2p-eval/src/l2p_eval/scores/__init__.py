@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from l2p_eval.geneval.retention import Retention, retention
-from l2p_eval.scores.benchmarks import dpg, geneval
+from l2p_eval.scores.benchmarks import by_kind, dpg, geneval
 from l2p_eval.scores.image_and_prompt import alignment, diversity
 from l2p_eval.scores.image_sets import frechet, inception_score, patch_grid
 from l2p_eval.scores.score import Progress, Score, files_of, pairs_of, sha256_of_images
@@ -20,6 +20,7 @@ __all__ = [
     "Retention",
     "Score",
     "alignment",
+    "by_kind",
     "diversity",
     "dpg",
     "files_of",

@@ -107,6 +107,12 @@ def _described(model: Any) -> str:
     return f"{name}, weights sha256 {weights}" if weights else name
 
 
+def by_kind(score: Score) -> dict[str, float]:
+    """Return a score of `geneval` as metrics: overall, and of each kind of prompts that the metadata name."""
+    kinds = score.details.get("kinds", {})
+    return {"geneval": score.headline, **{f"geneval:{kind}": share for kind, share in kinds.items()}}
+
+
 def dpg(
     pictures: Pictures,
     judge: "Judge",
