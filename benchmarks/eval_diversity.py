@@ -92,7 +92,7 @@ class OnePicture:
 
 
 def block_distance(pictures: Pictures) -> float:
-    """Return the mean over prompts of the mean absolute difference of block means over pairs of their pictures."""
+    """Return how far apart the block means of two pictures of a prompt are, on average."""
     groups: dict[str, list[Any]] = {}
     for path, prompt in zip(pictures.paths, pictures.prompts, strict=True):
         small = open_image(path).resize((BLOCKS, BLOCKS), Image.Resampling.BOX)

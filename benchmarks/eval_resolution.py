@@ -58,7 +58,7 @@ class Enlarged:
 
 
 def detail(path: Path) -> float:
-    """Return the root mean square, of 255, of what a picture has beyond the enlargement of its block means."""
+    """Return the root mean square, of 255, of a picture minus the enlargement of its block means."""
     image = open_image(path)
     means = image.resize((SMALL, SMALL), Image.Resampling.BOX).resize(image.size, ENLARGEMENT)
     return float(np.sqrt(np.mean((np.asarray(image, np.float64) - np.asarray(means, np.float64)) ** 2)))
