@@ -9,12 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from l2p_arch.sampling.initial_state import to_pixels
 from l2p_arch.sampling.painter import Painter
 from l2p_eval import scores
 from l2p_eval.geneval import GenEvalPrompt
-from l2p_eval.layout import open_image
 from l2p_eval.metrics.features import load_extractor
 from l2p_eval.painting import Model, Painting, default_workers, model_settings, paint
 from l2p_run import places
@@ -116,26 +113,16 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def check_arms(config: Config) -> None:
     """Build every arm's model on the meta device, before hours are spent; `ArchError` or `TrainError` says
     what is wrong."""
-    from l2p_arch.model import L2PTransformer
     from l2p_arch.patchify import check_size
-    from l2p_arch.surgery.aligned import recipe_config
     from l2p_arch.surgery.source import open_source
 
     source = open_source(config.source.model)
-    trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
     for arm in config.arm:
-        surgery = config.surgery_of(arm)
+        surgery, where = config.surgery_of(arm), f"arm {arm.name}: "
         check_size(config.size, config.size, surgery.patch_size)
         places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
-        surgery.check(config.train_config(arm, seed=0, **places), where=f"arm {arm.name}: ")
-        with torch.device("meta"):
-            L2PTransformer(
-                source.family.name,
-                trunk,
-                surgery.patch_size,
-                surgery.head_channels,
-                **recipe_config(surgery.recipe, surgery.decoder, surgery.prediction),
-            )
+        surgery.check(config.train_config(arm, seed=0, **places), where=where)
+        surgery.build(source)
 
 
 def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainConfig) -> None:
@@ -181,7 +168,7 @@ def evaluate(
         "frechet": distance.headline,
         "loss": held_out_loss(
             model,
-            to_pixels([open_image(path) for path in held.reference], len(prompts), config.size, config.size),
+            held.reference,
             prompts,
             max_sequence_length=config.source.max_sequence_length,
             device=choose_device(),

@@ -35,6 +35,7 @@ def _run(given: Sequence[str]) -> int:
 def _execute(config: Any, options: argparse.Namespace, command: Sequence[str]) -> int:
     import json
 
+    from l2p_eval.report.arm_charts import publish_arms
     from l2p_eval.report.arms import table
     from l2p_run.progress import Counter
     from l2p_train.machine.processes import choose_accelerator
@@ -54,23 +55,9 @@ def _execute(config: Any, options: argparse.Namespace, command: Sequence[str]) -
             progress=counter.note,
         )
     if options.publish:
-        publish(root, options.publish, options.config.stem)
+        publish_arms(root, options.publish, options.config.stem)
     out(json.dumps(summary, indent=1) if options.json else table(summary))
     return 0 if summary["complete"] else NOT_REACHED
-
-
-def publish(root: Path, folder: Path, name: str) -> None:
-    """Copy the evidence (JSON and PNG) to where it is committed."""
-    from l2p_run.places import put
-
-    for source, suffix in (
-        ("results.json", ".json"),
-        ("chart.png", ".png"),
-        ("pictures.png", "-pictures.png"),
-        ("steps.png", "-steps.png"),
-    ):
-        if (root / source).is_file():
-            put(root / source, folder / f"{name}{suffix}")
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,11 +39,11 @@ def _paint(options: Any) -> int:
     from l2p_arch.sampling.settings import sampling_defaults
     from l2p_run.command import out
     from l2p_run.progress import Counter, say
+    from l2p_serve.errors import ServeError
     from l2p_serve.files import check_output, save
     from l2p_serve.fingerprint import is_made_by
     from l2p_serve.sheet import save_sheet
 
-    from l2p_generate.errors import GenerateError
     from l2p_generate.model import announce_import, choose_model
     from l2p_generate.request import SAMPLING_FLAGS, is_unchanged, make_recipes
 
@@ -56,7 +56,7 @@ def _paint(options: Any) -> int:
             model.check_size(recipe.sampling.height, recipe.sampling.width)
     again = options.from_image is not None and is_unchanged(options, recipes)
     if again and not is_made_by(recipes[0].weights, model.directory):
-        raise GenerateError(
+        raise ServeError(
             f"{options.from_image} was made by other weights ({recipes[0].model}, {recipes[0].weights}) than"
             f" {model.name} has; give the model that made it, or another --seed for a new image"
         )

@@ -6,15 +6,14 @@ from typing import Any
 
 from l2p_arch.sampling.painter import FoundModel, find_model, find_pixel_model
 from l2p_run.progress import say
-
-from l2p_generate.errors import GenerateError
+from l2p_serve.errors import ServeError
 
 
 def choose_model(given: Path | None, components: Path | None = None, *, on_import: Any = None) -> FoundModel:
     """Return the model asked for; without one the trained pixel miniature that l2p-mini ships.
 
     Raises:
-        GenerateError: no model was given and l2p-mini is not installed.
+        ServeError: no model was given and l2p-mini is not installed.
         ArchError: there is no model, or it is damaged.
     """
     if given is not None:
@@ -22,13 +21,13 @@ def choose_model(given: Path | None, components: Path | None = None, *, on_impor
     try:
         from l2p_mini import paths
     except ImportError:
-        raise GenerateError(
+        raise ServeError(
             "no --model was given, and the miniature that would paint instead is not installed; give --model"
             " PATH, or install l2p-mini"
         ) from None
     folder = Path(paths.__file__).parent / "pixel_model"
     if not folder.is_dir():
-        raise GenerateError("no --model was given, and l2p-mini ships no trained one here; give --model PATH")
+        raise ServeError("no --model was given, and l2p-mini ships no trained one here; give --model PATH")
     return find_pixel_model(folder)
 
 
@@ -69,7 +68,7 @@ def choose_source(model: Path | None, given: Path | None) -> Any:
         return own
     found = find_model(given)
     if found.pixel:
-        raise GenerateError(f"--source {given} is an L2P model; give the latent one, or --no-source")
+        raise ServeError(f"--source {given} is an L2P model; give the latent one, or --no-source")
     same = own is not None and own.path.resolve() == found.directory.resolve()
     options: dict[str, Any] = dict(own.options) if own and same else {}
     return Source(path=found.directory, options=options)

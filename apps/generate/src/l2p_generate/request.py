@@ -10,6 +10,7 @@ from typing import Any
 from l2p_arch.sampling.settings import Sampling
 from l2p_run.pictures import open_picture
 from l2p_run.places import is_file, parse_json, read_text
+from l2p_serve.errors import ServeError
 from l2p_serve.recipe import (
     Adapter,
     Recipe,
@@ -20,8 +21,6 @@ from l2p_serve.recipe import (
     start_from,
 )
 from l2p_serve.text import check_text
-
-from l2p_generate.errors import GenerateError
 
 SAMPLING_FLAGS = {
     "height": "height",
@@ -46,10 +45,10 @@ def read_prompts(options: argparse.Namespace) -> list[tuple[str, int | None]]:
         lines = _lines(options.prompts, name)
         prompts += [_read_line(line, f"{name}, line {number}") for number, line in lines if line]
         if len(prompts) == len(options.prompt):
-            raise GenerateError(f"--prompts {name} holds no prompt; write one a line")
+            raise ServeError(f"--prompts {name} holds no prompt; write one a line")
     for prompt, _ in prompts:
         if not prompt.strip():
-            raise GenerateError("a prompt is empty; say what to paint")
+            raise ServeError("a prompt is empty; say what to paint")
         check_text(prompt, "the prompt")
     return prompts
 
@@ -62,12 +61,12 @@ def _lines(path: Path, name: str) -> list[tuple[int, str]]:
         try:
             text = given.decode("utf-8-sig") if isinstance(given, bytes) else given
         except UnicodeDecodeError as error:
-            raise GenerateError(
+            raise ServeError(
                 f"stdin is no text in UTF-8 (byte {error.start} is {given[error.start]:#04x}); write it so"
             ) from None
     elif not is_file(path):
         what = "is no file" if path.exists() else "does not exist"
-        raise GenerateError(f"--prompts {name} {what}; give a file with one prompt a line, or - for stdin")
+        raise ServeError(f"--prompts {name} {what}; give a file with one prompt a line, or - for stdin")
     else:
         text = read_text(path)
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
@@ -79,7 +78,7 @@ def _read_line(line: str, where: str) -> tuple[str, int | None]:
     row = parse_json(line, where)
     seed = row.get("seed")
     if not isinstance(row.get("prompt"), str):
-        raise GenerateError(f'{where} needs a text "prompt", and "seed" must be a whole number')
+        raise ServeError(f'{where} needs a text "prompt", and "seed" must be a whole number')
     return row["prompt"], None if seed is None else check_seed(seed, f"{where}: seed")
 
 
@@ -93,11 +92,11 @@ def make_recipes(options: argparse.Namespace, defaults: Sampling) -> list[Recipe
     if options.from_image is not None:
         return _again(options, prompts, changes, adapters)
     if not prompts:
-        raise GenerateError("nothing to paint: give a prompt, --prompts FILE or --from-image FILE.png")
+        raise ServeError("nothing to paint: give a prompt, --prompts FILE or --from-image FILE.png")
     for flag in ("strength", "mask"):
         if getattr(options, flag) is not None and options.image is None:
             kind = "image-to-image" if flag == "strength" else "inpainting"
-            raise GenerateError(f"--{flag} is for {kind}; add --image FILE, or leave it out")
+            raise ServeError(f"--{flag} is for {kind}; add --image FILE, or leave it out")
     template = Recipe(
         prompt="",
         seed=0,
@@ -145,7 +144,7 @@ def _again(
     if recipe.image is not None and recipe.strength is None and recipe.mask is None:
         recipe = replace(recipe, strength=0.6)
     if recipe.mask is not None and recipe.image is None:
-        raise GenerateError("--mask is for inpainting; add --image FILE, or leave it out")
+        raise ServeError("--mask is for inpainting; add --image FILE, or leave it out")
     if adapters:
         same = [(one.sha256, one.weight) for one in adapters] == [
             (one.sha256, one.weight) for one in recipe.adapters

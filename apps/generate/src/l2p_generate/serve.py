@@ -15,8 +15,8 @@ from l2p_serve.door.credentials import read_auth, read_tokens
 from l2p_serve.door.guard import answered_names, is_loopback
 from l2p_serve.door.listening import listen, serve_until_interrupted
 from l2p_serve.door.scratch import scratch_folder
+from l2p_serve.errors import ServeError
 
-from l2p_generate.errors import GenerateError
 from l2p_generate.options import COUNT, SIDE, STEPS, add_model_options
 
 
@@ -53,10 +53,10 @@ def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     users, tokens = read_auth(options.auth_file), read_tokens(options.token_file)
     if (tokens and not options.api) or (users and options.api):
-        raise GenerateError("--auth-file is for the page, and --token-file for --api; give the other one")
+        raise ServeError("--auth-file is for the page, and --token-file for --api; give the other one")
     if not is_loopback(options.host) and not (users or tokens):
         flag, holds = ("token", "a token each") if options.api else ("auth", "user:password")
-        raise GenerateError(
+        raise ServeError(
             f"--host {options.host} is open to others; add --{flag}-file with lines of {holds},"
             " or listen on 127.0.0.1"
         )
@@ -86,7 +86,7 @@ def _check_extra(options: argparse.Namespace) -> None:
         if not options.api:
             import gradio  # noqa: F401
     except ImportError:
-        raise GenerateError(f'the {what} needs Gradio: pip install "l2p-generate[serve]"') from None
+        raise ServeError(f'the {what} needs Gradio: pip install "l2p-generate[serve]"') from None
 
 
 @contextmanager

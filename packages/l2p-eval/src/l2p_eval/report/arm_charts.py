@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p_run.places import atomic_path, write_json, write_text
+from l2p_run.places import atomic_path, put, write_json, write_text
 
 from l2p_eval.layout import image_path
 from l2p_eval.report.arm_steps import save_steps
@@ -47,6 +47,14 @@ def write_arms(
     title = f"# {summary['title']} ({summary['paper']})"
     write_text(folder / "results.md", f"{title}\n\n{table(summary)}\n")
     write_json(folder / "results.json", summary, ensure_ascii=True, allow_nan=False)
+
+
+def publish_arms(root: Path, folder: Path, name: str) -> None:
+    """Copy what `write_arms` left in `root` (JSON and PNG) to `folder`, where it is committed, as NAME.*."""
+    kept = {"results.json": ".json", **{f"{each}.png": f"-{each}.png" for each in ("pictures", "steps")}}
+    for file, suffix in {**kept, "chart.png": ".png"}.items():
+        if (root / file).is_file():
+            put(root / file, folder / f"{name}{suffix}")
 
 
 def save_chart(summary: Mapping[str, Any], path: Path) -> None:

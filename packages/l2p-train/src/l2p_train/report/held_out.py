@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from l2p_arch.sampling.initial_state import draw_noise, generators_of
 from l2p_arch.sampling.painter import load_pipeline
+from l2p_run.pictures import open_picture
 from torch import Tensor
 
 from l2p_train.objective import l2p_loss
@@ -18,7 +20,7 @@ SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 @torch.inference_mode()
 def held_out_loss(
     model: Path,
-    x_0: Tensor,
+    pictures: Sequence[Path],
     prompts: Sequence[str],
     *,
     max_sequence_length: int,
@@ -31,7 +33,7 @@ def held_out_loss(
 
     Args:
         model: an L2P model directory.
-        x_0: the pictures, (N, 3, H, W) in [-1, 1].
+        pictures: files, all of one size.
         prompts: one of each picture.
         max_sequence_length: tokens of a prompt.
         device: "cpu", "cuda", "cuda:1".
@@ -41,6 +43,7 @@ def held_out_loss(
     """
     pipeline = load_pipeline(model, device=device, dtype=dtype)
     conditioning = pipeline.encode(list(prompts), max_sequence_length=max_sequence_length)
+    x_0 = torch.stack([_pixels(path) for path in pictures])
     noise = draw_noise(generators_of(len(x_0), range(len(x_0))), *x_0.shape[-2:])
     total = 0.0
     for start in range(0, len(x_0), batch_size):
@@ -50,3 +53,8 @@ def held_out_loss(
             losses = l2p_loss(pipeline.transformer, pixels, noise[part].to(device), sigma, conditioning[part])
             total += float(losses.sum())
     return total / (len(x_0) * len(sigmas))
+
+
+def _pixels(path: Path) -> Tensor:
+    """Return (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(open_picture(path))).permute(2, 0, 1).float() / 127.5 - 1

@@ -9,7 +9,9 @@ from l2p_run.settings import setting
 from l2p_train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from l2p_arch.model import L2PTransformer
     from l2p_arch.surgery.report import SurgeryReport
+    from l2p_arch.surgery.source import Source
     from torch import Tensor
 
 CALIBRATION_PIXELS = 2**20  # of corpus images that a start may measure the source with
@@ -64,6 +66,17 @@ class SurgerySettings:
             train.check_recipe(aligned=aligned, polishes=aligned)
         except TrainError as error:
             raise TrainError(f"{where}train.{error}") from None
+
+    def build(self, source: "Source") -> "L2PTransformer":
+        """Return the model on the meta device, without values; `ArchError` where the source has none such."""
+        import torch
+        from l2p_arch.model import L2PTransformer
+        from l2p_arch.surgery.aligned import recipe_config
+
+        trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
+        more = recipe_config(self.recipe, self.decoder, self.prediction)
+        with torch.device("meta"):
+            return L2PTransformer(source.family.name, trunk, self.patch_size, self.head_channels, **more)
 
     def operate(self, source: Path, out: Path, train: TrainConfig) -> "SurgeryReport":
         """Write the pixel-space initialisation of `source`, a diffusers directory, to `out`.

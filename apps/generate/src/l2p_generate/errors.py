@@ -1,7 +1,0 @@
-"""The exception of the generate app for what its user can put right."""
-
-from l2p_run.errors import UserError
-
-
-class GenerateError(UserError):
-    """One line that says what was given, what was wanted and the remedy; exit code 2."""
