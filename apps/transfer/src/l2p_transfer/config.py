@@ -217,10 +217,9 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
     shared = {"seed": run.seed, "max_sequence_length": sections["source"].max_sequence_length}
     settings = config_from_mapping({**train, **paths, **shared}, source="train")
     if settings.distils:
-        key = "distil_guidance" if settings.distil_guidance else "distil_steps"
         raise TransferError(
-            f"train.{key} imitates a model that can already paint, and a transfer begins with one that "
-            "cannot; finish the transfer, then run l2p-train distill on it (docs/few-passes.md)"
+            f"train.{settings.distils} imitates a model that can already paint, and a transfer begins with "
+            "one that cannot; finish the transfer, then run l2p-train distill on it (docs/few-passes.md)"
         )
     config = Config(train=settings, processes=processes, **sections)
     check_config(config)

@@ -25,6 +25,7 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
 from l2p_arch.families.base import CONDITIONING_DIMENSIONS
 from l2p_arch.files.mapping import loading_options
+from l2p_arch.guidance_input import GuidanceEmbedder, add_embedder, check_range, completed, told_scales
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.patchify import pixels_to_patches
 from l2p_arch.quantisation import use_quantised_layers
@@ -52,6 +53,9 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             often the patch is the aligned one along a side, and "detail" (`l2p_arch.enlargement`);
             head_channels then begin with those of a second head, for what is finer.
         quantisation: "int8" or "fp8" where the blocks' linear layers are stored in 8 bits, see `quantise`.
+        guidance_range: the lowest and the highest scale of guidance that the model has learned to take as a
+            number, "guidance" in a sample's conditioning (`l2p_arch.guidance_input`), and so in one pass;
+            None where guidance is a second pass.
     """
 
     _supports_gradient_checkpointing = True
@@ -70,6 +74,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         prediction: str = "velocity",
         alignment: dict[str, Any] | None = None,
         quantisation: str | None = None,
+        guidance_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         # What is given by position would count as left out, and `from_config` could not build it again.
@@ -116,12 +121,16 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         else:
             self.detailer_head = LinearHead(feature_channels, patch_size)
         self.source_family.fill_unset(self.trunk)
+        self.guidance_range: tuple[float, float] | None = None
+        self.guidance_embedder: GuidanceEmbedder | None = None
+        if guidance_range is not None:
+            self._take_guidance(check_range(guidance_range))
         if quantisation is not None:
             use_quantised_layers(self, quantisation)
         # 8 bits would round what is new here, which is a fraction of a percent of the weights.
         self._skip_layerwise_casting_patterns: Any = [
             *(getattr(self.trunk, "_skip_layerwise_casting_patterns", None) or ()),
-            r"^(detailer_head|fine_head|aligner)\.",
+            r"^(detailer_head|fine_head|aligner|guidance_embedder)\.",
             rf"^trunk\.{re.escape(self.source_family.embedder)}$",
         ]
         # The head's levels read each other across its whole depth: it stays on one device.
@@ -154,6 +163,29 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
 
         model: L2PTransformer = read_single_file(cls, file, dtype)
         return model
+
+    def take_guidance(self, lowest: float, highest: float, seed: int = 0) -> None:
+        """Make the scale of guidance an input, which changes no answer until it is trained, unless the family
+        embeds a guidance of its own: that one is then the input.
+
+        Args:
+            lowest, highest: the scales that it will learn; 1 is no guidance.
+            seed: of what is new.
+
+        Raises:
+            ArchError: the range is none, or the model takes a guidance already.
+        """
+        if self.guidance_range is not None:
+            raise ArchError(f"this model takes its guidance as a number already, in {self.guidance_range}")
+        scales = check_range((lowest, highest))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._take_guidance(scales)
+        self.register_to_config(guidance_range=list(scales))
+
+    def _take_guidance(self, scales: tuple[float, float]) -> None:
+        self.guidance_range = scales
+        self.guidance_embedder = add_embedder(self.trunk, self.source_family.time_embedding)
 
     @overload
     def forward(
@@ -264,8 +296,13 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         return self.source_family.predicted_latent(z_t, source_sigma, answer), features
 
     def _run(self, patches: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        run, scales = self.source_family.run, self.guidance_range
         try:
-            return self.source_family.run(self.trunk, patches, sigma, conditioning)
+            if scales is None:
+                return run(self.trunk, patches, sigma, conditioning)
+            conditioning = completed(conditioning, scales)
+            with told_scales(conditioning):
+                return run(self.trunk, patches, sigma, conditioning)
         except KeyError as error:
             _check_keys(error.args[0], conditioning, self.source_family.name)
             raise
@@ -290,15 +327,16 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         family = self.source_family
         kept = [] if self.aligner is None else [family.final_norm, family.final_projection]
         names = dict.fromkeys((*family.shallow, *kept))
-        return [f"trunk.{name}" for name in names] + self._head_names()
+        return [f"trunk.{name}" for name in names] + self._own_names()
 
     def new_names(self) -> list[str]:
         """Return modules that the source did not have."""
         embedder = [] if self.aligner is not None else [f"trunk.{self.source_family.embedder}"]
-        return [*embedder, *self._head_names()]
+        return [*embedder, *self._own_names()]
 
-    def _head_names(self) -> list[str]:
-        return ["detailer_head"] if self.fine_head is None else ["detailer_head", "fine_head"]
+    def _own_names(self) -> list[str]:
+        heads = ["detailer_head"] if self.fine_head is None else ["detailer_head", "fine_head"]
+        return heads if self.guidance_embedder is None else [*heads, "guidance_embedder"]
 
     def enable_head_tiling(self, tile: int | None = 1024) -> None:
         """Run the heads in square tiles of about `tile` px of the image, or whole again with None, see

@@ -122,6 +122,11 @@ def plan_public(model: Path) -> PlannedExport:
         raise ArchError(
             f"{model} is quantised ({config['quantisation']}); export the model that it was made of"
         )
+    if config.get("guidance_range"):
+        raise ArchError(
+            f"{model} takes its guidance as a number, for which the public layouts have no place; use its "
+            "model directory, or distil a student of one scale (l2p-train distill without --guidance-range)"
+        )
     layout = layout_for(config)
     tensors = index_directory(model / "transformer")
     plan, metadata = plan_export(model, config, tensors, layout, _on_meta(config))

@@ -75,6 +75,8 @@ class TrainConfig:
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
     # guided so, in one
     # pass instead of two (distillation.py); 0: off
+    distil_guidance_range: tuple[float, ...] = field(default=(), metadata={"later": True})  # instead of one
+    # guidance the lowest and the highest of those that the student learns to take as a number; (): none
     distil_steps: int = setting(0, ge=0, later=True)  # above 0: one of so many sampling steps does what that
     # model needs distil_substeps for; sigma is then one of these steps, shifted by noise_shift
     distil_substeps: int = setting(2, ge=1, later=True)  # of the teacher in one step of its student
@@ -181,10 +183,11 @@ class TrainConfig:
                 f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
                 "or 0 to train without a teacher"
             )
+        if self.distil_guidance_range:
+            self._check_guidance_range()
         if self.distils and self.zero_stage == 3:
             raise TrainError(
-                f"{'distil_guidance' if self.distil_guidance else 'distil_steps'} needs a whole teacher in "
-                "every process; use zero_stage 0, 1 or 2"
+                f"{self.distils} needs a whole teacher in every process; use zero_stage 0, 1 or 2"
             )
         if self.distils and (self.perceptual_weight or self.frequency_weight):
             raise TrainError(
@@ -197,15 +200,35 @@ class TrainConfig:
                 "polish_share to 0 (the student's last step learns the polish)"
             )
 
+    def _check_guidance_range(self) -> None:
+        from l2p_arch import ArchError
+        from l2p_arch.guidance_input import check_range
+
+        if self.distil_guidance:
+            raise TrainError(
+                f"distil_guidance is {self.distil_guidance}, one guidance, and distil_guidance_range "
+                f"{list(self.distil_guidance_range)} is many; leave one of them out"
+            )
+        try:
+            check_range(self.distil_guidance_range, "distil_guidance_range")
+        except ArchError as error:
+            raise TrainError(str(error)) from None
+        if self.trainable == "lora-only":
+            raise TrainError(
+                'distil_guidance_range adds an input to the model, and trainable = "lora-only" trains '
+                'adapters alone; use "lora", or distil_guidance'
+            )
+
     @property
     def adapts(self) -> bool:
         """Whether low-rank adapters are added to the model."""
         return self.trainable in ("lora", "lora-only")
 
     @property
-    def distils(self) -> bool:
-        """Whether the run imitates the model that it starts from."""
-        return bool(self.distil_guidance or self.distil_steps)
+    def distils(self) -> str:
+        """By which setting the run imitates the model that it starts from; empty: it does not."""
+        names = ("distil_guidance", "distil_guidance_range", "distil_steps")
+        return next((name for name in names if getattr(self, name)), "")
 
     def _check_places(self) -> None:
         for name in ("model", "corpus", "output"):
@@ -215,6 +238,27 @@ class TrainConfig:
                 raise TrainError(f"{name} is {str(place)!r}: an address; {where}")
         if self.mirror is not None and not is_address(self.mirror):
             raise TrainError(f"mirror is {self.mirror!r}; it must be an address, such as s3://bucket/run")
+
+    def check_guidance(self, learned: tuple[float, float] | None) -> None:
+        """Refuse what cannot be learned from, or sampled by, a model that takes its guidance as a number.
+
+        Args:
+            learned: the scales that the model takes before the run, None where it takes none.
+
+        Raises:
+            TrainError: it is to learn guidance a second time, or `sample_guidance` lies outside.
+        """
+        if learned and (self.distil_guidance or self.distil_guidance_range):
+            raise TrainError(
+                f"{self.distils} teaches guidance, and this model takes it as a number already, from "
+                f"{learned[0]:g} to {learned[1]:g}; leave it out (distil_steps keeps the number)"
+            )
+        lowest, highest = learned or self.distil_guidance_range or (0.0, 0.0)
+        if highest and self.sample_every and not lowest <= max(self.sample_guidance, 1.0) <= highest:
+            raise TrainError(
+                f"sample_guidance is {self.sample_guidance:g}, and the model takes a guidance from "
+                f"{lowest:g} to {highest:g}; set one of these"
+            )
 
     def check_recipe(self, *, aligned: bool, polishes: bool) -> None:
         """Refuse what a model of another recipe of the surgery cannot have.

@@ -1,8 +1,8 @@
 """`l2p-train distill MODEL -o OUT --steps 8 4`: a student of few passes, by one command that resumes.
 
 A stage is one training run (distillation.py): the first student imitates MODEL, guided as MODEL is sampled;
-each further one imitates the student before it, which needs no guidance any more. A run that is finished is
-left as it is, one that was stopped goes on exactly, so the same command again does what is left.
+each further one imitates the student before it, which needs no second pass any more. A run that is finished
+is left as it is, one that was stopped goes on exactly, so the same command again does what is left.
 """
 
 from __future__ import annotations
@@ -28,16 +28,25 @@ STUDENT: dict[str, Any] = {
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One run: the student's steps (0: its teacher's), the teacher's in each of them, the teacher's
-    guidance."""
+    guidance; in its place the range of those that the student learns."""
 
     name: str
     steps: int
     substeps: int
     guidance: float
+    scales: tuple[float, ...] = ()
 
 
-def plan_stages(steps: Sequence[int], teacher_steps: int, guidance: float) -> list[Stage]:
+def plan_stages(
+    steps: Sequence[int], teacher_steps: int, guidance: float, scales: Sequence[float] = ()
+) -> list[Stage]:
     """Return the runs that lead from a teacher to students of ever fewer steps.
+
+    Args:
+        steps: of the students.
+        teacher_steps: of the model to begin with.
+        guidance: that the first student learns; 1 or less: none.
+        scales: in its place, the lowest and the highest guidance that the students take as a number.
 
     Raises:
         TrainError: nothing is left to learn, or a number of steps does not divide the one before it.
@@ -50,8 +59,9 @@ def plan_stages(steps: Sequence[int], teacher_steps: int, guidance: float) -> li
                 f"the guidance is {guidance:g}, which is off, and no --steps are given: nothing to distil; "
                 "give --guidance 2.5, or --steps 8"
             )
-        return [Stage(name="guidance", steps=0, substeps=1, guidance=guidance)]
-    stages, before, scale = [], teacher_steps, guidance if guidance > 1 else 0.0
+        first = 0.0 if scales else guidance
+        return [Stage(name="guidance", steps=0, substeps=1, guidance=first, scales=tuple(scales))]
+    stages, before, scale, scales = [], teacher_steps, guidance if guidance > 1 else 0.0, tuple(scales)
     for count in steps:
         if before % count or (count == before and scale == 0):
             fitting = [one for one in range(1, before + 1) if before % one == 0 and (scale or one < before)]
@@ -59,8 +69,10 @@ def plan_stages(steps: Sequence[int], teacher_steps: int, guidance: float) -> li
                 f"--steps {count} is no part of the {before} steps before it; use one of "
                 f"{', '.join(map(str, fitting))}, or other --teacher-steps"
             )
-        stages.append(Stage(name=f"steps-{count}", steps=count, substeps=before // count, guidance=scale))
-        before, scale = count, 0.0
+        first = 0.0 if scales else scale
+        name, substeps = f"steps-{count}", before // count
+        stages.append(Stage(name=name, steps=count, substeps=substeps, guidance=first, scales=scales))
+        before, scale, scales = count, 0.0, ()
     return stages
 
 
@@ -78,8 +90,9 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
     found = find_pixel_model(options.model)
     usual = sampling_defaults(found.directory)
-    guidance = usual.guidance_scale if options.guidance is None else options.guidance
-    stages = plan_stages(options.steps, options.teacher_steps or usual.num_inference_steps, guidance)
+    guidance, number = _guidance(options, found.directory, usual.guidance_scale)
+    teacher_steps = options.teacher_steps or usual.num_inference_steps
+    stages = plan_stages(options.steps, teacher_steps, guidance, options.guidance_range or ())
     shared = {
         **STUDENT,
         "steps": options.updates,
@@ -90,7 +103,7 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     teacher = found.directory
     for stage in stages:
-        config = stage_config(stage, teacher, options.output / stage.name, shared)
+        config = stage_config(stage, teacher, options.output / stage.name, shared, number)
         say(f"{stage.name}: teacher {teacher}")
         result = launch(config, options.processes, on_event=_tell)
         teacher = Path(result.model)
@@ -108,7 +121,40 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def stage_config(stage: Stage, teacher: Path, output: Path, shared: dict[str, Any]) -> Any:
+def _guidance(options: argparse.Namespace, model: Path, usual: float) -> tuple[float, float]:
+    """Return the guidance for `plan_stages`, and that of the students' sample pictures."""
+    from l2p_arch import ArchError
+    from l2p_arch.guidance_input import check_range
+    from l2p_run.places import read_json
+
+    from l2p_train.errors import TrainError
+
+    learned = read_json(model / "transformer" / "config.json").get("guidance_range")
+    asked = next((name for name in ("guidance", "guidance_range") if getattr(options, name) is not None), "")
+    if learned and (asked or not options.steps):
+        what = f"--{asked.replace('_', '-')} was given" if asked else "no --steps are given"
+        raise TrainError(
+            f"{model} takes its guidance as a number already, from {learned[0]:g} to {learned[1]:g}, and its "
+            f"students keep that; {what}: give --steps alone"
+        )
+    if learned:
+        return 0.0, usual
+    if options.guidance_range is None:
+        return (usual if options.guidance is None else options.guidance), 1.0
+    if options.guidance is not None:
+        raise TrainError(
+            f"--guidance {options.guidance:g} is one guidance and --guidance-range many; leave one out"
+        )
+    try:
+        lowest, highest = check_range(options.guidance_range, "--guidance-range")
+    except ArchError as error:
+        raise TrainError(str(error)) from None
+    return highest, min(max(usual, lowest), highest)
+
+
+def stage_config(
+    stage: Stage, teacher: Path, output: Path, shared: dict[str, Any], sample_guidance: float = 1.0
+) -> Any:
     """Return the `TrainConfig` of one stage.
 
     Raises:
@@ -120,9 +166,10 @@ def stage_config(stage: Stage, teacher: Path, output: Path, shared: dict[str, An
         "model": str(teacher),
         "output": str(output),
         "distil_guidance": float(stage.guidance),
+        "distil_guidance_range": [float(scale) for scale in stage.scales],
         "distil_steps": stage.steps,
         "distil_substeps": stage.substeps,
-        "sample_guidance": 1.0,
+        "sample_guidance": float(sample_guidance),
     }
     if stage.steps:
         own["sample_steps"] = stage.steps
@@ -176,7 +223,7 @@ def _given(pairs: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
-        if not separator or key.strip() in (*fixed, "distil_substeps"):
+        if not separator or key.strip() in (*fixed, "distil_substeps", "distil_guidance_range"):
             raise TrainError(
                 f"--set {pair[:80]} is not of the form KEY=VALUE with a key of the trainer that no option "
                 "here stands for, such as learning_rate=1e-4"
@@ -226,6 +273,8 @@ def parser() -> Parser:
     add("--corpus", metavar="DIR", help=corpus)
     guidance = "that the first student learns; 1: none (default: the model's own)"
     add("--guidance", type=number(ge=0, le=1000), metavar="S", help=guidance)
+    scales = "learn every guidance between two numbers instead, to be chosen when the student is sampled"
+    add("--guidance-range", type=number(ge=1, le=1000), nargs=2, metavar=("LOW", "HIGH"), help=scales)
     teacher = "of the model that is imitated (default: the model's own)"
     add("--teacher-steps", type=whole, metavar="N", help=teacher)
     shift = "noise shift of the schedule (default: the model's own)"

@@ -3,7 +3,9 @@ several.
 
 Of guidance (Meng et al. 2023, arXiv 2210.03142, sec. 3.1). With classifier-free guidance of scale s the
 teacher paints along v_neg + s (v_pos - v_neg), two passes a step. The student learns that velocity itself:
-eq. 5 with the guided velocity in place of noise - x_0. It is then sampled without guidance.
+eq. 5 with the guided velocity in place of noise - x_0. It is then sampled without guidance. One scale is
+learned so, or a range of them: every sample then has a scale of its own, which the student is told as a
+number (`L2PTransformer.take_guidance`), so that it is chosen when the student is sampled.
 
 Of steps (after progressive distillation, Salimans & Ho 2022, arXiv 2202.00512, sec. 3). The student will be
 sampled at N fixed noise levels. From x_t at one of them the teacher makes k smaller Euler steps to the next
@@ -39,7 +41,8 @@ class Teacher:
 
     Args:
         model: predicts velocities; it is set to evaluation and gets no gradient.
-        scale: s of v_neg + s (v_pos - v_neg); 1 or less is one pass without guidance.
+        scale: s of v_neg + s (v_pos - v_neg); 1 or less is one pass without guidance. None: each sample's
+            own, the "guidance" of its conditioning, which a model that takes it as a number is told.
         empty: conditioning of the empty prompt, which guidance leads away from.
         steps: N, the student's; 0: it keeps the teacher's schedule, whatever that is.
         substeps: k, the teacher's in one of them.
@@ -50,7 +53,7 @@ class Teacher:
     def __init__(
         self,
         model: Any,
-        scale: float,
+        scale: float | None,
         empty: Conditioning,
         *,
         steps: int = 0,
@@ -64,14 +67,20 @@ class Teacher:
     @torch.no_grad()
     def velocity(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """Return the guided velocity at x_t (B, 3, H, W) and sigma (B,), float32."""
-        if self.scale <= 1:
+        told = self.model.guidance_range is not None
+        if told or (self.scale is not None and self.scale <= 1):
             alone: Tensor = self.model(x_t, sigma, conditioning).float()
             return alone
+        # What a family embeds of its own stays at its default: the student's number is the scale from here.
+        texts = [_text_of(sample) for sample in conditioning]
         both = self.model(
-            torch.cat((x_t, x_t)), torch.cat((sigma, sigma)), [*conditioning, *[self.empty] * len(x_t)]
+            torch.cat((x_t, x_t)), torch.cat((sigma, sigma)), [*texts, *[self.empty] * len(x_t)]
         ).float()
         with_prompt, without = both.chunk(2)
-        return guided(with_prompt, without, self.scale)
+        if self.scale is not None:
+            return guided(with_prompt, without, self.scale)
+        scales = torch.stack([sample["guidance"] for sample in conditioning]).to(both)
+        return without + _per_sample(scales) * (with_prompt - without)
 
     @torch.no_grad()
     def target(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
@@ -102,6 +111,7 @@ class Teacher:
         return [sigma.float(), *ways[1:]]
 
     def _polished(self, x_0: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        conditioning = [_text_of(sample) for sample in conditioning]  # as the pipeline does it, unguided
         x_t = (1 - self.polish) * x_0
         sigma = torch.full((len(x_0),), self.polish, device=x_0.device)
         denoised: Tensor = x_t - self.polish * self.model(x_t, sigma, conditioning).float()
@@ -129,7 +139,7 @@ def load_teacher(config: TrainConfig, plan: FreezePlan, student: Any, empty: Con
             value.data = held[name].data
     return Teacher(
         model.to(next(student.parameters()).device),
-        config.distil_guidance,
+        None if config.distil_guidance_range else config.distil_guidance,
         empty,
         steps=config.distil_steps,
         substeps=config.distil_substeps,
@@ -189,6 +199,11 @@ def check_schedule(scheduler: Any, config: TrainConfig, noise_scale: float) -> N
             f"distil_steps learns evenly spaced Euler steps, and the model's scheduler ({name}) makes others;"
             " put a FlowMatchEulerDiscreteScheduler without terminal shift, noise or sigmas of its own there"
         )
+
+
+def _text_of(conditioning: Conditioning) -> Conditioning:
+    """Return the conditioning without the guidance that is told as a number."""
+    return {key: value for key, value in conditioning.items() if key != "guidance"}
 
 
 def _per_sample(values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
 from l2p_train.lora import add_adapters
+from l2p_train.student import prepare_student
 from l2p_train.zero.settings import LIVE_PARAMETERS, bucket_bytes
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
@@ -206,6 +207,7 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
             model = L2PTransformer.from_config(settings)
             if config.adapts:
                 add_adapters(model, config)
+            prepare_student(model, config)
         return model, model.source_family.feature_channels(settings["trunk_config"])
     except (ArchError, KeyError) as error:
         raise TrainError(f"{path}: {error}") from error
@@ -226,7 +228,9 @@ def _trunk_values(config: TrainConfig, model: Any, plan: FreezePlan, tokens: int
     """Return the values that the blocks save for the backward pass of one image."""
     trained = {row.module for row in plan.rows if row.trainable}
     blocks = model.block_names()
-    if model.aligner is not None and not any(name.startswith("trunk.") for name in plan.trainable):
+    if model.aligner is not None and not any(
+        name.startswith(("trunk.", "guidance_embedder.")) for name in plan.trainable
+    ):
         return 0.0  # an aligned trunk that is frozen whole has no backward pass
     if config.gradient_checkpointing:
         per_token = (

@@ -95,6 +95,14 @@ def draw(config: TrainConfig, counter: int, height: int, width: int, polish: flo
     return Draw(float(sigma), drop_caption, noise)
 
 
+def draw_guidance(seed: int, counter: int, scales: tuple[float, float]) -> float:
+    """Draw the guidance of sample `counter`, uniform over the range that a student learns (Meng et al. 2023,
+    sec. 3.1); from a stream of its own, so that noise and sigma stay what they are without it."""
+    key = np.array([seed, counter], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 1]))
+    return float(generator.uniform(*scales))
+
+
 def grain(generator: np.random.Generator, height: int, width: int) -> Tensor:
     """Return what a sampler leaves on a finished image, in units of the noise: (3, height, width), float32.
 

@@ -53,6 +53,7 @@ from l2p_train.run.run_directory import (
     write_result,
 )
 from l2p_train.schedule import ema_decay, learning_rate_factor
+from l2p_train.student import check_trained, prepare_student
 from l2p_train.zero.engine import (
     attention_for_device,
     average_gradients,
@@ -120,6 +121,7 @@ class Session:
         self.step = self.resumed.step if self.resumed else 0
         self.corpus = open_corpus(config)
         model = load_model(config)
+        prepare_student(model, config)
         self.scheduler = load_scheduler(config.model)
         check_schedule(self.scheduler, config, model.noise_scale)
         config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
@@ -130,6 +132,7 @@ class Session:
             train_patterns=config.train_patterns,
             freeze_patterns=config.freeze_patterns,
         )
+        check_trained(config, self.plan, model)
         if config.frozen_weights == "int8":
             quantise_frozen(model, self.plan)
         self.sample_plan = plan_samples(config, self.corpus, model.patch_size)
@@ -141,7 +144,9 @@ class Session:
         if config.distil_steps:  # the sigmas that the student will be sampled at, and no others
             shifted = replace(shifted, sigma_distribution="discrete", sigma_points=config.distil_steps)
         sources = (shifted, self.corpus, self.conditioning)
+        scales = model.guidance_range if config.distils else None
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
+        share["scales"] = scales
         self.maker = BatchMaker(*sources, **share, rows=training, polish=model.polish)
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
         if rank == 0:

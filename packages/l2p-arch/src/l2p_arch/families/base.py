@@ -105,6 +105,8 @@ class Family:
     along them."""
     shallow: tuple[str, ...]
     """Modules and parameters outside the main blocks that train together with the first and last blocks."""
+    time_embedding: str
+    """Module of the trunk that embeds the time, (B, width) whatever else is added to it."""
     velocity_sign: int
     """The velocity (noise - x_0) is this times the raw output."""
     idle: tuple[str, ...] = ()

@@ -75,6 +75,7 @@ FLUX = Family(
     embedder="x_embedder",
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     shallow=("x_embedder", "context_embedder", "time_text_embed"),
+    time_embedding="time_text_embed.timestep_embedder",
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},

@@ -115,6 +115,7 @@ FLUX2 = Family(
         "double_stream_modulation_txt",
         "single_stream_modulation",
     ),
+    time_embedding="time_guidance_embed.timestep_embedder",
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=lambda config, channels: {**config, "in_channels": channels, "out_channels": None},

@@ -85,6 +85,7 @@ LUMINA2 = Family(
     embedder="x_embedder",
     block_lists=("layers",),
     shallow=("x_embedder", "noise_refiner", "context_refiner", "time_caption_embed"),
+    time_embedding="time_caption_embed.timestep_embedder",
     velocity_sign=-1,
     feature_channels=lambda config: config["hidden_size"],
     pixel_config=_pixel_config,

@@ -87,6 +87,7 @@ PIXART_SIGMA = Family(
     embedder="pos_embed.proj",
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "adaln_single", "caption_projection"),
+    time_embedding="adaln_single.emb.timestep_embedder",
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=_pixel_config,

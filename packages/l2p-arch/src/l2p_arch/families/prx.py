@@ -59,6 +59,7 @@ PRX = Family(
     embedder="img_in",
     block_lists=("blocks",),
     shallow=("img_in", "txt_in", "time_in"),
+    time_embedding="time_in",
     velocity_sign=1,
     feature_channels=lambda config: config["hidden_size"],
     pixel_config=_pixel_config,

@@ -79,6 +79,7 @@ QWEN_IMAGE = Family(
     embedder="img_in",
     block_lists=("transformer_blocks",),
     shallow=("img_in", "txt_norm", "txt_in", "time_text_embed"),
+    time_embedding="time_text_embed.timestep_embedder",
     velocity_sign=1,
     idle=("transformer_blocks.-1.attn.to_add_out", "transformer_blocks.-1.txt_mlp"),
     feature_channels=width_of_heads,

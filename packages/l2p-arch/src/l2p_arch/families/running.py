@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families.base import Conditioning
+from l2p_arch.guidance_input import told_scales
 
 _PARTS = 4  # of 8 bits each, in bfloat16: more than float32's 24
 Run = Callable[[Any, Tensor, Tensor, Sequence[Conditioning]], Tensor]
@@ -28,7 +29,11 @@ def in_groups_of_equal_text(run: Run) -> Run:
         if len(groups) == 1:
             return run(trunk, patches, sigma, conditioning)
         order = [index for group in groups.values() for index in group]
-        parts = [run(trunk, patches[g], sigma[g], [conditioning[i] for i in g]) for g in groups.values()]
+        parts = []
+        for group in groups.values():
+            samples = [conditioning[index] for index in group]
+            with told_scales(samples):
+                parts.append(run(trunk, patches[group], sigma[group], samples))
         return torch.cat(parts)[torch.tensor(order, device=patches.device).argsort()]
 
     return run_groups

@@ -90,6 +90,7 @@ SANA = Family(
     embedder="patch_embed.proj",
     block_lists=("transformer_blocks",),
     shallow=("patch_embed", "time_embed", "caption_projection", "caption_norm"),
+    time_embedding="time_embed.emb.timestep_embedder",
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=_pixel_config,

@@ -77,6 +77,7 @@ SD3 = Family(
     embedder="pos_embed.proj",
     block_lists=("transformer_blocks",),
     shallow=("pos_embed", "context_embedder", "time_text_embed"),
+    time_embedding="time_text_embed.timestep_embedder",
     velocity_sign=1,
     feature_channels=width_of_heads,
     pixel_config=_pixel_config,

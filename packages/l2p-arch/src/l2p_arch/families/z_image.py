@@ -115,6 +115,7 @@ Z_IMAGE = Family(
         "x_pad_token",
         "cap_pad_token",
     ),
+    time_embedding="t_embedder",
     velocity_sign=-1,
     feature_channels=lambda config: config["dim"],
     pixel_config=_pixel_config,

@@ -100,6 +100,9 @@ def check_model_config(transformer: Path) -> dict[str, Any]:
             "a list of widths",
         ),
     }
+    if (scales := config.get("guidance_range")) is not None:
+        right = isinstance(scales, list) and len(scales) == 2 and all(map(_is_number, scales))
+        wanted["guidance_range"] = (right and 1 <= scales[0] < scales[1], "two scales, such as [1, 4]")
     for key, (right, words) in wanted.items():
         if not right:
             given = f"is {_short(config[key])}" if key in config else "is missing"
@@ -109,6 +112,10 @@ def check_model_config(transformer: Path) -> dict[str, Any]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 20
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_a_pipeline_module(name: str) -> bool:

@@ -14,7 +14,7 @@ from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.sampling.adapters import Adapters
-from l2p_arch.sampling.guidance import check_guidance, guided
+from l2p_arch.sampling.guidance import check_guidance, guided, learned_scale
 from l2p_arch.sampling.initial_state import (
     Hold,
     check_noise,
@@ -116,8 +116,8 @@ class L2PPipeline(Prompts, Adapters):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the latest call led away from a negative prompt."""
-        return self._guidance_scale > 1
+        """Whether the latest call led away from a negative prompt, in a second pass."""
+        return self._guidance_scale > 1 and self.transformer.guidance_range is None
 
     @torch.no_grad()
     def __call__(
@@ -159,7 +159,8 @@ class L2PPipeline(Prompts, Adapters):
             height, width: px, multiples of the patch size. None is the size of `image`, for an image to
                 start from down to whole patches, or 1024.
             num_inference_steps: steps of the sampler.
-            guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt.
+            guidance_scale: s in neg + s * (pos - neg); 1 or less means one pass and no negative prompt. A
+                model with a `guidance_range` takes it as a number, in one pass, and has no negative prompt.
             guidance_rescale: 0 to 1, see `guided`.
             distilled_guidance_scale: what guidance-distilled models (FLUX.1 [dev], FLUX.2 [dev]) embed beside
                 the time, in every pass; None is the default of the family's own pipeline.
@@ -211,15 +212,23 @@ class L2PPipeline(Prompts, Adapters):
             raise ArchError(f"num_images_per_prompt {num_images_per_prompt} must be at least 1")
         check_guidance(guidance_scale, guidance_rescale, distilled_guidance_scale)
         watched = _watched_states(callback_on_step_end_tensor_inputs)
+        learned = learned_scale(
+            self.transformer,
+            guidance_scale,
+            guidance_rescale=guidance_rescale,
+            distilled_guidance_scale=distilled_guidance_scale,
+            negative_prompt=negative_prompt,
+        )
         positive = self._conditioning(
             prompt, _one_of(prompt_conditioning, prompt_embeds), max_sequence_length
         )
         negative: list[Conditioning] = []
-        if guidance_scale > 1:
+        if guidance_scale > 1 and learned is None:
             given = _one_of(negative_conditioning, negative_prompt_embeds)
             negative = self._conditioning(negative_prompt or "", given, max_sequence_length, len(positive))
-        positive = self._embedding(positive, distilled_guidance_scale, num_images_per_prompt)
-        negative = self._embedding(negative, distilled_guidance_scale, num_images_per_prompt)
+        number = distilled_guidance_scale if learned is None else learned
+        positive = self._embedding(positive, number, num_images_per_prompt)
+        negative = self._embedding(negative, number, num_images_per_prompt)
         canvas = canvas_for(
             image, mask_image, height, width, count=len(positive), patch_size=self.transformer.patch_size
         )
@@ -260,7 +269,8 @@ class L2PPipeline(Prompts, Adapters):
         x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
         polish = self.transformer.polish if polish is None else polish
         if polish and canvas.image is None and not self.interrupt:
-            x_0 = _polished(x_0, polish, lambda x_t, sigma: self._velocity(x_t, sigma, positive, [], 1, 0))
+            texts = positive if learned is None else [_without_guidance(text) for text in positive]
+            x_0 = _polished(x_0, polish, lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0))
         images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -314,6 +324,11 @@ def _one_of(ours: Any, theirs: Any) -> Any:
     if ours is not None and theirs is not None:
         raise ArchError("the conditioning was given by our name and by diffusers'; give it once")
     return theirs if ours is None else ours
+
+
+def _without_guidance(conditioning: Conditioning) -> Conditioning:
+    """Return the conditioning for which a model with a `guidance_range` uses the lowest scale."""
+    return {key: value for key, value in conditioning.items() if key != "guidance"}
 
 
 def _watched_states(names: Sequence[str]) -> list[str]:

@@ -141,7 +141,8 @@ class Prompts(DiffusionPipeline):
         self, conditioning: Sequence[Conditioning], guidance: float | None, copies: int
     ) -> list[Conditioning]:
         """Return the conditioning of each image, with the guidance that a distilled model embeds."""
-        if guidance is not None and not self.transformer.trunk.config.get("guidance_embeds"):
+        embeds = self.transformer.guidance_range or self.transformer.trunk.config.get("guidance_embeds")
+        if guidance is not None and not embeds:
             family = self.transformer.source_family.name
             raise ArchError(
                 f"distilled_guidance_scale {guidance} is for models that embed their guidance, and this "

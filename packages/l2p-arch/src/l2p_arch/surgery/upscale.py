@@ -128,6 +128,11 @@ def _smaller(model: Path, patch_size: int) -> tuple[dict[str, Any], int]:
     old = read_model_config(model)
     if old.get("quantisation"):
         raise ArchError(f"{model} is quantised ({old['quantisation']}); start from the model it was made of")
+    if old.get("guidance_range"):
+        raise ArchError(
+            f"{model} is a student that takes its guidance as a number; enlarge the model that it was "
+            "distilled from, and distil that"
+        )
     factor, rest = divmod(patch_size, old["patch_size"])
     if rest or factor < 2:
         raise ArchError(

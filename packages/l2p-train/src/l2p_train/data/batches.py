@@ -25,7 +25,7 @@ from l2p_train.data.conditioning import Conditioning, ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import NonFiniteLossError
 from l2p_train.machine.tensors import save_tensors
-from l2p_train.noise import draw, sample_generator
+from l2p_train.noise import draw, draw_guidance, sample_generator
 
 
 @dataclass
@@ -146,9 +146,11 @@ class BatchMaker:
         world_size: int = 1,
         rows: Sequence[int] | None = None,
         polish: float = 0.0,
+        scales: tuple[float, float] | None = None,
     ) -> None:
-        """Prepare. `rows`: those of the corpus that train; None: all. `polish`: as `draw` takes it."""
-        self.polish = polish
+        """Prepare. `rows`: those of the corpus that train; None: all. `polish`: as `draw` takes it. `scales`:
+        see `with_guidance`."""
+        self.polish, self.scales = polish, scales
         self.config, self.corpus, self.conditioning, self.rank = config, corpus, conditioning, rank
         self.micro_batch_size, self.accumulation = config.batch_layout(world_size)
         self.rows = range(len(corpus.rows)) if rows is None else rows
@@ -186,8 +188,30 @@ class BatchMaker:
             x_0=torch.stack([self.corpus.image(row, size) for row in rows]).float() / 127.5 - 1,
             noise=torch.stack([one.noise for one in draws]),
             sigma=torch.tensor([one.sigma for one in draws], dtype=torch.float32),
-            conditioning=[self.conditioning[prompt] for prompt in prompts],
+            conditioning=with_guidance(
+                [self.conditioning[prompt] for prompt in prompts], self.config.seed, counters, self.scales
+            ),
         )
+
+
+def with_guidance(
+    conditioning: Sequence[Conditioning],
+    seed: int,
+    counters: Sequence[int],
+    scales: tuple[float, float] | None,
+) -> list[Conditioning]:
+    """Each sample's conditioning with its guidance, which a student learns to take as a number.
+
+    Args:
+        seed, counters: see `draw_guidance`.
+        scales: the lowest and the highest; None: none is learned.
+    """
+    if scales is None:
+        return list(conditioning)
+    drawn = [draw_guidance(seed, counter, scales) for counter in counters]
+    return [
+        {**sample, "guidance": torch.tensor(scale)} for sample, scale in zip(conditioning, drawn, strict=True)
+    ]
 
 
 def prefetched(

@@ -18,7 +18,7 @@ from l2p_run.sizes import Size
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
-from l2p_train.data.batches import Batch
+from l2p_train.data.batches import Batch, with_guidance
 from l2p_train.data.conditioning import ConditioningCache
 from l2p_train.data.corpus import Corpus, bucket_size
 from l2p_train.errors import TrainError
@@ -76,7 +76,10 @@ class Validation:
         patch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        scales: tuple[float, float] | None = None,
     ) -> None:
+        """Prepare. `scales`: see `with_guidance`."""
+        self.scales = scales
         self.config, self.corpus, self.rows, self.conditioning = config, corpus, rows, conditioning
         sizes: dict[Size, list[int]] = {}
         for place, row in enumerate(rows):
@@ -115,7 +118,12 @@ class Validation:
             x_0=torch.stack([self.corpus.image(row, part.size) for row in rows]).float() / 127.5 - 1,
             noise=torch.stack(noise),
             sigma=sigma.float(),
-            conditioning=[self.conditioning[self.corpus.rows[row].prompt] for row in rows],
+            conditioning=with_guidance(
+                [self.conditioning[self.corpus.rows[row].prompt] for row in rows],
+                self.config.seed,
+                counters,
+                self.scales,
+            ),
         )
 
     @torch.no_grad()

@@ -19,6 +19,8 @@ from l2p_train.lora import merge_into, save_adapters
 from l2p_train.machine.tensors import open_tensors, save_tensors
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
 
+_ADDED = "guidance_embedder."  # to a student that learns a range of guidance
+_USUAL_GUIDANCE = 2.0  # of a model that brings no sampling.json
 _DIGITS = 20  # of a base's hash; earlier versions had 16
 
 
@@ -89,10 +91,16 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     temporary = out.parent / f".{out.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
+    added = {name for name in names if settings.get("distil_guidance_range") and name.startswith(_ADDED)}
     for path in weight_files(model_dir / "transformer"):
         with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
+        if added:  # to the first file
+            dtype = next(value.dtype for value in tensors.values() if value.is_floating_point())
+            tensors |= {name: read(name).to(dtype) for name in sorted(added)}
+            _take_guidance(temporary / "transformer", path.name, tensors, added, settings)
+            added = set()
         for name in names & set(tensors):
             tensors[name] = read(name).to(tensors[name].dtype)
         names -= set(tensors) | merge_into(tensors, names, read, settings)
@@ -115,13 +123,33 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     return temporary.rename(out)
 
 
+def _take_guidance(
+    transformer: Path, file: str, tensors: Mapping[str, Any], added: set[str], settings: Mapping[str, Any]
+) -> None:
+    """Enter the student's new input into its config and, where there is one, the index of its shards."""
+    config = read_json(transformer / "config.json")
+    write_json(transformer / "config.json", config | {"guidance_range": settings["distil_guidance_range"]})
+    for path in transformer.glob("*.safetensors.index.json"):
+        index = read_json(path)
+        index["weight_map"] |= dict.fromkeys(sorted(added), file)
+        total = index.get("metadata", {}).get("total_size")
+        if isinstance(total, int):
+            index["metadata"]["total_size"] = total + sum(tensors[name].nbytes for name in added)
+        write_json(path, index)
+
+
 def _sample_as_distilled(model: Path, settings: Mapping[str, Any]) -> None:
     """Take what a distilled model has learned (guidance, and with steps the polish) out of its defaults, and
-    fix the schedule that it knows."""
+    fix the schedule that it knows. A guidance that it takes as a number stays, within what it knows."""
     changes: dict[str, Any] = {}
-    if settings.get("distil_guidance") or settings.get("distil_steps"):
-        changes = {"guidance_scale": 1.0}
     defaults = model / "sampling.json"
+    scales = read_json(model / "transformer" / "config.json").get("guidance_range")
+    if scales and settings.get("distil_guidance_range"):
+        usual = read_json(defaults).get("guidance_scale") if defaults.is_file() else None
+        usual = _USUAL_GUIDANCE if usual is None else float(usual)
+        changes = {"guidance_scale": min(max(usual, scales[0]), scales[1])}
+    elif not scales and (settings.get("distil_guidance") or settings.get("distil_steps")):
+        changes = {"guidance_scale": 1.0}
     if settings.get("distil_steps"):
         changes |= {
             "num_inference_steps": settings["distil_steps"],
@@ -132,7 +160,8 @@ def _sample_as_distilled(model: Path, settings: Mapping[str, Any]) -> None:
         if (config.get("alignment") or {}).get("polish"):
             config["alignment"]["polish"] = 0.0
             write_json(path, config)
-    if changes and (defaults.is_file() or settings.get("distil_steps")):
+    needed = defaults.is_file() or settings.get("distil_steps") or settings.get("distil_guidance_range")
+    if changes and needed:
         before = read_json(defaults) if defaults.is_file() else {}
         write_json(defaults, before | changes)
 
