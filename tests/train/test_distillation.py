@@ -10,7 +10,7 @@ import torch
 from l2p_arch import L2PPipeline, L2PTransformer, convert
 from l2p_train import TrainConfig, TrainError, plan_for_model, train
 from l2p_train.distill import main, plan_stages
-from l2p_train.distillation import GuidedTeacher, Teacher, distillation_loss, load_teacher
+from l2p_train.distillation import GuidedTeacher, Teacher, distillation_loss, load_teacher, step_weight
 
 SCALE = 4.0
 
@@ -138,6 +138,22 @@ def test_a_perfect_student_paints_in_fewer_steps_what_its_teacher_paints(
         x_t = x_t + (then - now) * teacher.target(x_t, now.expand(2), texts)
     torch.testing.assert_close(x_t, wanted, atol=2e-3, rtol=1e-3)
     assert bool(model.polish) == (recipe == "aligned")
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(4, 1.0), (8, 5.46), (5, 0.5)])
+def test_the_weight_of_a_step_is_its_length(steps: int, shift: float) -> None:
+    even = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    levels = (shift * even / (1 + (shift - 1) * even)).float()
+    weights = step_weight(steps, shift)(levels[:-1])
+    torch.testing.assert_close(weights, steps * (levels[:-1] - levels[1:]), atol=1e-5, rtol=1e-4)
+    assert float(weights.mean()) == pytest.approx(1)
+
+
+def test_steps_are_weighed_by_their_length_only_where_there_are_steps() -> None:
+    places = {"model": Path("m"), "corpus": "c", "output": Path("o"), "loss_weighting": "step"}
+    assert TrainConfig(**places, distil_steps=4).distils == "distil_steps"
+    with pytest.raises(TrainError, match="weighs the steps that distil_steps learns, and there are none"):
+        TrainConfig(**places)
 
 
 def test_without_guidance_the_teacher_needs_one_pass(start: Path) -> None:

@@ -69,7 +69,8 @@ class TrainConfig:
     logit_std: float = setting(1.0, gt=0, le=100)  # logit-normal only
     sigma_points: int = setting(500, ge=1)  # discrete only
     stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
-    loss_weighting: Literal["none", "x_0", "cosmap", "error"] = "none"  # eq. 5 has none; error: aligned only
+    loss_weighting: Literal["none", "x_0", "cosmap", "error", "step"] = "none"  # eq. 5 has none; error:
+    # aligned only; step: with distil_steps, each step by how far it goes
     polish_share: float = setting(0.0, ge=0, lt=1, later=True)  # aligned only: samples that train the last
     # pass, which takes the grain off a finished image (noise.py); 0: none
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
@@ -193,6 +194,11 @@ class TrainConfig:
             raise TrainError(
                 "perceptual_weight and frequency_weight compare with the corpus's image, and a distillation "
                 "with a teacher's; leave them or distil_guidance and distil_steps out"
+            )
+        if self.loss_weighting == "step" and not self.distil_steps:
+            raise TrainError(
+                'loss_weighting is "step", which weighs the steps that distil_steps learns, and there are '
+                'none; set it to "none"'
             )
         if self.distil_steps and self.polish_share:
             raise TrainError(

@@ -16,7 +16,7 @@ teacher polishes its finished images, the last step of the student leads to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -170,6 +170,28 @@ def distillation_loss(
     wanted = teacher.target(x_t, sigma, conditioning)
     squared_error = mse_loss(model(x_t, sigma, conditioning).float(), wanted, reduction="none")
     return reduce(squared_error, "b c h w -> b", "mean")
+
+
+def step_weight(steps: int, shift: float) -> Callable[[Tensor], Tensor]:
+    """Return the weight "step": how far the student's step from sigma goes, of mean 1 over its steps.
+
+    The steps of a shifted schedule crowd at high noise, where one hardly moves the image; the last is by far
+    the longest. Weighed by their lengths they sum to the integral of the error along the way.
+
+    Args:
+        steps: N, the student's.
+        shift: of the schedule, the model's noise scale included.
+
+    Returns:
+        A function of sigma (B,), levels of that schedule.
+    """
+
+    def weight(sigma: Tensor) -> Tensor:
+        place = torch.round(shift_sigma(sigma.double(), 1 / shift) * steps)
+        now, then = (shift_sigma((place - back) / steps, shift) for back in (0, 1))
+        return (steps * (now - then)).to(sigma.dtype)
+
+    return weight
 
 
 def check_schedule(scheduler: Any, config: TrainConfig, noise_scale: float) -> None:

@@ -23,7 +23,7 @@ from l2p_train.data.batches import Batch, BatchMaker, prefetched, refuse_non_fin
 from l2p_train.data.conditioning import embed_prompts
 from l2p_train.data.corpus import open_corpus
 from l2p_train.data.shards import check_corpus
-from l2p_train.distillation import check_schedule, distillation_loss, load_teacher
+from l2p_train.distillation import check_schedule, distillation_loss, load_teacher, step_weight
 from l2p_train.errors import Interrupted
 from l2p_train.flops import flops_or_none, peak_tflops
 from l2p_train.freeze import plan_for_model
@@ -125,7 +125,11 @@ class Session:
         self.scheduler = load_scheduler(config.model)
         check_schedule(self.scheduler, config, model.noise_scale)
         config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
-        self.weight = weighting(config.loss_weighting, model)
+        self.weight = (
+            step_weight(config.distil_steps, config.noise_shift * model.noise_scale)
+            if config.loss_weighting == "step"
+            else weighting(config.loss_weighting, model)
+        )
         self.plan = plan_for_model(
             model,
             trainable=config.trainable,
