@@ -9,7 +9,7 @@ import pytest
 import torch
 from l2p_arch import L2PPipeline, L2PTransformer, convert
 from l2p_train import TrainConfig, TrainError, plan_for_model, train
-from l2p_train.distill import main, plan_stages
+from l2p_train.distill import main, plan_stages, stage_config
 from l2p_train.distillation import GuidedTeacher, Teacher, distillation_loss, load_teacher, step_weight
 
 SCALE = 4.0
@@ -154,6 +154,18 @@ def test_steps_are_weighed_by_their_length_only_where_there_are_steps() -> None:
     assert TrainConfig(**places, distil_steps=4).distils == "distil_steps"
     with pytest.raises(TrainError, match="weighs the steps that distil_steps learns, and there are none"):
         TrainConfig(**places)
+
+
+def test_steps_weigh_by_length_unless_a_run_began_otherwise_or_it_is_set(start: Path, tmp_path: Path) -> None:
+    stages = [*plan_stages([4], 8, 3.0), *plan_stages([], 8, 3.0)]
+    shared = {"corpus": "c", "noise_shift": 2.0}
+    found = [stage_config(stage, start, tmp_path / "new", shared) for stage in stages]
+    assert [one.loss_weighting for one in found] == ["step", "none"]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "train.json").write_text('{"loss_weighting": "none", "steps": 9}')
+    assert stage_config(stages[0], start, tmp_path / "begun", shared).loss_weighting == "none"
+    given = shared | {"loss_weighting": "cosmap"}
+    assert stage_config(stages[0], start, tmp_path / "new", given).loss_weighting == "cosmap"
 
 
 def test_without_guidance_the_teacher_needs_one_pass(start: Path) -> None:

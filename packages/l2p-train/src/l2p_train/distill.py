@@ -171,9 +171,19 @@ def stage_config(
         "distil_substeps": stage.substeps,
         "sample_guidance": float(sample_guidance),
     }
+    usual: dict[str, Any] = {}
     if stage.steps:
         own["sample_steps"] = stage.steps
-    return config_from_mapping({**shared, **own}, source="--set")
+        usual = {"loss_weighting": _weighting(output)}
+    return config_from_mapping({**usual, **shared, **own}, source="--set")
+
+
+def _weighting(output: Path) -> str:
+    """Return "step", or what a run that is there already began with."""
+    from l2p_run.places import read_json_if_whole
+
+    begun = read_json_if_whole(output / "train.json") or {}
+    return str(begun.get("loss_weighting", "step"))
 
 
 def _corpus(options: argparse.Namespace) -> str:

@@ -125,8 +125,11 @@ def _form(studio: Studio) -> dict[str, Any]:
             fields["steps"] = gr.Slider(
                 1, limits.steps, value=own.num_inference_steps, step=1, label="Steps", min_width=200
             )
+            # What a student of a range has learned (l2p-train distill --guidance-range), else what is usual.
+            learned = getattr(studio.painter.pipeline.transformer, "guidance_range", None)
+            lowest, highest = learned or (1, 10)
             fields["guidance"] = gr.Slider(
-                1, 10, value=own.guidance_scale, step=0.1, label="Guidance (1: off)", min_width=200
+                lowest, highest, value=own.guidance_scale, step=0.1, label="Guidance (1: off)", min_width=200
             )
             fields["shift"] = gr.Number(
                 label="Noise shift (0: the model's)", value=own.noise_shift or 0, minimum=0, min_width=200
