@@ -131,9 +131,9 @@ def main() -> None:
             values["score"].setdefault(name, []).append(scored.headline)
             values["detail"].setdefault(name, []).append(fmean(map(detail, pictures.paths)))
             values["pattern"].setdefault(name, []).append(pattern(pictures))
-    chosen = range(0, len(prompts), max(1, len(prompts) // 6))
+    chosen = range(0, len(prompts), -(-len(prompts) // 6))
     sheet = [(name, [pictures.paths[index] for index in chosen]) for name, pictures in painted.items()]
-    grid_sheet(sheet, captions=[prompts[index] for index in chosen], side=SIZE).save(
+    grid_sheet(sheet, captions=[prompts[index] for index in chosen], side=160).save(
         options.output / "resolution.png"
     )
     finish(
