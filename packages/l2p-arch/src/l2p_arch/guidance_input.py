@@ -24,6 +24,8 @@ KEY = "guidance"
 _WAVES = 16
 _SLOWEST, _FASTEST = 1 / 16, 2.0  # radians per unit of w: between 1 and 10 every two scales differ clearly
 
+_GAIN = 16.0  # without it a last layer of zeros hardly grows at the rates at which a finished model trains on
+
 # Not an attribute of the model: threads that share one paint with different scales.
 _SCALES: ContextVar[Tensor | None] = ContextVar("scales of guidance", default=None)
 
@@ -43,7 +45,7 @@ class GuidanceEmbedder(nn.Module):
         places = torch.linspace(math.log(_SLOWEST), math.log(_FASTEST), _WAVES, device=scales.device)
         angles = scales[:, None] * places.exp()
         waves = torch.cat((angles.sin(), angles.cos()), dim=1).to(self.hidden.weight.dtype)
-        embedded: Tensor = self.out(nn.functional.silu(self.hidden(waves)))
+        embedded: Tensor = _GAIN * self.out(nn.functional.silu(self.hidden(waves)))
         return embedded
 
     def add_to(self, _: nn.Module, __: tuple[Any, ...], time: Tensor) -> Tensor:
