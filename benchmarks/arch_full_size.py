@@ -21,6 +21,7 @@ from arch_surgery import CONFIG, timed, write_source
 
 COMMAND = str(Path(sys.executable).with_name("l2p-arch"))
 CAPTION_TOKENS = 128
+WAYS = {"maps": (), "plain": ("--disable-mmap",)}
 
 
 def planned(layers: int, side: int) -> dict[str, float]:
@@ -91,6 +92,8 @@ def main() -> None:
     add("--layers", type=int, default=2, help="main blocks of 0.36 GB; 30 is full size (default 2)")
     add("--side", type=int, default=256, help="px of the image (default 256)")
     add("--folder", type=Path, default=None, help="where to write (default: the temporary folder)")
+    ways = "how to read the weights (default: both; plain reads hold the last shard twice)"
+    add("--reads", nargs="+", choices=WAYS, default=list(WAYS), help=ways)
     add("--model", type=Path, help=argparse.SUPPRESS)  # of a process that loads and runs
     add("--disable-mmap", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -106,8 +109,16 @@ def main() -> None:
         result["surgery_seconds"] = timed([COMMAND, "convert", str(source), str(out)])
         files = (out / "transformer").glob("*.safetensors")
         result["file_gb"] = sum(path.stat().st_size for path in files) / 1e9
-        for name, more in (("maps", []), ("plain reads", ["--disable-mmap"])):
-            command = [sys.executable, __file__, "--model", str(out), "--side", str(options.side), *more]
+        for name in options.reads:
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                str(out),
+                "--side",
+                str(options.side),
+                *WAYS[name],
+            ]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             result[name] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(result, indent=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,10 @@ def export_gguf(
     planned = plan_public(model)
     plan, layout = comfyui_names(planned.tensors), planned.layout
     quantised = 0
-    with appearing_file(file, [model], overwrite) as partial:
-        writer = gguf.GGUFWriter(partial, _ARCHITECTURE)
+    with (
+        appearing_file(file, [model], overwrite) as partial,
+        closing(gguf.GGUFWriter(partial, _ARCHITECTURE)) as writer,  # also where the export is refused
+    ):
         writer.add_name(name_of(model))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_string("l2p.layout", layout.name)
@@ -73,7 +76,6 @@ def export_gguf(
         writer.write_ti_data_to_file()
         for tensor, name in zip(plan, stored, strict=True):
             writer.write_tensor_data(_values(gguf, tensor, name))
-        writer.close()
     notes = _notes(planned.config, layout.name)
     return {"layout": layout.name, "tensors": len(plan), "quantised": quantised, "notes": notes}
 
