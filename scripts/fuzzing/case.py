@@ -212,6 +212,7 @@ def _child(command: Sequence[str], folder: Path, work: Callable[[Sequence[str], 
         try:
             os.setsid()
             _settle(folder)
+            _renew_threads()
             code = _exit_code(command, folder, work)
         except BaseException:
             import traceback
@@ -270,6 +271,13 @@ def _settle(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(MOST_SECONDS), int(MOST_SECONDS) + 1))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _renew_threads() -> None:
+    """Make PyTorch's pool of threads anew, which a fork breaks, while there is one thread: it is not made
+    safely when several threads of the child ask for it at once ("Invalid thread pool!")."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _exit_code(command: Sequence[str], folder: Path, work: Callable[[Sequence[str], Path], int]) -> int:
