@@ -29,6 +29,7 @@ from l2p_plan.rehearsal.table import Measured, Table, make_table, planned_disk
 from l2p_plan.transfer import Transfer
 
 ROOM = 1.1  # of the disk's, over what is counted
+LIBRARIES_GB = 1.0  # of a process on a CPU, before it holds a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,10 @@ class Rehearsal:
         if torch.cuda.is_available():
             return
         plan = plan_model(self.small)
-        needed, free = plan.processes * plan.memory_gb, free_memory_of_machine() / 1e9
+        # A plan is a GPU's. Here the weights' file is mapped, too, while it is converted.
+        mapped = size_of(self.small.source.directory / "transformer") / 1e9
+        needed = plan.processes * (plan.memory_gb + LIBRARIES_GB) + mapped
+        free = free_memory_of_machine() / 1e9
         if needed > free:
             raise PlanError(
                 f"the rehearsal's training needs about {needed:,.1f} GB of memory (processes:"
