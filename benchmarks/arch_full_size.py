@@ -36,6 +36,7 @@ def planned(layers: int, side: int) -> dict[str, float]:
         model = L2PTransformer("z-image", config)
         pixels, caption = torch.empty(1, 3, side, side), torch.empty(CAPTION_TOKENS, CONFIG["cap_feat_dim"])
         sigma = torch.empty(1, dtype=torch.float32)
+    torch.set_default_dtype(torch.float32)
     counted = count(lambda: model(pixels, sigma, [{"caption": caption}]), model)
     return {
         "weights_gb": counted.weight_bytes / 1e9,

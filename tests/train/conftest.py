@@ -105,3 +105,15 @@ def z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"_class_name": "L2PTransformer", "family": "z-image", "trunk_config": Z_IMAGE}
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose head carries the text's part of the features, which PyTorch's own start loses."""
+    from l2p_arch import convert
+    from l2p_mini.architecture import write_untrained_source
+
+    folder = tmp_path_factory.mktemp("start")
+    source = write_untrained_source(folder / "source", seed=0, dim=64, n_heads=2, n_kv_heads=2, n_layers=3)
+    convert(source, folder / "model", head_channels=(8, 8, 8, 8), initialisation="kaiming")
+    return folder / "model"

@@ -7,23 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_arch import L2PPipeline, L2PTransformer, convert
+from l2p_arch import L2PPipeline, L2PTransformer
 from l2p_train import TrainConfig, TrainError, plan_for_model, train
 from l2p_train.distill import main, plan_stages, stage_config
 from l2p_train.distillation import GuidedTeacher, Teacher, distillation_loss, load_teacher, step_weight
 
 SCALE = 4.0
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose head carries the text's part of the features, which PyTorch's own start loses."""
-    from l2p_mini.architecture import write_untrained_source
-
-    folder = tmp_path_factory.mktemp("teacher")
-    source = write_untrained_source(folder / "source", seed=0, dim=64, n_heads=2, n_kv_heads=2, n_layers=3)
-    convert(source, folder / "model", head_channels=(8, 8, 8, 8), initialisation="kaiming")
-    return folder / "model"
 
 
 def model_of(folder: Path) -> L2PTransformer:

@@ -72,7 +72,7 @@ def add_embedder(trunk: Any, time_embedding: str) -> GuidanceEmbedder | None:
 
 
 def embeds_its_own(trunk: Any) -> bool:
-    """Whether the source was distilled itself, and its trunk embeds the guidance."""
+    """Return whether the source was distilled itself, and its trunk embeds the guidance."""
     return bool(trunk.config.get("guidance_embeds"))
 
 

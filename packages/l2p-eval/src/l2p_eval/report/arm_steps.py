@@ -59,7 +59,8 @@ def _draw_arm(axes: Any, runs: list[Mapping[str, Any]], name: str, color: str, l
     values: dict[int, list[float]] = {}
     for run in runs:
         points = [(at["step"], at["metrics"][name]) for at in run.get("history", ()) if name in at["metrics"]]
-        axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.5) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.5)
         for step, value in points:
             values.setdefault(step, []).append(value)
     if values:

@@ -200,7 +200,7 @@ def with_guidance(
     counters: Sequence[int],
     scales: tuple[float, float] | None,
 ) -> list[Conditioning]:
-    """Each sample's conditioning with its guidance, which a student learns to take as a number.
+    """Return each sample's conditioning with its guidance, which a student learns to take as a number.
 
     Args:
         seed, counters: see `draw_guidance`.
