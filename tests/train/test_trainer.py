@@ -1,6 +1,7 @@
 """The whole run at tiny size: exactness at every ZeRO stage, resuming, stopping, and what is left on disk."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -139,6 +140,21 @@ def test_a_run_resumed_from_a_checkpoint_is_bit_identical(changes, settings, tmp
     assert equal(resumed, final)
     logged = [json.loads(line) for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in logged if record["event"] == "step"] == losses
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_the_process_computes_after_a_training_is_what_it_computed_before(stage, settings, monkeypatch):
+    """A notebook, and l2p-transfer, evaluate in the process that trained: the pictures are anybody's."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(512, 64), torch.randn(3, 17, 512)
+    function, before = torch.nn.functional.linear, layer(x)
+    another_order = x @ layer.weight.T + layer.bias
+    assert not torch.equal(before, another_order), "DeepSpeed's order of the sums would not show"
+    monkeypatch.setenv("CXX", "no-compiler")  # "auto" asks for one, and then goes on without
+    train(settings(steps=1, zero_stage=stage, compile="auto"))
+    assert torch.nn.functional.linear is function
+    assert torch.equal(layer(x), before)
+    assert not torch._dynamo.config.suppress_errors and gc.get_freeze_count() == 0
 
 
 def test_in_bf16_what_trains_has_float32_masters_and_frozen_weights_have_no_copy(settings, tmp_path):

@@ -38,7 +38,7 @@ def distributed() -> Iterator[tuple[int, int]]:
 
     Yields:
         (rank, number of processes). Environment variables set for a process on its own are taken back at the
-        end: they would reach the processes that it starts later.
+        end: they would reach the processes that it starts later. So is what `_settings_of_the_process` names.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     alone["MASTER_PORT"] = str(free_port())
@@ -47,11 +47,32 @@ def distributed() -> Iterator[tuple[int, int]]:
     added = {name: value for name, value in alone.items() if name not in os.environ}
     os.environ.update(added)
     try:
-        _start_deepspeed()
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        with _settings_of_the_process():
+            _start_deepspeed()
+            yield torch.distributed.get_rank(), torch.distributed.get_world_size()
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _settings_of_the_process() -> Iterator[None]:
+    """Give back at the end what a training changes for all that its process computes.
+
+    ZeRO-3 puts a function of DeepSpeed's in the place of `torch.nn.functional.linear` and leaves it there; it
+    rounds differently, so a model painted afterwards would not give the picture that another process gives.
+    `compile = "auto"` lets every compilation fail in silence. `build_engine` hides objects from the garbage
+    collector, the finished engine among them.
+    """
+    linear, dynamo = torch.nn.functional.linear, torch._dynamo.config
+    suppressed, frozen = dynamo.suppress_errors, gc.get_freeze_count()
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
+        dynamo.suppress_errors = suppressed
+        if not frozen:
+            gc.unfreeze()
 
 
 def _start_deepspeed() -> None:
