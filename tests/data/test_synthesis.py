@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from l2p_data import (
     DataError,
@@ -60,6 +62,26 @@ def undisturbed(untrained_source: Path, tmp_path_factory: pytest.TempPathFactory
     corpus = tmp_path_factory.mktemp("data") / "corpus"
     synthesize(prompt_records(PROMPTS), config(untrained_source, corpus))
     return corpus
+
+
+@pytest.mark.parametrize("model", ["untrained", "broken"])
+def test_a_process_that_painted_a_corpus_has_its_threads_again(
+    model: str, untrained_source: Path, tmp_path: Path
+) -> None:
+    """What it computes afterwards, a score say, would differ in its last bits and take one core only."""
+    source = untrained_source
+    if model == "broken":
+        source = tmp_path / "broken"
+        shutil.copytree(untrained_source, source)
+        shutil.rmtree(source / "vae")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(DataError) if model == "broken" else nullcontext():
+            synthesize(prompt_records(PROMPTS[:1]), config(source, tmp_path / "corpus", threads_per_worker=2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_every_prompt_gets_its_images_with_their_provenance(

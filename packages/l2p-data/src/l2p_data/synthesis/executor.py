@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from l2p_data.cluster import RayShare, ray_session, share_of_cluster
-from l2p_data.synthesis.worker import SynthesisWorker, WorkerSettings
+from l2p_data.synthesis.worker import SynthesisWorker, WorkerSettings, threads_as_found
 
 WAVE = 10_000
 """Shards that Ray is told of at a time: each is a block in its books and some 50 kB of rows. Between two
@@ -17,10 +17,15 @@ waves the workers load their model again, which is little beside the 50 shards o
 def run_here(
     work: Iterable[dict[str, Any]], settings: WorkerSettings
 ) -> Generator[dict[str, Any], None, None]:
-    """Return ledger entries of the missing shards, made in this process one after the other."""
-    worker = SynthesisWorker(settings)
-    for item in work:
-        yield json.loads(worker({key: [value] for key, value in item.items()})["result"][0])
+    """Return ledger entries of the missing shards, made in this process one after the other.
+
+    PyTorch's number of threads is the worker's meanwhile, and afterwards what it was: what this process
+    computes later must not depend on whether it has painted a corpus before.
+    """
+    with threads_as_found():
+        worker = SynthesisWorker(settings)
+        for item in work:
+            yield json.loads(worker({key: [value] for key, value in item.items()})["result"][0])
 
 
 def run_on_ray(

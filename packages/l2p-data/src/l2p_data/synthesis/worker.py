@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -168,6 +169,21 @@ def load_generator(settings: WorkerSettings, long_prompts: LongPrompts | None = 
         return list(images)
 
     return generate
+
+
+@contextmanager
+def threads_as_found() -> Iterator[None]:
+    """Set PyTorch's number of threads at the end to what it was at the beginning."""
+    try:
+        import torch
+    except ImportError:  # `load_generator` says what to install
+        yield
+        return
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_shard(
