@@ -121,30 +121,53 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_model_that_it_began_with(
         latest_checkpoint(replace(config, model=model), base_hash(model))
 
 
-HOLD = (
-    "import sys, time; from pathlib import Path; from l2p_run.folder import lock\n"
-    "with lock(Path(sys.argv[1]), busy=''): print('held', flush=True); time.sleep(float(sys.argv[2]))"
-)
+HOLD = """
+import sys
+from pathlib import Path
+from l2p_run.folder import lock
+path = Path(sys.argv[1])
+with lock(path, busy=""):
+    print("held", flush=True)
+    sys.stdin.readline()
+    path.with_name("checkpoint").touch()
+"""
 
 
-def holding(path: Path, seconds: float, launcher: int) -> "subprocess.Popen[str]":
-    """A process with a run's lock, started by `launcher` for all that it knows."""
+def holding(path: Path, launcher: int) -> "subprocess.Popen[str]":
+    """A process with a run's lock, started by `launcher` for all that it knows. A line lets it end."""
     environment = os.environ | {"L2P_TRAIN_PARENT": str(launcher)}
-    command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", HOLD, str(path)]
+    child = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None and child.stdout.readline() == "held\n"
     return child
 
 
-def test_a_process_whose_launcher_was_killed_is_waited_for(tmp_path: Path) -> None:
-    with holding(tmp_path / ".lock", 1.5, launcher=2**22 + 1) as child:  # no process has this number
-        with only_run(tmp_path, 0):
-            assert child.poll() is not None
-        child.wait()
+def test_a_process_whose_launcher_was_killed_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends only after this one has said that it waits, and not before it has written its checkpoint."""
+    with holding(tmp_path / ".lock", launcher=2**22 + 1) as child:  # no process has this number
+
+        def let_it_end(record: logging.LogRecord) -> bool:
+            assert f"waiting for process {child.pid}" in record.getMessage() and child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            return True
+
+        logger = logging.getLogger("l2p_train.run.run_directory")
+        logger.addFilter(let_it_end)
+        try:
+            with caplog.at_level(logging.INFO, logger.name), only_run(tmp_path, 0):
+                assert (tmp_path / "checkpoint").exists()
+        finally:
+            logger.removeFilter(let_it_end)
+            child.kill()
 
 
 def test_a_living_run_keeps_its_folder_and_is_named(tmp_path: Path) -> None:
-    with holding(tmp_path / ".lock", 60, launcher=os.getpid()) as child:
+    with holding(tmp_path / ".lock", launcher=os.getpid()) as child:
         wanted = rf"another run is training in .* \(process {child.pid}\); wait for it or stop it"
         with pytest.raises(TrainError, match=wanted), only_run(tmp_path, 0):
             pass
@@ -157,7 +180,7 @@ def test_a_living_run_keeps_its_folder_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
-    with holding(tmp_path / ".lock", 60, launcher=2**22 + 1) as child:
+    with holding(tmp_path / ".lock", launcher=2**22 + 1) as child:
         with pytest.raises(Interrupted), only_run(tmp_path, 0, stop=[signal.SIGTERM]):
             pass
         child.kill()
