@@ -14,6 +14,52 @@ import pytest
 
 # Under `uv run` Ray would build every worker an environment of its own; it reads this when it is imported.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The threads of two test processes share the cores: those that wait must not spin meanwhile (GNU's OpenMP
+    # reads this when PyTorch is imported), and Ray must not yield to the other process with all it does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+SLOWEST_FILES = (
+    "train/test_cluster_launchers.py",
+    "train/test_processes.py",
+    "apps/test_ablate.py",
+    "data/test_survival.py",
+    "data/test_synthesis.py",
+    "apps/test_transfer_cluster.py",
+    "mini/test_source_model.py",
+    "train/test_storage.py",
+    "train/test_launcher.py",
+    "arch/test_z_image_parity.py",
+    "train/test_guidance_range.py",
+    "train/test_distillation.py",
+    "data/test_object_store.py",
+    "repository/test_fuzz.py",
+    "apps/test_evaluate.py",
+    "apps/test_plan.py",
+    "apps/test_transfer_sizes.py",
+    "apps/test_transfer_storage.py",
+    "train/test_shared_memory.py",
+)
+"""Those of more than half a minute. With `-n` they come first: no worker is alone with one at the end."""
+
+
+@pytest.hookimpl(optionalhook=True)  # one of pytest-xdist's
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Let one worker run all tests of a file: they share what takes seconds to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "load":  # which is what `-n` alone means
+        return None
+    config.option.loadscopereorder = False  # it would put the files of the most tests first
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put `SLOWEST_FILES` first in every worker."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {Path(__file__).parent / name: place for place, name in enumerate(SLOWEST_FILES)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -131,3 +131,9 @@ def test_every_benchmark_has_its_line() -> None:
     table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
     assert scripts == set(re.findall(r"`(\w+\.py)`", table))
+
+
+def test_the_slowest_files_of_the_suite_are_there(pytestconfig: pytest.Config) -> None:
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert conftest is not None
+    assert [name for name in conftest.SLOWEST_FILES if not (ROOT / "tests" / name).is_file()] == []
