@@ -147,14 +147,14 @@ def test_what_the_process_computes_after_a_training_is_what_it_computed_before(s
     """A notebook, and l2p-transfer, evaluate in the process that trained: the pictures are anybody's."""
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(512, 64), torch.randn(3, 17, 512)
-    function, before = torch.nn.functional.linear, layer(x)
+    function, before, frozen = torch.nn.functional.linear, layer(x), gc.get_freeze_count() > 0
     another_order = x @ layer.weight.T + layer.bias
     assert not torch.equal(before, another_order), "DeepSpeed's order of the sums would not show"
     monkeypatch.setenv("CXX", "no-compiler")  # "auto" asks for one, and then goes on without
     train(settings(steps=1, zero_stage=stage, compile="auto"))
     assert torch.nn.functional.linear is function
     assert torch.equal(layer(x), before)
-    assert not torch._dynamo.config.suppress_errors and gc.get_freeze_count() == 0
+    assert not torch._dynamo.config.suppress_errors and (gc.get_freeze_count() > 0) == frozen
 
 
 def test_in_bf16_what_trains_has_float32_masters_and_frozen_weights_have_no_copy(settings, tmp_path):
