@@ -37,6 +37,8 @@ def test_settings_that_convert_takes_pass(changes: dict[str, Any]) -> None:
         ({"head_channels": (8,) * 5}, "surgery.head_channels: "),
         ({"initialisation": "magic"}, "surgery.initialisation: unknown initialisation 'magic'"),
         ({"decoder": "neighbours"}, "surgery.decoder is 'neighbours', which belongs to surgery.recipe"),
+        ({"reading": "wiener"}, "surgery.reading is 'wiener', which belongs to surgery.recipe"),
+        ({"recipe": "aligned", "reading": "magic"}, "surgery.reading: unknown reading 'magic'"),
         ({"recipe": "aligned", "initialisation": "detail"}, "surgery.initialisation: "),
         ({"recipe": "aligned", "decoder": "magic"}, "surgery.decoder: unknown decoder 'magic'"),
         ({"recipe": "aligned", "head_channels": ()}, 'surgery.recipe = "aligned" needs a Detailer Head'),

@@ -4,7 +4,10 @@ Notation: x a pixel patch (3*P*P values), z a latent patch (r values), sigma 0 =
 
 There. A semi-orthogonal Q (3*P*P, r) with x close to s Q (z - z_mean) + x_mean turns white pixel noise into
 white latent noise: Q^T x_t holds the signal (1 - sigma) s z and the noise sigma. With k = 1 / (s (1 - sigma)
-+ sigma), k Q^T x_t is what the source calls z_t at the noise level sigma' = k sigma.
++ sigma), k Q^T x_t is what the source calls z_t at the noise level sigma' = k sigma. Q^T x / s is only a part
+of what the VAE says of an image, and a least-squares map W says more. So the trunk reads the best linear
+estimate of z_t, k Q^T x_t + (1 - sigma') (W - Q^T / s) E[x_0 | x_t], with the Wiener filter's E[x_0 | x_t] in
+the directions in which pixel patches vary most; at sigma 1 this is Q^T x_t again, white noise.
 
 Back. The source's velocity v gives a latent z_hat = z_t - sigma' v, a linear map decodes it to an image d,
 and filters that know sigma estimate the pixels' velocity from d and x_t. The Detailer Head adds what is not
@@ -42,6 +45,7 @@ class Alignment(nn.Module):
         decoder_kernel: tokens along a side that the decoder of one token reads, odd.
         filter_sigmas: noise levels K that the filters were fitted at; 0 for none.
         decoded_kernel, pixel_kernel: sides of the filters over d and x_t, px, odd.
+        reading: directions of pixel patches in which W corrects what the trunk reads; at most all.
     """
 
     subspace: Tensor
@@ -52,6 +56,9 @@ class Alignment(nn.Module):
     filter_sigmas: Tensor
     filters: Tensor
     errors: Tensor
+    directions: Tensor
+    variances: Tensor
+    correction: Tensor
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class Alignment(nn.Module):
         filter_sigmas: int = 0,
         decoded_kernel: int = 5,
         pixel_kernel: int = 1,
+        reading: int = 0,
     ) -> None:
         super().__init__()
         pixels = 3 * patch_size**2
@@ -85,6 +93,13 @@ class Alignment(nn.Module):
             "filters": (filter_sigmas, 3, inputs),
             "errors": (max(filter_sigmas, 1),),
         }
+        self.reading = min(reading, pixels)
+        if self.reading:
+            shapes |= {
+                "directions": (pixels, self.reading),
+                "variances": (self.reading,),
+                "correction": (latent_channels, self.reading),  # of W - Q^T / s
+            }
         for name, shape in shapes.items():
             self.register_buffer(
                 name, torch.ones(shape) if name in ("scale", "errors") else torch.zeros(shape)
@@ -107,11 +122,18 @@ class Alignment(nn.Module):
         source_sigma = sigma / (self.scale * (1 - sigma) + sigma)
         k = 1 / (self.scale * (1 - sigma) + sigma)
         centred = patches - _per_sample(1 - sigma) * self.pixel_mean[:, None, None]
-        seen = torch.einsum("xr,bxhw->brhw", self.subspace, centred)
-        return (
-            _per_sample(k) * seen + _per_sample(1 - source_sigma) * self.latent_mean[:, None, None],
-            source_sigma,
-        )
+        seen = _per_sample(k) * torch.einsum("xr,bxhw->brhw", self.subspace, centred)
+        known = self.latent_mean[:, None, None]
+        if self.reading:
+            known = known + torch.einsum("rk,bkhw->brhw", self.correction, self._denoised(centred, sigma))
+        return seen + _per_sample(1 - source_sigma) * known, source_sigma
+
+    def _denoised(self, centred: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[x_0 | x_t] (B, K, h, w) along the directions, of patches of x_t without their mean."""
+        image = (1 - sigma)[:, None]
+        gains = image * self.variances / (image.square() * self.variances + sigma[:, None].square())
+        seen = torch.einsum("xk,bxhw->bkhw", self.directions, centred)
+        return gains[..., None, None] * seen
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the image d (B, 3, H, W) of latent patches z (B, r, h, w), linearly."""

@@ -144,6 +144,11 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="aligned only: low-rank, least-squares, neighbours, filters or closed-form (default auto)",
     )
+    sub.add_argument(
+        "--reading",
+        default="auto",
+        help="aligned only: what the trunk reads of pixels, subspace or wiener (default auto)",
+    )
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's")
     sub.add_argument(
         "--images", type=Path, metavar="FOLDER", help="pictures that the start of the new ends is fitted to"
@@ -250,6 +255,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         initialisation=options.initialisation,
         prediction=options.prediction,
         decoder=options.decoder,
+        reading=options.reading,
         calibration_images=images,
         overwrite=options.overwrite,
         disable_mmap=options.disable_mmap or None,

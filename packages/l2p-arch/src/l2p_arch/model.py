@@ -377,10 +377,10 @@ def _check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head
         raise ArchError(f"prediction {prediction!r} is not one of velocity, x_0")
     if alignment is None:
         return
-    if alignment.get("version") not in (1, 2):
+    if alignment.get("version") not in (1, 2, 3):
         raise ArchError(
             f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
-            "1 and 2; use the l2p-arch that wrote it"
+            "1 to 3; use the l2p-arch that wrote it"
         )
     if prediction != "x_0":
         raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")

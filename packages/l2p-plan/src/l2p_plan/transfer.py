@@ -55,6 +55,7 @@ class Surgery:
     head_channels: tuple[int, ...] = (64, 128, 256, 512)
     recipe: str = "paper"
     decoder: str = "auto"
+    reading: str = "auto"
     dtype: str | None = None  # of the written weights; None: as in the source
 
 

@@ -32,6 +32,7 @@ def describe(config: Config) -> Transfer:
             head_channels=surgery.head_channels,
             recipe=surgery.recipe,
             decoder=surgery.decoder,
+            reading=surgery.reading,
             dtype=surgery.dtype,
         ),
         train=config.train,

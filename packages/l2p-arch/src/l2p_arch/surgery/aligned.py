@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 AUTO = "auto"
 ALIGNMENT_VERSION = 1
 ENLARGED_VERSION = 2
+READING_VERSION = 3
+READINGS = {"subspace": 0, "wiener": 128}
+"""What the trunk reads of pixels, by the directions in which it is corrected: the subspace alone, or the best
+linear estimate of the source's z_t (`l2p_arch.alignment`). More directions than 128 explain nothing more."""
 POLISH = 0.2
 """Of `L2PPipeline`: as little as a model needs that was trained for this pass (`polish_share` of l2p-train).
 On the source's own images it costs a Frechet distance of 42, and 0.4 costs 67 (docs/notes/miniature.md)."""
@@ -67,6 +71,15 @@ def resolve_decoder(name: str) -> str:
         return "closed-form"
     if name not in DECODERS:
         raise ArchError(f"unknown decoder {name!r}; known: {AUTO}, {', '.join(DECODERS)}")
+    return name
+
+
+def resolve_reading(name: str) -> str:
+    """Return what "auto" stands for, or an ArchError for a name that is no reading."""
+    if name == AUTO:
+        return "wiener"
+    if name not in READINGS:
+        raise ArchError(f"unknown reading {name!r}; known: {AUTO}, {', '.join(READINGS)}")
     return name
 
 
@@ -119,14 +132,16 @@ def check_prediction(recipe: str, prediction: str) -> None:
         )
 
 
-def recipe_config(recipe: str, decoder: str, prediction: str = AUTO) -> dict[str, Any]:
+def recipe_config(recipe: str, decoder: str, prediction: str = AUTO, reading: str = AUTO) -> dict[str, Any]:
     """Return what a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's
     own.
     """
     if recipe == "paper":
         return {"prediction": "x_0"} if prediction == "x_0" else {}
-    sizes = DECODERS[resolve_decoder(decoder)].sizes
-    return {"prediction": "x_0", "alignment": {"version": ALIGNMENT_VERSION, "polish": POLISH, **sizes}}
+    sizes, version = dict(DECODERS[resolve_decoder(decoder)].sizes), ALIGNMENT_VERSION
+    if directions := READINGS[resolve_reading(reading)]:
+        sizes["reading"], version = directions, READING_VERSION
+    return {"prediction": "x_0", "alignment": {"version": version, "polish": POLISH, **sizes}}
 
 
 def inherited_tensors(source: Source, dtype: str | None) -> list[PlannedTensor]:
@@ -326,7 +341,7 @@ def enlarged_config(
     polish = old["alignment"].get("polish", 0.0)
     alignment = {
         **old["alignment"],
-        "version": ENLARGED_VERSION,
+        "version": max(ENLARGED_VERSION, old["alignment"]["version"]),
         "enlargement": factor,
         "detail": DETAIL,
         # The same of the small model's noise: sigma / (1 - sigma) grows with the factor.

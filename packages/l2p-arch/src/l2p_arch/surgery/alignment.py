@@ -1,4 +1,4 @@
-"""Fits of the aligned recipe on calibration images: subspace, decoder, filters that know sigma.
+"""Fits of the aligned recipe on calibration images: subspace, reading, decoder, filters that know sigma.
 
 All are sums over tokens or pixels in float64, so that memory does not grow with the number of images.
 """
@@ -19,6 +19,7 @@ from l2p_arch.patchify import pixels_to_patches
 
 FILTER_SIGMAS = tuple(0.008 + 0.992 * (step / 16) ** 1.6 for step in range(17))  # denser near the image
 _RIDGE = 1e-3  # of a token fit, as a share of the inputs' mean variance: tokens are few where images are
+_READING_RIDGE = 1e-4  # of a direction's variance, as a share of the mean of all
 _PIXEL_RIDGE = 1e-6  # of a pixel fit: there are thousands of pixels for every input
 
 
@@ -31,13 +32,15 @@ class Seamlessness:
     pixels_from_subspace: float
     """The same by s Q alone, which is what the trunk's noise lies in."""
     latents_from_subspace: float
-    """R^2 of the latents as the trunk will see them, s Q z, from clean pixels."""
+    """R^2 of the latents by Q^T x / s, from clean pixels."""
+    latents_from_reading: float
+    """The same as the trunk reads them, which is more where a least-squares map corrects the subspace."""
     scale: float
     """s: the noise shift is the source's times this."""
 
 
 def fit_subspace(alignment: Alignment, images: Tensor, latents: Tensor) -> Seamlessness:
-    """Set Q, s, the means and the decoder of an alignment.
+    """Set Q, s, the means, the reading and the decoder of an alignment.
 
     Args:
         alignment: float32, on the CPU; changed in place.
@@ -61,12 +64,38 @@ def fit_subspace(alignment: Alignment, images: Tensor, latents: Tensor) -> Seaml
     alignment.scale.fill_(scale)
     alignment.pixel_mean.copy_(x_mean)
     alignment.latent_mean.copy_(z_mean)
+    read = seen / scale
+    if alignment.reading:
+        read = read + _fit_reading(alignment, x, z)
     return Seamlessness(
         scale=scale,
         pixels_from_latents=_fit_decoder(alignment, patches, latents),
         pixels_from_subspace=_explained(x, scale * z @ subspace.T),
         latents_from_subspace=_explained(z, seen / scale),
+        latents_from_reading=_explained(z, read),
     )
+
+
+def _fit_reading(alignment: Alignment, x: Tensor, z: Tensor) -> Tensor:
+    """Fit what W, the least squares of z on x, adds to Q^T / s; returns it for clean patches (T, r).
+
+    Args:
+        x, z: centred tokens (T, 3PP) and (T, r), float64.
+    """
+    moment = x.T @ x / len(x)
+    variances, directions = torch.linalg.eigh(moment)
+    # The largest ones; a variance that few tokens tell can be near zero, or below it by rounding.
+    variances = (
+        variances.flip(0)[: alignment.reading].clamp_min(0) + _READING_RIDGE * variances.clamp_min(0).mean()
+    )
+    directions = directions.flip(1)[:, : alignment.reading]
+    along = x @ directions
+    correction = z.T @ along / len(x) / variances
+    correction = correction - alignment.subspace.double().T @ directions / float(alignment.scale)
+    alignment.directions.copy_(directions)
+    alignment.variances.copy_(variances)
+    alignment.correction.copy_(correction)
+    return along @ correction.T
 
 
 def _fit_decoder(alignment: Alignment, patches: Tensor, latents: Tensor) -> float:

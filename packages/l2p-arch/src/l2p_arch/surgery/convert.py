@@ -55,6 +55,7 @@ def convert(
     initialisation: str = AUTO,
     prediction: str = AUTO,
     decoder: str = AUTO,
+    reading: str = AUTO,
     calibration_images: Tensor | None = None,
     calibration_prompts: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -86,6 +87,8 @@ def convert(
             for comparisons: the published layouts do not hold it.
         decoder: of the aligned recipe: "auto", the one that measurements chose, or a key of
             `l2p_arch.surgery.aligned.DECODERS`; those with filters load the source's transformer once.
+        reading: of the aligned recipe, what the trunk reads of pixels: "auto", the one that measurements
+            chose, or a key of `l2p_arch.surgery.aligned.READINGS`.
         calibration_images: (N, 3, H, W) in [-1, 1], for the recipes and initialisations that measure the
             source.
         calibration_prompts: what the images show, one each, for the aligned recipe's filters.
@@ -108,8 +111,9 @@ def convert(
     if recipe not in RECIPES:
         raise ArchError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     if recipe == "paper":
-        if decoder != AUTO:
-            raise ArchError(f'decoder {decoder!r} belongs to recipe = "aligned"; leave it out')
+        for name, value in (("decoder", decoder), ("reading", reading)):
+            if value != AUTO:
+                raise ArchError(f'{name} {value!r} belongs to recipe = "aligned"; leave it out')
         check_initialisation(initialisation, calibration_images, head_channels, prediction)
     check_prediction(recipe, prediction)
     opened = open_source(Path(source))
@@ -129,7 +133,7 @@ def convert(
         check_alignable(opened, head_channels, calibration_images)
         assert calibration_images is not None
         initialisation, decoder = resolve_start(initialisation), resolve_decoder(decoder)
-        config |= recipe_config(recipe, decoder, prediction)
+        config |= recipe_config(recipe, decoder, prediction, reading)
         _refuse_quantised(opened)
         inherited = inherited_tensors(opened, wanted_dtype)
         make = partial(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from l2p_arch.errors import ArchError
-from l2p_arch.surgery.aligned import check_prediction, resolve_decoder, resolve_start
+from l2p_arch.surgery.aligned import check_prediction, resolve_decoder, resolve_reading, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels
 from l2p_arch.surgery.starts import AUTO, check_initialisation
 
@@ -18,6 +18,7 @@ def check_surgery_settings(
     initialisation: str,
     decoder: str = AUTO,
     prediction: str = AUTO,
+    reading: str = AUTO,
     table: str = "",
 ) -> None:
     """Raise for the first setting that `convert` would refuse; calibration images count as being there.
@@ -38,10 +39,11 @@ def check_surgery_settings(
     with _named(f"{table}prediction"):
         check_prediction(recipe, prediction)
     if recipe == "paper":
-        if decoder != AUTO:
-            raise ArchError(
-                f'{table}decoder is {decoder!r}, which belongs to {table}recipe = "aligned"; leave it out'
-            )
+        for name, value in (("decoder", decoder), ("reading", reading)):
+            if value != AUTO:
+                raise ArchError(
+                    f'{table}{name} is {value!r}, which belongs to {table}recipe = "aligned"; leave it out'
+                )
         return
     if not head_channels:
         raise ArchError(
@@ -50,6 +52,8 @@ def check_surgery_settings(
         )
     with _named(f"{table}decoder"):
         resolve_decoder(decoder)
+    with _named(f"{table}reading"):
+        resolve_reading(reading)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from l2p_eval.report.page import StageCost, Table
 _SEAMLESSNESS = {
     "pixels_from_latents": "R^2 of pixels, decoded linearly from the latents",
     "pixels_from_subspace": "R^2 of pixels from the subspace that carries the trunk's noise",
-    "latents_from_subspace": "R^2 of the latents, as the trunk sees them in clean pixels",
+    "latents_from_subspace": "R^2 of the latents by the same subspace, in clean pixels",
+    "latents_from_reading": "R^2 of the latents as the trunk reads them, in clean pixels",
     "scale": "s: the source's noise shift is multiplied by it, in training and sampling",
 }
 

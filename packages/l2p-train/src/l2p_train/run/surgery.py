@@ -28,6 +28,9 @@ class SurgerySettings:
     # layer, predicts x_0
     decoder: str = setting("auto", later=True)  # aligned only: low-rank, least-squares, neighbours, filters
     # or closed-form
+    reading: str = setting(
+        "auto", later=True
+    )  # aligned only: what the trunk reads of pixels, subspace or wiener
     prediction: Literal["auto", "velocity", "x_0"] = setting(
         "auto", later=True
     )  # what the head answers; auto:
@@ -59,6 +62,7 @@ class SurgerySettings:
             initialisation=self.initialisation,
             decoder=self.decoder,
             prediction=self.prediction,
+            reading=self.reading,
             table=f"{where}surgery.",
         )
         aligned = self.recipe == "aligned"  # whose models polish, too
@@ -74,7 +78,7 @@ class SurgerySettings:
         from l2p_arch.surgery.aligned import recipe_config
 
         trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
-        more = recipe_config(self.recipe, self.decoder, self.prediction)
+        more = recipe_config(self.recipe, self.decoder, self.prediction, self.reading)
         with torch.device("meta"):
             return L2PTransformer(source.family.name, trunk, self.patch_size, self.head_channels, **more)
 
@@ -105,6 +109,7 @@ class SurgerySettings:
             initialisation=self.initialisation,
             prediction=self.prediction,
             decoder=self.decoder,
+            reading=self.reading,
             calibration_images=images,
             calibration_prompts=prompts,
             overwrite=True,
