@@ -63,8 +63,17 @@ def run(path: str, processes: int) -> None:
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
+    # All that a training imports: six of its seven seconds, which every process would spend again.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import diffusers
     import l2p_train.trainer  # noqa: F401
+    import transformers
+    from l2p_arch import L2PPipeline, L2PTransformer  # noqa: F401
 
+    for name in ("ZImagePipeline", "ZImageTransformer2DModel"):
+        getattr(diffusers, name)
+    for name in ("AutoModel", "AutoTokenizer", "Qwen3Model"):
+        getattr(transformers, name)
+    assert len(os.listdir("/proc/self/task")) == 1, "a thread would not come along"
     for config, count in json.loads(Path(sys.argv[1]).read_text()):
         run(config, count)

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -64,13 +65,15 @@ def _settings_of_the_process() -> Iterator[None]:
     `compile = "auto"` lets every compilation fail in silence. `build_engine` hides objects from the garbage
     collector, the finished engine among them.
     """
-    linear, dynamo = torch.nn.functional.linear, torch._dynamo.config
-    suppressed, frozen = dynamo.suppress_errors, gc.get_freeze_count()
+    linear, frozen = torch.nn.functional.linear, gc.get_freeze_count()
+    # It takes seconds to import, which a training without any compilation need not spend.
+    suppressed = "torch._dynamo" in sys.modules and torch._dynamo.config.suppress_errors
     try:
         yield
     finally:
         torch.nn.functional.linear = linear
-        dynamo.suppress_errors = suppressed
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.config.suppress_errors = suppressed
         if not frozen:
             gc.unfreeze()
 
