@@ -4,7 +4,8 @@ of spatial frequencies. Ours, the paper has none; both are off unless a config g
 Eq. 5 asks for the mean of all images that x_t may come from, which is blurred where x_t leaves much open.
 What a network sees in an image, and how much of each frequency it has, are errors that such a mean does not
 hide. They make sense where x_0_hat is one image, and so count most near it: a sample at sigma has the weight
-(1 - sigma)^2 / ((1 - sigma)^2 + (shift sigma)^2), 1 at the image and 0 at noise.
+(1 - sigma)^2 / ((1 - sigma)^2 + (shift sigma)^2), 1 at the image and 0 at noise. Only the half of a batch
+that is nearest to the image is compared: for the rest the weight is small, and the network's work is not.
 """
 
 from __future__ import annotations
@@ -43,15 +44,18 @@ class ImageTerms:
     features: Features | None = None
 
     def __call__(self, x_t: Tensor, sigma: Tensor, velocity: Tensor, x_0: Tensor) -> Tensor:
-        """Return the weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,)."""
-        image = x_t.float() - sigma.view(-1, 1, 1, 1) * velocity.float()
-        total = torch.zeros_like(sigma)
+        """Return the weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,); 0 for the
+        half with the most noise."""
+        weights, near = image_end_weight(sigma, self.shift).topk((len(sigma) + 1) // 2)
+        x_0, level = x_0[near], sigma[near].view(-1, 1, 1, 1)
+        image = x_t[near].float() - level * velocity[near].float()
+        total = torch.zeros_like(weights)
         if self.perceptual:
             assert self.features is not None
             total = total + self.perceptual * perceptual_distance(self.features, image, x_0)
         if self.frequency:
             total = total + self.frequency * frequency_distance(image, x_0)
-        return image_end_weight(sigma, self.shift) * total
+        return torch.zeros_like(sigma).index_put((near,), weights * total)
 
 
 def image_terms(config: TrainConfig, shift: float, device: torch.device) -> ImageTerms | None:
