@@ -1,5 +1,6 @@
 """The optional terms of the loss compare images, reach the weights, and are not there unless asked for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,29 @@ def test_a_weight_of_zero_trains_the_same_model_and_another_weight_another_one(
     assert same("zero")
     assert not same("perceptual")
     assert not same("frequency")
+
+
+def test_terms_that_count_later_leave_the_steps_before_alone(
+    initial: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for name, changes in (
+        ("none", {}),
+        ("at once", {"frequency_weight": 1.0}),
+        ("later", {"frequency_weight": 1.0, "image_terms_from": 0.5}),
+    ):
+        config = settings(initial, tiny_corpus, tmp_path / name, steps=4, log_every=1, **changes)
+        train(config)
+        rows = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["loss"] for row in rows if row["event"] == "step"]
+    # A step's loss is that of the weights before it: the first one that differs comes after the first term.
+    assert losses["later"][:3] == losses["none"][:3] and losses["later"][3] != losses["none"][3]
+    assert losses["at once"][0] == losses["none"][0] and losses["at once"][1] != losses["none"][1]
+
+
+def test_a_delay_without_a_term_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"image_terms_from is 0\.5, and there is no term"):
+        settings(tmp_path, tmp_path, tmp_path, image_terms_from=0.5)
 
 
 def test_features_come_from_a_directory_of_transformers(tmp_path: Path) -> None:

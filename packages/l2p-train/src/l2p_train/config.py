@@ -86,6 +86,9 @@ class TrainConfig:
     # Directory of a vision backbone of transformers; None: efficientnet-lite0, l2p-train[perceptual]
     perceptual_features: Path | None = field(default=None, metadata={"later": True})
     frequency_weight: float = setting(0.0, ge=0, le=1000, later=True)  # of Fourier amplitudes: about 0.1
+    image_terms_from: float = setting(
+        0.0, ge=0, lt=1, later=True
+    )  # share of the steps after which both count
     caption_dropout: float = setting(0.0, ge=0, lt=1)  # probability of the empty prompt (classifier-free
     # guidance); official: none
 
@@ -169,6 +172,11 @@ class TrainConfig:
             raise TrainError(
                 f"perceptual_features is {self.perceptual_features}, which is no directory; give one with a "
                 "vision backbone of transformers, or leave it out for efficientnet-lite0"
+            )
+        if self.image_terms_from and not (self.perceptual_weight or self.frequency_weight):
+            raise TrainError(
+                f"image_terms_from is {self.image_terms_from}, and there is no term that it delays; give "
+                "perceptual_weight or frequency_weight, or leave it out"
             )
         if self.adapts and self.zero_stage == 3:
             raise TrainError(

@@ -6,6 +6,9 @@ What a network sees in an image, and how much of each frequency it has, are erro
 hide. They make sense where x_0_hat is one image, and so count most near it: a sample at sigma has the weight
 (1 - sigma)^2 / ((1 - sigma)^2 + (shift sigma)^2), 1 at the image and 0 at noise. Only the half of a batch
 that is nearest to the image is compared: for the rest the weight is small, and the network's work is not.
+
+Early on the terms stand in the way of eq. 5, and at the end they polish: `image_terms_from` of a config is
+the share of the steps after which they count.
 """
 
 from __future__ import annotations

@@ -204,7 +204,8 @@ class Session:
             if self.teacher:
                 loss = distillation_loss(self.engine, self.teacher, *sample)
             else:
-                loss, added = l2p_losses(self.engine, *sample, self.terms)
+                counts = step >= self.config.image_terms_from * self.config.steps
+                loss, added = l2p_losses(self.engine, *sample, self.terms if counts else None)
             weighted = self.weight(sigma) * loss
             self.engine.backward((weighted if added is None else weighted + added).mean())
             losses.append(loss.detach())
