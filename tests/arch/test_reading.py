@@ -79,6 +79,12 @@ def test_pure_noise_is_read_as_the_subspace_reads_it() -> None:
     torch.testing.assert_close(corrected, plain, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("reading", [-1, 2.5, "wiener", None])
+def test_a_config_with_an_impossible_reading_is_refused(reading: Any) -> None:
+    with pytest.raises(ArchError, match="an alignment's reading is"):
+        Alignment(PATCH, LATENTS, reading=reading)
+
+
 def test_the_report_tells_how_much_of_the_latents_is_read() -> None:
     plain, corrected = fitted(0)[1], fitted(20)[1]
     assert plain.latents_from_reading == plain.latents_from_subspace == corrected.latents_from_subspace

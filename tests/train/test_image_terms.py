@@ -77,25 +77,24 @@ def test_samples_near_the_image_count_most() -> None:
     assert weights.tolist() == pytest.approx([1, 0.64 / (0.64 + 0.16), 0.2, 0])
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_half_of_a_batch_that_is_nearest_to_the_image_is_compared(count: int) -> None:
+@pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+def test_samples_near_the_image_are_compared_whatever_else_is_in_the_batch(shift: float) -> None:
     seen: list[int] = []
 
     def features(images: Tensor) -> list[Tensor]:
         seen.append(len(images))
         return [images]
 
-    terms = ImageTerms(perceptual=1.0, frequency=0.0, shift=1.0, features=features)
-    sigma = torch.tensor([0.9, 0.1, 0.3, 0.95, 0.6])[:count]
-    x_0, velocity = checks(count), torch.randn(count, 3, 64, 64)
+    terms = ImageTerms(perceptual=1.0, frequency=0.0, shift=shift, features=features)
+    sigma = torch.tensor([0.9, 0.1, 0.3, 0.95, 0.6])
+    x_0, velocity = checks(5), torch.randn(5, 3, 64, 64)
     added = terms(x_0, sigma, velocity.requires_grad_(), x_0)
-    nearest = sorted(sigma.tolist())[: (count + 1) // 2]
-    assert [level in nearest for level in sigma.tolist()] == (added > 0).tolist()
-    assert set(seen) == {(count + 1) // 2}
+    near = [level <= shift / (1 + shift) for level in sigma.tolist()]
+    assert near == (added > 0).tolist()
+    assert set(seen) == {sum(near)}
     parts = (x_0, sigma, velocity.detach(), x_0)
-    alone = [float(terms(*(part[i : i + 1] for part in parts))) for i in range(count)]
-    wanted = [value if level in nearest else 0.0 for value, level in zip(alone, sigma.tolist(), strict=True)]
-    assert added.tolist() == pytest.approx(wanted, rel=1e-4)
+    alone = [float(terms(*(part[i : i + 1] for part in parts))) for i in range(5)]
+    assert added.tolist() == pytest.approx(alone, rel=1e-4)
     added.sum().backward()
     assert torch.isfinite(velocity.grad).all()
 

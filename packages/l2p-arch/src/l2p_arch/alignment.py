@@ -80,6 +80,8 @@ class Alignment(nn.Module):
             )
         if any(side < 1 or side % 2 == 0 for side in (decoder_kernel, decoded_kernel, pixel_kernel)):
             raise ArchError("the sides of an alignment's kernels must be odd")
+        if not isinstance(reading, int) or reading < 0:
+            raise ArchError(f"an alignment's reading is {reading!r}; wanted a number of directions, or 0")
         self.patch_size = patch_size
         self.kernels = decoded_kernel, pixel_kernel
         inputs = 3 * (decoded_kernel**2 + pixel_kernel**2) + 1

@@ -86,9 +86,7 @@ class TrainConfig:
     # Directory of a vision backbone of transformers; None: efficientnet-lite0, l2p-train[perceptual]
     perceptual_features: Path | None = field(default=None, metadata={"later": True})
     frequency_weight: float = setting(0.0, ge=0, le=1000, later=True)  # of Fourier amplitudes: about 0.1
-    image_terms_from: float = setting(
-        0.0, ge=0, lt=1, later=True
-    )  # share of the steps after which both count
+    image_terms_from: float = setting(0.0, ge=0, lt=1, later=True)  # share of steps after which both count
     caption_dropout: float = setting(0.0, ge=0, lt=1)  # probability of the empty prompt (classifier-free
     # guidance); official: none
 

@@ -4,8 +4,9 @@ of spatial frequencies. Ours, the paper has none; both are off unless a config g
 Eq. 5 asks for the mean of all images that x_t may come from, which is blurred where x_t leaves much open.
 What a network sees in an image, and how much of each frequency it has, are errors that such a mean does not
 hide. They make sense where x_0_hat is one image, and so count most near it: a sample at sigma has the weight
-(1 - sigma)^2 / ((1 - sigma)^2 + (shift sigma)^2), 1 at the image and 0 at noise. Only the half of a batch
-that is nearest to the image is compared: for the rest the weight is small, and the network's work is not.
+(1 - sigma)^2 / ((1 - sigma)^2 + (shift sigma)^2), 1 at the image and 0 at noise. The noisier half of a
+uniform time, which the shift moves above sigma = shift / (1 + shift), is left out: its weights are small, and
+the network's work is not.
 
 Early on the terms stand in the way of eq. 5, and at the end they polish: `image_terms_from` of a config is
 the share of the steps after which they count.
@@ -47,10 +48,13 @@ class ImageTerms:
     features: Features | None = None
 
     def __call__(self, x_t: Tensor, sigma: Tensor, velocity: Tensor, x_0: Tensor) -> Tensor:
-        """Return the weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,); 0 for the
-        half with the most noise."""
-        weights, near = image_end_weight(sigma, self.shift).topk((len(sigma) + 1) // 2)
-        x_0, level = x_0[near], sigma[near].view(-1, 1, 1, 1)
+        """Return the weighted terms of each sample, (B,), of images (B, 3, H, W) and sigma (B,); 0 for
+        those with sigma above shift / (1 + shift). What else is in the batch changes nothing."""
+        weights = image_end_weight(sigma, self.shift)
+        near = (sigma <= self.shift / (1 + self.shift)).nonzero()[:, 0]
+        if not len(near):
+            return torch.zeros_like(sigma)
+        weights, x_0, level = weights[near], x_0[near], sigma[near].view(-1, 1, 1, 1)
         image = x_t[near].float() - level * velocity[near].float()
         total = torch.zeros_like(weights)
         if self.perceptual:

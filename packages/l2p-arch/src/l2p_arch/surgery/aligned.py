@@ -29,7 +29,8 @@ ENLARGED_VERSION = 2
 READING_VERSION = 3
 READINGS = {"subspace": 0, "wiener": 128}
 """What the trunk reads of pixels, by the directions in which it is corrected: the subspace alone, or the best
-linear estimate of the source's z_t (`l2p_arch.alignment`). More directions than 128 explain nothing more."""
+linear estimate of the source's z_t (`l2p_arch.alignment`). On the miniature 128 directions explain
+0.69 of the latents of other images, and 384 explain 0.70."""
 POLISH = 0.2
 """Of `L2PPipeline`: as little as a model needs that was trained for this pass (`polish_share` of l2p-train).
 On the source's own images it costs a Frechet distance of 42, and 0.4 costs 67 (docs/notes/miniature.md)."""

@@ -28,9 +28,7 @@ class SurgerySettings:
     # layer, predicts x_0
     decoder: str = setting("auto", later=True)  # aligned only: low-rank, least-squares, neighbours, filters
     # or closed-form
-    reading: str = setting(
-        "auto", later=True
-    )  # aligned only: what the trunk reads of pixels, subspace or wiener
+    reading: str = setting("auto", later=True)  # aligned only: what the trunk reads, subspace or wiener
     prediction: Literal["auto", "velocity", "x_0"] = setting(
         "auto", later=True
     )  # what the head answers; auto:
