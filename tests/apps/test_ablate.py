@@ -17,7 +17,7 @@ from l2p_ablate.store import Store, held
 from l2p_eval.report.arms import Claim, compare, spread, summarise, table
 from l2p_mini.detector import ExactDetector
 from l2p_mini.gaps import KINDS
-from l2p_mini.paths import EVALUATION_METADATA, GAPS_METADATA, GRAMMAR
+from l2p_mini.paths import EVALUATION_METADATA, GAPS_METADATA, GRAMMAR, PIXEL_MODEL
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_an_ablation_leaves_numbers_pictures_and_the_command(finished: Path) -> 
     assert results["complete"] and not results["missing"]
     assert list(results["arms"]) == ["transfer", "scratch"]
     for arm in results["arms"].values():
-        assert set(arm["metrics"]) == {"geneval", "frechet", "loss", "patch-grid"}
+        assert set(arm["metrics"]) == {"geneval", "frechet", "loss", "loss-seen", "patch-grid"}
         assert arm["metrics"]["patch-grid"]["mean"] > 0
         assert arm["metrics"]["loss"]["mean"] > 0 and arm["metrics"]["frechet"]["mean"] > 0
     assert results["provenance"]["command"].startswith("l2p-ablate ")
@@ -263,6 +263,37 @@ def test_an_arm_that_cannot_be_built_or_trained_stops_the_command_before_it_star
     assert main([str(path), "-o", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_may_start_from_a_trained_model_of_a_smaller_patch(
+    tmp_path: Path, untrained_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = f'[surgery]\nbase = "{PIXEL_MODEL}"\npatch_size = 32\n'
+    enlarged = TINY.replace("SOURCE", str(untrained_source)).replace("[surgery]\n", table)
+    enlarged = enlarged.replace("[8, 8, 8, 8]", "[8, 16, 32, 64, 128]").replace('"default"', '"auto"')
+    enlarged = enlarged.replace('surgery.trunk = "random"\ntrain.trainable = "full"', "train.steps = 1")
+    enlarged = enlarged.replace("trainable = 1\n", 'train_patterns = ["fine_head.*"]\n')
+    config = tmp_path / "base.toml"
+    config.write_text(enlarged)
+    arguments = [str(config), "-o", str(tmp_path / "out"), "--workers", "0"]
+    assert main([*arguments, "--json"]) == 0
+    results = json.loads((tmp_path / "out" / "base" / "results.json").read_text())
+    fine = sum(v.numel() for k, v in load_transformer(tmp_path, results).items() if "fine_head" in k)
+    assert all(run["training"]["trainable_parameters"] == fine for run in results["runs"])
+    store = Store(root=tmp_path / "out" / "shared", config=load_config(config))
+    other = Store(root=store.root, config=load_config(config, {"surgery": {"base": untrained_source}}))
+    assert store.run(store.config.arm[0], 0) != other.run(other.config.arm[0], 0)
+    config.write_text(enlarged.replace("[8, 16, 32, 64, 128]", "[8, 8, 8, 8, 8]"))
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "an aligned model keeps its head (16, 32, 64, 128)" in said and said.count("\n") == 1
+
+
+def load_transformer(folder: Path, results: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of the first run."""
+    run = folder / "out" / "shared" / "runs" / results["runs"][0]["run"] / "train" / "model" / "transformer"
+    return load_file(next(run.glob("*.safetensors")))
 
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

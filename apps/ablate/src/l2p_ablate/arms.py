@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from l2p_ablate.config import ArmTable, Config, SurgeryTable
 from l2p_ablate.errors import NotFiniteError
 
 Progress = Callable[[str], None]
+_SEEN = 80  # images of an arm's own corpus; the smallest of Fig. 9c has no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def run_arm(
             progress(f"step {event['step']}/{settings.steps}, loss {event['loss']:.3f}")
 
     training = launch(settings, _processes(config, workers), on_event)
-    judge = partial(evaluate, config, arm, held, workers, progress)
+    judge = partial(evaluate, config, arm, settings, held, workers, progress)
     earlier = judge_earlier(settings, folder / "earlier", lambda *places: judge(*places)[0])
     metrics, tags = judge(folder, folder / "train" / "model")
     if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
@@ -122,26 +124,43 @@ def check_arms(config: Config) -> None:
         check_size(config.size, config.size, surgery.patch_size)
         places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
         surgery.check(config.train_config(arm, seed=0, **places), where=where)
-        surgery.build(source)
+        if surgery.base is None:
+            surgery.build(source)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                train = config.train_config(arm, seed=0, **places)
+                make_initial(config.source.model, Path(folder) / "initial", surgery, train)
 
 
 def make_initial(source: Path, out: Path, surgery: SurgeryTable, train: TrainConfig) -> None:
     """Write the pixel-space initialisation of an arm."""
+    from l2p_arch import upscale
     from l2p_arch.surgery.scratch import forget_trunk
 
     staging = out.with_name(f".{out.name}.partial")
-    surgery.operate(source, staging, train)
+    if surgery.base is not None:
+        new = {"head_channels": surgery.head_channels, "initialisation": surgery.initialisation}
+        upscale(surgery.base, staging, patch_size=surgery.patch_size, seed=train.seed, overwrite=True, **new)
+    else:
+        surgery.operate(source, staging, train)
     if surgery.trunk == "random":
         forget_trunk(staging, train.seed)
     staging.rename(out)
 
 
 def evaluate(
-    config: Config, arm: ArmTable, held: Held, workers: int | None, tell: Progress, folder: Path, model: Path
+    config: Config,
+    arm: ArmTable,
+    train: TrainConfig,
+    held: Held,
+    workers: int | None,
+    tell: Progress,
+    folder: Path,
+    model: Path,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the metrics of an arm's model, painting into `folder`/images, and its GenEval score per tag."""
     from l2p_mini.detector import ExactDetector
-    from l2p_train.report.held_out import held_out_loss
+    from l2p_train.report.held_out import held_out_loss, seen_loss
 
     prompts, images = [prompt.prompt for prompt in held.prompts], folder / "images"
     painter = model_of(
@@ -163,17 +182,13 @@ def evaluate(
     seen = scores.geneval(pictures, ExactDetector(), prompts=held.prompts, images_per_prompt=1).whole()
     distance = scores.frechet(pictures, load_extractor("efficientnet-lite0"), reference=held.reference)
     patch_size = config.surgery_of(arm).patch_size
+    where = {"device": choose_device(), "dtype": resolve_dtype("auto")}
+    longest = config.source.max_sequence_length
     metrics = {
         **scores.by_kind(seen),
         "frechet": distance.headline,
-        "loss": held_out_loss(
-            model,
-            held.reference,
-            prompts,
-            max_sequence_length=config.source.max_sequence_length,
-            device=choose_device(),
-            dtype=resolve_dtype("auto"),
-        ),
+        "loss": held_out_loss(model, held.reference, prompts, max_sequence_length=longest, **where),
+        "loss-seen": seen_loss(model, train, _SEEN, multiple=patch_size, **where),
     }
     if 1 < patch_size < config.size:  # else no border of a patch has pixels beside it
         metrics["patch-grid"] = scores.patch_grid(pictures, patch_size=patch_size).headline

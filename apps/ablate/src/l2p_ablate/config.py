@@ -19,7 +19,7 @@ from l2p_train.run.surgery import SurgerySettings
 
 from l2p_ablate.errors import AblateError
 
-MetricName = Literal["geneval", "frechet", "loss", "patch-grid"]
+MetricName = Literal["geneval", "frechet", "loss", "loss-seen", "patch-grid"]
 LARGEST_SIDE, LARGEST_COUNT = 1 << 16, 10**7
 T = TypeVar("T")
 
@@ -69,6 +69,8 @@ class SurgeryTable(SurgerySettings):
     initialisation: str = "fitted+detail"
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(None, later=True)
     trunk: Literal["inherited", "random"] = "inherited"  # random: from scratch
+    # A trained pixel model of a smaller patch: it is enlarged (sec. 3.4), and its own recipe stays.
+    base: Path | None = setting(None, later=True)  # noqa: RUF009 (it makes a field)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,13 @@ class Store:
         config = self.config
         train = {**config.train, **arm.train}
         train.pop("processes", None)  # how a batch is shared out changes nothing but rounding
+        surgery = config.surgery_of(arm)
+        base = {"base": _content(surgery.base)} if surgery.base else {}
         settings = {
             "corpus": self._corpus(config.data_of(arm)),
             "reference": self._reference(),
             "source": self._source(),
-            "surgery": identity_table(config.surgery_of(arm)),
+            "surgery": identity_table(surgery) | base,
             "train": to_table(train),
             "sampling": to_table(config.sampling_of(arm)),
             "seed": seed,

@@ -16,6 +16,7 @@ _TITLES = {
     "geneval": "six-task score, held-out prompts",
     "frechet": "FD-efficientnet-lite0 to the reference",
     "loss": "eq. 5, held-out pictures",
+    "loss-seen": "eq. 5, pictures of its own corpus",
     "patch-grid": "jump at patch borders over jump inside",
 }
 _ACCENT, _POINT = "#6d5efc", "#17181c"

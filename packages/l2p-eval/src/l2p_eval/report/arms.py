@@ -9,7 +9,7 @@ from typing import Any, Literal
 from l2p_run.errors import UserError
 from l2p_run.settings import check_ranges, cut, setting
 
-METRICS = {"geneval": True, "frechet": False, "loss": False, "patch-grid": False}
+METRICS = {"geneval": True, "frechet": False, "loss": False, "loss-seen": False, "patch-grid": False}
 """Every metric of an arm, and whether more is better. A run of before a metric came, or of patches without
 borders, lacks it: a summary has those that all of its runs have. "geneval:KIND" is the score of one kind of
 prompts."""

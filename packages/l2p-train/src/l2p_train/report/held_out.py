@@ -1,9 +1,10 @@
-"""Eq. 5 of a finished model on pictures that it was not trained on, the same noise for every model."""
+"""Eq. 5 of a finished model on given pictures, the same noise for every model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from l2p_arch.sampling.painter import load_pipeline
 from l2p_run.pictures import open_picture
 from torch import Tensor
 
+from l2p_train.config import TrainConfig
+from l2p_train.data.corpus import first_images
 from l2p_train.objective import l2p_loss
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -41,16 +44,46 @@ def held_out_loss(
         sigmas: points of the axis from image (0) to noise (1).
         batch_size: pictures at a time.
     """
+    x_0 = torch.stack([_pixels(path) for path in pictures])
     pipeline = load_pipeline(model, device=device, dtype=dtype)
     conditioning = pipeline.encode(list(prompts), max_sequence_length=max_sequence_length)
-    x_0 = torch.stack([_pixels(path) for path in pictures])
+    return _mean_loss(pipeline.transformer, x_0, conditioning, sigmas, batch_size, device)
+
+
+@torch.inference_mode()
+def seen_loss(
+    model: Path, train: TrainConfig, images: int, *, multiple: int, device: str, dtype: str
+) -> float:
+    """Return the same of the first `images` of the corpus that a run trained on, at most as many as it has.
+
+    Args:
+        model: an L2P model directory.
+        train: the run's settings.
+        images: how many.
+        multiple: of which the sides of an image are, px: the patch.
+        device, dtype: as of `held_out_loss`.
+    """
+    x_0, prompts = first_images(train, multiple=multiple, wanted=lambda pixels: images)
+    pipeline = load_pipeline(model, device=device, dtype=dtype)
+    conditioning = pipeline.encode(prompts, max_sequence_length=train.max_sequence_length)
+    return _mean_loss(pipeline.transformer, x_0, conditioning, SIGMAS, 32, device)
+
+
+def _mean_loss(
+    model: Any,
+    x_0: Tensor,
+    conditioning: Sequence[Any],
+    sigmas: Sequence[float],
+    batch_size: int,
+    device: str,
+) -> float:
     noise = draw_noise(generators_of(len(x_0), range(len(x_0))), *x_0.shape[-2:])
     total = 0.0
     for start in range(0, len(x_0), batch_size):
         part = slice(start, start + batch_size)
         for value in sigmas:
             pixels, sigma = x_0[part].to(device), torch.full((len(x_0[part]),), value, device=device)
-            losses = l2p_loss(pipeline.transformer, pixels, noise[part].to(device), sigma, conditioning[part])
+            losses = l2p_loss(model, pixels, noise[part].to(device), sigma, conditioning[part])
             total += float(losses.sum())
     return total / (len(x_0) * len(sigmas))
 
