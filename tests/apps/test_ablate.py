@@ -278,6 +278,7 @@ def test_an_arm_may_start_from_a_trained_model_of_a_smaller_patch(
     arguments = [str(config), "-o", str(tmp_path / "out"), "--workers", "0"]
     assert main([*arguments, "--json"]) == 0
     results = json.loads((tmp_path / "out" / "base" / "results.json").read_text())
+    assert str(PIXEL_MODEL) not in json.dumps(results["config"])
     fine = sum(v.numel() for k, v in load_transformer(tmp_path, results).items() if "fine_head" in k)
     assert all(run["training"]["trainable_parameters"] == fine for run in results["runs"])
     store = Store(root=tmp_path / "out" / "shared", config=load_config(config))

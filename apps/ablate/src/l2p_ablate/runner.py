@@ -145,8 +145,8 @@ def _write(
     }
     results: Results = {key: result for key, result in found.items() if result is not None}
     ablation, tables = config.ablation, to_table(config)
-    for name, key in (("source", "model"), ("evaluate", "metadata")):  # paths of this machine
-        del tables[name][key]
+    for name, key in (("source", "model"), ("evaluate", "metadata"), ("surgery", "base")):  # local paths
+        tables[name].pop(key, None)
     del tables["data"]
     summary = {
         "title": ablation.title,
