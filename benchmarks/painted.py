@@ -23,7 +23,7 @@ from l2p_run.places import put, write_json
 from l2p_run.provenance import collect
 
 SOURCE = {"num_inference_steps": 10, "guidance_scale": 2.0, "max_sequence_length": 32}
-PIXEL = {"num_inference_steps": 16, "guidance_scale": 2.5, "noise_shift": 3.0, "max_sequence_length": 32}
+PIXEL = {"num_inference_steps": 10, "guidance_scale": 1.5, "noise_shift": 3.0, "max_sequence_length": 32}
 PACKAGES = ("l2p-arch", "l2p-eval", "l2p-mini", "torch", "diffusers", "transformers")
 _SEEDS_OF_A_SET = 100_000
 

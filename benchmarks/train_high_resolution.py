@@ -1,6 +1,6 @@
 """The miniature twin of 4K: train 64 px -> 256 px with patch 64, and measure native detail, with pictures.
 
-    uv run python benchmarks/train_high_resolution.py configs/high-resolution/mini-4k.toml [--base MODEL]
+    uv run python benchmarks/train_high_resolution.py configs/high-resolution/mini-4k.toml
 
 The miniature's world has fine patterns at 256 px that average out at 64 px. Native detail is the share of its
 background's pattern that an image carries (projection onto the pattern: 1 is the renderer's, 0 is none,
@@ -95,8 +95,8 @@ def paint(
     import torch
     from l2p_arch import L2PPipeline
 
-    pipeline = L2PPipeline.from_pretrained(model, local_files_only=True)
-    pipeline.transformer.to(torch.bfloat16)
+    # `to` would round the maps of an aligned model, too.
+    pipeline = L2PPipeline.from_pretrained(model, local_files_only=True, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     for first in range(0, len(prompts), 8):
@@ -127,8 +127,11 @@ def sheet(rows: list[list[Image.Image]], crop: int) -> Image.Image:
     return out
 
 
-def train(tables: dict[str, Any], base: Path, processes: int) -> tuple[Any, Any]:
-    """Write renders and the enlarged model where they are not there yet, and train; (result, its config)."""
+def train(tables: dict[str, Any], base: Path, start: Path | None, processes: int) -> tuple[Any, Any]:
+    """Write renders and the enlarged model where they are not there yet, and train; (result, its config).
+
+    `start` is an enlarged model to go on from, None to enlarge `base`.
+    """
     from l2p_arch import upscale
     from l2p_train import config_from_mapping, launch
 
@@ -136,9 +139,9 @@ def train(tables: dict[str, Any], base: Path, processes: int) -> tuple[Any, Any]
     corpus, initial = output / "renders", output / "initial"
     if not (corpus / "part-00000.parquet").is_file():
         write_renders(corpus, tables["data"]["count"], tables["data"]["size"])
-    if not initial.is_dir():
+    if start is None and not initial.is_dir():
         upscale(base, initial, **tables["surgery"])
-    places = {"model": str(initial), "corpus": str(corpus), "output": str(output / "train")}
+    places = {"model": str(start or initial), "corpus": str(corpus), "output": str(output / "train")}
     config = config_from_mapping(tables["train"] | places)
 
     def tell(event: dict[str, Any]) -> None:
@@ -201,6 +204,9 @@ def main() -> int:
     )
     parser.add_argument("config", type=Path)
     parser.add_argument("--base", type=Path, help="the 64 px model, in place of base.model")
+    parser.add_argument("--start", type=Path, help="go on from this model of an earlier run")
+    parser.add_argument("-o", "--output", type=Path, help="in place of train.output")
+    parser.add_argument("--steps", type=int, help="in place of train.steps")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     tables = tomllib.loads(options.config.read_text(encoding="utf-8"))
@@ -208,7 +214,9 @@ def main() -> int:
     if not (base / "model_index.json").is_file():
         print(f"error: no model in {base}; start in the repository's root, or give --base", file=sys.stderr)
         return 2
-    result, config = train(tables, base, options.processes)
+    tables["train"] |= {"steps": options.steps} if options.steps else {}
+    tables["train"] |= {"output": str(options.output)} if options.output else {}
+    result, config = train(tables, base, options.start, options.processes)
     pictures = Path(tables["train"]["output"]) / "detail.png"
     native, settings = Path(result.model), tables["measure"]
     shift = settings.get("noise_shift", config.noise_shift)
