@@ -211,8 +211,15 @@ def main() -> int:
     options = parser.parse_args()
     tables = tomllib.loads(options.config.read_text(encoding="utf-8"))
     base = options.base or Path(tables["base"]["model"])
-    if not (base / "model_index.json").is_file():
-        print(f"error: no model in {base}; start in the repository's root, or give --base", file=sys.stderr)
+    for model in (base, options.start or base):
+        if not (model / "model_index.json").is_file():
+            print(
+                f"error: no model in {model}; start in the repository's root, or give another",
+                file=sys.stderr,
+            )
+            return 2
+    if options.steps is not None and options.steps < 1:
+        print(f"error: --steps {options.steps} is no number of steps; give 1 or more", file=sys.stderr)
         return 2
     tables["train"] |= {"steps": options.steps} if options.steps else {}
     tables["train"] |= {"output": str(options.output)} if options.output else {}

@@ -284,11 +284,17 @@ def test_an_arm_may_start_from_a_trained_model_of_a_smaller_patch(
     store = Store(root=tmp_path / "out" / "shared", config=load_config(config))
     other = Store(root=store.root, config=load_config(config, {"surgery": {"base": untrained_source}}))
     assert store.run(store.config.arm[0], 0) != other.run(other.config.arm[0], 0)
-    config.write_text(enlarged.replace("[8, 16, 32, 64, 128]", "[8, 8, 8, 8, 8]"))
-    capsys.readouterr()
-    assert main([*arguments, "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert "an aligned model keeps its head (16, 32, 64, 128)" in said and said.count("\n") == 1
+    for old, new, wanted in (
+        ("[8, 16, 32, 64, 128]", "[8, 8, 8, 8, 8]", "an aligned model keeps its head (16, 32, 64, 128)"),
+        ("train.steps = 1", 'surgery.trunk = "random"', "would forget surgery.base; leave one out"),
+        (str(PIXEL_MODEL), str(untrained_source), "is no L2P model directory"),
+        (str(PIXEL_MODEL), "nowhere", "nowhere is no L2P model directory"),
+    ):
+        config.write_text(enlarged.replace(old, new))
+        capsys.readouterr()
+        assert main([*arguments, "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert wanted in said and said.count("\n") == 1
 
 
 def load_transformer(folder: Path, results: Any) -> dict[str, torch.Tensor]:

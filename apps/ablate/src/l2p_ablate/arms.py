@@ -21,7 +21,7 @@ from l2p_run.settings import to_table
 from l2p_train.config import TrainConfig
 
 from l2p_ablate.config import ArmTable, Config, SurgeryTable
-from l2p_ablate.errors import NotFiniteError
+from l2p_ablate.errors import AblateError, NotFiniteError
 
 Progress = Callable[[str], None]
 _SEEN = 80  # images of an arm's own corpus; the smallest of Fig. 9c has no more
@@ -123,12 +123,14 @@ def check_arms(config: Config) -> None:
         surgery, where = config.surgery_of(arm), f"arm {arm.name}: "
         check_size(config.size, config.size, surgery.patch_size)
         places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
-        surgery.check(config.train_config(arm, seed=0, **places), where=where)
+        train = config.train_config(arm, seed=0, **places)
+        surgery.check(train, where=where)
         if surgery.base is None:
             surgery.build(source)
+        elif surgery.trunk == "random":
+            raise AblateError(f'{where}surgery.trunk = "random" would forget surgery.base; leave one out')
         else:
             with tempfile.TemporaryDirectory() as folder:
-                train = config.train_config(arm, seed=0, **places)
                 make_initial(config.source.model, Path(folder) / "initial", surgery, train)
 
 
