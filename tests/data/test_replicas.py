@@ -10,7 +10,7 @@ import pytest
 import ray
 from l2p_data import DataError
 from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 MESSAGES = [(f"message {index}", index) for index in range(6)]
 
@@ -18,8 +18,9 @@ MESSAGES = [(f"message {index}", index) for index in range(6)]
 class Replica:
     """Answers at once, or is away as `away`, told how often it was asked so far, says."""
 
-    def __init__(self, away: Callable[[int, Sequence[Any]], bool]) -> None:
+    def __init__(self, away: Callable[[int, Sequence[Any]], bool], error: Exception | None = None) -> None:
         self.away, self.asked, self.done = away, 0, 0
+        self.error = error or ActorUnavailableError("its node is gone", None)
         self.answer = SimpleNamespace(remote=self._answer)
         self.fault = SimpleNamespace(remote=lambda: self._reply([], None))
 
@@ -29,7 +30,7 @@ class Replica:
     def _reply(self, batch: Sequence[Any], answer: Any) -> Any:
         self.asked += 1
         if self.away(self.asked, batch):
-            return SimpleNamespace(value=ActorUnavailableError("its node is gone", None))
+            return SimpleNamespace(value=self.error)
         self.done += len(batch)
         return SimpleNamespace(value=answer)
 
@@ -86,6 +87,19 @@ def test_a_batch_that_kills_every_replica_is_given_up_and_the_others_are_answere
         index: text for index, text in ANSWERS.items() if index not in (2, 3)
     }
     assert all("replicas died 3 times over this batch" in found[index] for index in (2, 3))
+
+
+def test_a_replica_whose_vllm_breaks_is_started_again_and_the_cause_is_told(
+    ask: Callable[..., dict[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[tuple[Any, bool]] = []
+    monkeypatch.setattr(ray, "kill", lambda replica, no_restart: killed.append((replica, no_restart)))
+    error = RayTaskError("answer", "a traceback", RuntimeError("no room for the batch"))
+    replica = Replica(lambda asked, batch: ("message 2", 2) in batch, error)
+    found = ask(replica)
+    assert {index for index, text in found.items() if text == ANSWERS[index]} == {0, 1, 4, 5}
+    assert all("RuntimeError: no room for the batch" in found[index] for index in (2, 3))
+    assert killed == [(replica, False)] * 3
 
 
 def test_a_replica_that_is_lost_for_good_is_one_line(ask: Callable[..., dict[int, str]]) -> None:

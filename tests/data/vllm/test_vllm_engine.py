@@ -79,6 +79,32 @@ def test_a_message_that_is_too_long_costs_itself_only(real: VLLMEngine) -> None:
         assert "2048" not in answers[index]
 
 
+LONG = [(f"Number {index}. " + "word " * 150, index) for index in range(8)]
+NARROW = {**SMALL, "max_num_batched_tokens": 512}
+
+
+def test_messages_that_fill_more_than_one_pass_are_answered(real: VLLMEngine, random_model: Path) -> None:
+    real.close()
+    settings = VLLMSettings(model=random_model, max_tokens=16, max_model_len=512, engine_kwargs=NARROW)
+    with VLLMEngine(settings) as engine:
+        answers = dict(engine.ask(LONG, ANSWER_SCHEMA, 1.0))
+    assert sorted(answers) == list(range(8))
+    assert not any("died" in answer for answer in answers.values())
+
+
+def test_an_engine_that_fails_in_the_middle_of_a_batch_says_why(real: VLLMEngine, random_model: Path) -> None:
+    real.close()
+    in_parts = {**NARROW, "enable_chunked_prefill": True}  # which vLLM 0.32 cannot do with seeds on a CPU
+    settings = VLLMSettings(
+        model=random_model, max_tokens=16, max_model_len=512, attempts=2, engine_kwargs=in_parts
+    )
+    with VLLMEngine(settings) as engine:
+        answers = dict(engine.ask(LONG, ANSWER_SCHEMA, 1.0))
+        assert all("RuntimeError: CPU Generator" in answer for answer in answers.values())
+        again = dict(engine.ask(LONG[:1], ANSWER_SCHEMA, 1.0))  # another vLLM is in its place
+    assert "died" not in again[0]
+
+
 def test_replicas_share_the_work_and_a_killed_one_costs_nothing(real: VLLMEngine, random_model: Path) -> None:
     import ray
 

@@ -100,7 +100,7 @@ class VLLMEngine:
             DataError: vLLM cannot load the model, or a lost replica did not come back in time.
         """
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         size = self.settings.messages_per_call
         chunks = [range(start, min(start + size, len(messages))) for start in range(0, len(messages), size)]
@@ -122,12 +122,15 @@ class VLLMEngine:
             try:
                 answers = ray.get(done)
             except RayError as error:
+                why = error.cause if isinstance(error, RayTaskError) else error
+                if why is not error:  # the actor lives, and its vLLM can answer nothing more
+                    ray.kill(replica, no_restart=False)
                 if chunk is not None:
                     losses[chunk] += 1
                     if losses[chunk] < self.settings.attempts:
                         chunks.insert(0, chunk)
                     else:
-                        cause = f"replicas died {losses[chunk]} times over this batch: {one_line(error, 160)}"
+                        cause = f"replicas died {losses[chunk]} times over this batch: {one_line(why, 160)}"
                         yield from ((index, fault(cause, may_pass=True)) for index in chunk)
                 replicas.lost(replica)
                 asked[replica.fault.remote()] = (replica, None)
@@ -206,7 +209,7 @@ class _Replicas:
 
 
 class _Replica:
-    """One vLLM in one Ray actor. It never raises: an error of its tasks is a death."""
+    """One vLLM in one Ray actor. It raises only if its vLLM is broken."""
 
     def __init__(self, model: str, settings: VLLMSettings, on_gpu: bool) -> None:
         self.settings = settings
@@ -223,6 +226,8 @@ class _Replica:
             from vllm import LLM
 
             parallel = settings.tensor_parallel
+            # On a CPU vLLM 0.32 fails on a seeded answer whose message it reads in two parts.
+            whole = {} if on_gpu else {"enable_chunked_prefill": False}
             self.llm = LLM(
                 model=model,
                 dtype=settings.dtype,
@@ -230,7 +235,7 @@ class _Replica:
                 tensor_parallel_size=parallel,
                 # Ray chose this actor's GPUs; vLLM's own processes split them
                 distributed_executor_backend="mp" if parallel > 1 else None,
-                **{"structured_outputs_config": _COMPACT, **settings.engine_kwargs},
+                **{"structured_outputs_config": _COMPACT, **whole, **settings.engine_kwargs},
             )
         except Exception as error:
             self.broken = one_line(error)
@@ -247,13 +252,16 @@ class _Replica:
         """Return one answer per message. If vLLM refuses the batch, each message is tried alone.
 
         An engine that died takes its actor along, so that Ray starts both anew and the batch is asked again:
-        it would answer every message of every batch with the same fault.
+        it would answer every message of every batch with the same fault. One that failed in the middle of
+        the batch raises: it would wait for what is left of it for ever.
         """
         try:
             return self._chat(messages, schema, temperature)
         except Exception as error:
             if is_dead(error):
                 os._exit(1)
+            if self.llm.llm_engine.has_unfinished_requests():  # a refusal leaves none
+                raise
             if len(messages) == 1:
                 return [fault(one_line(error))]
             return [self.answer([message], schema, temperature)[0] for message in messages]
