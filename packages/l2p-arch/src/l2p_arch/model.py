@@ -1,7 +1,7 @@
 """L2PTransformer: the trunk of a source family between a pixel embedder and a Detailer Head (Fig. 3)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -23,10 +23,10 @@ from l2p_arch.detailer import DetailerHead
 from l2p_arch.enlargement import block_means, enlarged, reduced, repeated, split_head_channels
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family, find_family
-from l2p_arch.families.base import CONDITIONING_DIMENSIONS
 from l2p_arch.files.mapping import loading_options
 from l2p_arch.guidance_input import GuidanceEmbedder, add_embedder, check_range, completed, told_scales
 from l2p_arch.linear_head import LinearHead
+from l2p_arch.model_checks import check_inputs, check_keys, check_prediction
 from l2p_arch.patchify import pixels_to_patches
 from l2p_arch.quantisation import use_quantised_layers
 
@@ -81,7 +81,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         self.register_to_config(_use_default_values=[])
         if patch_size < 1:
             raise ArchError(f"patch size {patch_size} is not a number of pixels; 16 is usual at 1024 px")
-        _check_prediction(prediction, alignment, head_channels)
+        check_prediction(prediction, alignment, head_channels)
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size
         self.aligner: Alignment | None = None
@@ -222,7 +222,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         Returns:
             The velocity, (B, 3, H, W), in the dtype of the head's weights.
         """
-        _check_inputs(pixels, sigma, conditioning)
+        check_inputs(pixels, sigma, conditioning)
         velocity = self._velocity(pixels, sigma.to(pixels.device, torch.float32), conditioning)
         if return_dict is None:
             return velocity
@@ -304,7 +304,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             with told_scales(conditioning):
                 return run(self.trunk, patches, sigma, conditioning)
         except KeyError as error:
-            _check_keys(error.args[0], conditioning, self.source_family.name)
+            check_keys(error.args[0], conditioning, self.source_family.name)
             raise
 
     def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
@@ -370,60 +370,3 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             last = [block for block in self.block_names() if block.startswith(f"trunk.{block_list}.")][-1]
             names.append(f"{last}.{rest}")
         return names
-
-
-def _check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head: Sequence[int]) -> None:
-    if prediction not in ("velocity", "x_0"):
-        raise ArchError(f"prediction {prediction!r} is not one of velocity, x_0")
-    if alignment is None:
-        return
-    if alignment.get("version") not in (1, 2, 3):
-        raise ArchError(
-            f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
-            "1 to 3; use the l2p-arch that wrote it"
-        )
-    if prediction != "x_0":
-        raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")
-    if not head:
-        raise ArchError(
-            "the aligned recipe needs a Detailer Head, and head_channels is empty; use the paper's recipe"
-        )
-
-
-def _check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:
-    if not (isinstance(pixels, Tensor) and isinstance(sigma, Tensor)):
-        raise ArchError(
-            f"pixels are {type(pixels).__name__} and sigma is {type(sigma).__name__}; wanted tensors "
-            "(B, 3, H, W) and (B,)"
-        )
-    if isinstance(conditioning, Mapping | Tensor) or not all(isinstance(e, Mapping) for e in conditioning):
-        raise ArchError(
-            f"conditioning is {type(conditioning).__name__}; wanted a list of one mapping per sample, as "
-            "L2PPipeline.encode returns"
-        )
-    if pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ArchError(f"pixels have the shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
-    if sigma.shape != pixels.shape[:1] or len(conditioning) != pixels.shape[0]:
-        raise ArchError(
-            f"{pixels.shape[0]} images need as many sigmas and conditionings; "
-            f"sigma has the shape {tuple(sigma.shape)}, and there are {len(conditioning)} conditionings"
-        )
-    if sigma.dtype not in (torch.float32, torch.float64):
-        raise ArchError(f"sigma is {sigma.dtype}, which rounds the time by up to 0.4 %; pass it as float32")
-    for index, sample in enumerate(conditioning):
-        for key, value in sample.items():
-            if value.ndim != CONDITIONING_DIMENSIONS.get(key, value.ndim):
-                raise ArchError(
-                    f"conditioning {index}: {key} has the shape {tuple(value.shape)}; wanted "
-                    f"{CONDITIONING_DIMENSIONS[key]} dimensions, for one sample has no batch dimension"
-                )
-
-
-def _check_keys(missing: object, conditioning: Sequence[Mapping[str, Tensor]], family: str) -> None:
-    """Raise if some sample lacks what the family asked it for."""
-    for index, sample in enumerate(conditioning):
-        if missing not in sample:
-            raise ArchError(
-                f"conditioning {index} has {', '.join(sample) or 'nothing'}, but {family} wants {missing!r}; "
-                "encode its prompts with this model's own pipeline: L2PPipeline.encode"
-            )
