@@ -118,8 +118,28 @@ def test_a_message_that_vllm_refuses_costs_itself_only(monkeypatch: pytest.Monke
         return [f"answer to {text}" for text, _ in messages]
 
     monkeypatch.setattr(replica, "_chat", chat, raising=False)
+    monkeypatch.setattr(replica, "llm", llm_with(unfinished=False), raising=False)
     answers = replica.answer([("a", 1), ("b" * 500, 2), ("c", 3)], "{}", 0.5)
     assert answers[0] == "answer to a" and answers[2] == "answer to c" and "too long" in answers[1]
+
+
+def test_an_engine_that_breaks_in_a_batch_is_asked_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = vllm_engine._Replica.__new__(vllm_engine._Replica)
+    asked: list[int] = []
+
+    def chat(messages: Sequence[tuple[str, int]], schema: str, temperature: float) -> list[str]:
+        asked.append(len(messages))
+        raise RuntimeError("no room for the batch")
+
+    monkeypatch.setattr(replica, "_chat", chat, raising=False)
+    monkeypatch.setattr(replica, "llm", llm_with(unfinished=True), raising=False)
+    with pytest.raises(RuntimeError, match="no room"):
+        replica.answer([("a", 1), ("b", 2)], "{}", 0.5)
+    assert asked == [2]
+
+
+def llm_with(unfinished: bool) -> Any:
+    return SimpleNamespace(llm_engine=SimpleNamespace(has_unfinished_requests=lambda: unfinished))
 
 
 def test_answers_of_vllm_come_without_thoughts_and_say_why_they_are_none() -> None:
