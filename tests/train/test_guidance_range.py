@@ -186,7 +186,7 @@ def test_a_student_learns_which_way_the_number_leads(tiny_corpus: Path, tmp_path
         with torch.no_grad():
             answers.append(student(x_t, sigma, told))
     moved, way = answers[1] - answers[0], wanted[1] - wanted[0]
-    assert float((moved * way).sum() / (moved.norm() * way.norm())) > 0.3  # 0.28 to 0.6 by the seed
+    assert float((moved * way).sum() / (moved.norm() * way.norm())) > 0.4
 
 
 @pytest.mark.parametrize(

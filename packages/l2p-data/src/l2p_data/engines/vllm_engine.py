@@ -8,7 +8,6 @@ that vLLM refuses, becomes answers that say so.
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,13 +23,13 @@ from l2p_run.settings import check_ranges, setting
 from l2p_data.cluster import RayShare, ray_session, share_of_cluster
 from l2p_data.corpus.files import one_line
 from l2p_data.engines.chat import Message, fault
+from l2p_data.engines.replicas import Replicas, end
 from l2p_data.errors import DataError
 from l2p_data.models import local_directory
 
 # Blank space is legal between the parts of a JSON object, and some models write it up to max_tokens. vLLM
 # takes the switch with a backend that is named.
 _COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
-_PAUSE = 1.0  # s between two questions whether a lost replica is back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +99,12 @@ class VLLMEngine:
             DataError: vLLM cannot load the model, or a lost replica did not come back in time.
         """
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         size = self.settings.messages_per_call
         chunks = [range(start, min(start + size, len(messages))) for start in range(0, len(messages), size)]
         losses: Counter[range] = Counter()
-        replicas = _Replicas(self._start(), self.settings.patience)
+        replicas = Replicas(self._start(), self.settings.patience)
         asked: dict[Any, tuple[Any, range | None]] = {}  # None: whether the replica is there
 
         def submit(replica: Any) -> None:
@@ -122,15 +121,13 @@ class VLLMEngine:
             try:
                 answers = ray.get(done)
             except RayError as error:
-                why = error.cause if isinstance(error, RayTaskError) else error
-                if why is not error:  # the actor lives, and its vLLM can answer nothing more
-                    ray.kill(replica, no_restart=False)
+                why = end(replica, error)
                 if chunk is not None:
                     losses[chunk] += 1
                     if losses[chunk] < self.settings.attempts:
                         chunks.insert(0, chunk)
                     else:
-                        cause = f"replicas died {losses[chunk]} times over this batch: {one_line(why, 160)}"
+                        cause = f"replicas died {losses[chunk]} times over this batch: {why}"
                         yield from ((index, fault(cause, may_pass=True)) for index in chunk)
                 replicas.lost(replica)
                 asked[replica.fault.remote()] = (replica, None)
@@ -175,37 +172,6 @@ class VLLMEngine:
             raise DataError(f"vLLM cannot run {settings.model}: {cause}")
         self._replicas = replicas
         return replicas
-
-
-class _Replicas:
-    """The replicas, and since when each of them has been away."""
-
-    def __init__(self, replicas: Sequence[Any], patience: float) -> None:
-        self.all, self._patience = list(replicas), patience
-        self._since: dict[Any, float] = {}
-
-    def lost(self, replica: Any) -> None:
-        """Wait a little before it is asked again whether it is there.
-
-        Raises:
-            DataError: it has been away for too long.
-        """
-        since = self._since.setdefault(replica, time.monotonic())
-        if time.monotonic() - since > self._patience:
-            raise DataError(
-                f"a replica of the language model has been lost for {self._patience:g} s; give the cluster "
-                "back a node that holds it and run again: the answers so far are kept"
-            )
-        time.sleep(_PAUSE)
-
-    def there(self, replica: Any) -> None:
-        """Take note that it has answered."""
-        self._since.pop(replica, None)
-
-    @property
-    def present(self) -> list[Any]:
-        """Those that are not known to be lost."""
-        return [replica for replica in self.all if replica not in self._since]
 
 
 class _Replica:

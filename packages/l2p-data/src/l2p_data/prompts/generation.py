@@ -68,7 +68,7 @@ def generate_prompts(
         sources = [index for index, share in zip(open_leaves, shares, strict=True) for _ in range(share)]
         requests = []
         for index in sources:
-            requests.append(_request(leaves[index], attempts[index], seed, kind))
+            requests.append(request_of(leaves[index], attempts[index], seed, kind))
             attempts[index] += 1
         for index, record in zip(sources, _answers(generator, requests), strict=True):
             key = " ".join(str(record["prompt"]).split()).casefold()
@@ -101,8 +101,8 @@ def _refuse_hopeless(generator: TextGenerator, unusable: dict[str, dict[str, str
     )
 
 
-def _request(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
-    """Return the request of attempt number `attempt` for a leaf; of mixed kinds one in four is simple."""
+def request_of(leaf: Category, attempt: int, seed: int, kind: str) -> PromptRequest:
+    """Return the request of an attempt, counted from 0, for a leaf; one in four of kind "mixed" is simple."""
     request_seed = stable_seed("prompt", seed, *leaf.path, attempt)
     drawn = ("simple" if request_seed % 4 == 0 else "detailed") if kind == "mixed" else kind
     return PromptRequest(category=leaf, seed=request_seed, kind=drawn)
@@ -114,7 +114,7 @@ def _answers(generator: TextGenerator, requests: Sequence[PromptRequest]) -> Ite
     if len(answers) != len(requests):
         raise RuntimeError(f"{generator.name} returned {len(answers)} answers to {len(requests)} requests")
     for request, answer in zip(requests, answers, strict=True):
-        yield _record(answer, request, generator.name)
+        yield record_of(answer, request, generator.name)
 
 
 def apportion(count: int, weights: Sequence[float]) -> list[int]:
@@ -149,7 +149,8 @@ def parse_answer(answer: str) -> tuple[str, str | None]:
     return prompt.strip(), None
 
 
-def _record(answer: str, request: PromptRequest, created_by: str) -> dict[str, str | None]:
+def record_of(answer: str, request: PromptRequest, created_by: str) -> dict[str, str | None]:
+    """Return a row of `PROMPT_SCHEMA`; an answer that is no prompt has its cause in `problem`."""
     prompt, problem = parse_answer(answer)
     # Lone surrogates can come out of "\ud83d" escapes; they are no text and no file could hold them.
     prompt = prompt.encode("utf-8", "replace").decode("utf-8")
