@@ -10,6 +10,7 @@ from l2p_eval.layout import image_path
 from l2p_eval.report.arm_steps import save_steps
 from l2p_eval.report.arms import METRICS, measured, table
 from l2p_eval.report.charts import running_mean
+from l2p_eval.report.panels import panels, save_panels
 from l2p_eval.report.pictures import grid_sheet
 
 _TITLES = {
@@ -61,13 +62,12 @@ def publish_arms(root: Path, folder: Path, name: str) -> None:
 def save_chart(summary: Mapping[str, Any], path: Path) -> None:
     """Draw one panel a metric (every seed a point, the bar their mean), the verdict's metric over the seconds
     of training, and the training loss over steps."""
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
     arms, names = list(summary["arms"].values()), [name for name in measured(summary) if name in METRICS]
-    figure = Figure(figsize=(4.1 * (len(names) + 2), 0.42 * len(arms) + 2.1), layout="constrained")
-    figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
-    panels = figure.subplots(1, len(names) + 2)
-    for axes, name in zip(panels, names, strict=False):
+    title = f"{summary['title']} ({summary['paper']})"
+    figure, every = panels(title, len(names) + 2, columns=3, size=(4.4, max(2.7, 0.3 * len(arms) + 1)))
+    for number, (axes, name) in enumerate(zip(every, names, strict=False)):
         rows = range(len(arms))
         values = [arm["metrics"][name] for arm in arms]
         errors = [value["deviation"] or 0.0 for value in values]
@@ -76,20 +76,20 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
         )
         for row, value in zip(rows, values, strict=True):
             axes.plot(value["values"], [row] * len(value["values"]), ".", color=_POINT, markersize=5)
-        axes.set_yticks(rows, [arm["label"] for arm in arms] if axes is panels[0] else [""] * len(arms))
+        axes.set_yticks(rows, [arm["label"] for arm in arms] if number % 3 == 0 else [""] * len(arms))
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         bold = {"fontweight": "bold"} if name == summary["metric"] else {}
         better = "higher" if METRICS[name] else "lower"
         axes.set_title(f"{_TITLES[name]}\n({better} is better)", fontsize=9, **bold)
-    _against_seconds(panels[-2], summary)
-    _curves(panels[-1], summary)
-    for axes in panels:
-        axes.tick_params(which="both", length=0, labelsize=8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    shades = colormaps["tab10" if len(arms) <= 10 else "tab20"]
+    for axes in every[-2:]:
+        axes.set_prop_cycle(color=[shades(number) for number in range(shades.N)])
+    _against_seconds(every[-2], summary)
+    _curves(every[-1], summary)
+    handles, labels = every[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    save_panels(figure, path)
 
 
 def _against_seconds(axes: Any, summary: Mapping[str, Any]) -> None:
@@ -99,6 +99,7 @@ def _against_seconds(axes: Any, summary: Mapping[str, Any]) -> None:
         runs = [run for run in summary["runs"] if run["arm"] == name and metric in run["metrics"]]
         seconds = [run["training"]["seconds"] for run in runs]
         axes.plot(seconds, [run["metrics"][metric] for run in runs], "o", markersize=5)
+    axes.margins(0.08)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_title(f"{_TITLES[metric]}\nagainst seconds of training", fontsize=9)
@@ -110,6 +111,7 @@ def _curves(axes: Any, summary: Mapping[str, Any]) -> None:
     for name, arm in summary["arms"].items():
         curves = [run["curve"] for run in summary["runs"] if run["arm"] == name and run["curve"]]
         if not curves:
+            axes.plot([], [], label=arm["label"])  # keeps its colour
             continue
         length = min(len(curve) for curve in curves)
         smooth = [running_mean([loss for _, loss in curve[:length]], keep=0.6) for curve in curves]
@@ -120,7 +122,6 @@ def _curves(axes: Any, summary: Mapping[str, Any]) -> None:
     axes.set_yscale("log")
     axes.set_title("training loss (eq. 5), running mean\n(each on its own data and noise levels)", fontsize=9)
     axes.set_xlabel("step", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
 
 
 def save_pictures(

@@ -5,9 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from l2p_run.places import atomic_path
-
 from l2p_eval.report.arms import measured, more_is_better
+from l2p_eval.report.panels import panels, save_panels
 
 _COLORS = ("#6d5efc", "#e8590c", "#2b8a3e", "#c2255c", "#1971c2", "#868e96")
 
@@ -18,16 +17,11 @@ def save_steps(summary: Mapping[str, Any], path: Path) -> None:
     Args:
         summary: of `l2p_eval.report.arms.summarise`, whose runs have "history": [{"step", "metrics"}].
     """
-    from matplotlib.figure import Figure
-
     names = measured(summary)
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.6), layout="constrained")
-    figure.suptitle(f"{summary['title']} ({summary['paper']})", fontsize=12)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    title = f"{summary['title']} ({summary['paper']})"
+    figure, every = panels(title, len(names), columns=4, size=(3.6, 2.7))
     reference = summary.get("reference", {"name": "", "metrics": {}})
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(every, names, strict=True):
         for (arm, entry), color in zip(summary["arms"].items(), _COLORS * len(names), strict=False):
             _draw_arm(
                 axes, [run for run in summary["runs"] if run["arm"] == arm], name, color, entry["label"]
@@ -45,14 +39,8 @@ def save_steps(summary: Mapping[str, Any], path: Path) -> None:
         better = "higher" if more_is_better(name) else "lower"
         axes.set_title(f"{name} ({better} is better)", fontsize=9)
         axes.set_xlim(left=0)
-        axes.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    panels[0].legend(fontsize=7, frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    every[0].legend(fontsize=7, frameon=False)
+    save_panels(figure, path)
 
 
 def _draw_arm(axes: Any, runs: list[Mapping[str, Any]], name: str, color: str, label: str) -> None:
