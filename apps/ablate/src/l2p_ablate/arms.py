@@ -64,7 +64,6 @@ def run_arm(
     Raises:
         NotFiniteError: a metric of the trained model is NaN or infinite.
     """
-    from l2p_train.report.metrics import read_metrics
     from l2p_train.run.earlier import judge_earlier
     from l2p_train.run.launcher import launch
 
@@ -90,14 +89,13 @@ def run_arm(
             f"arm {arm.name}, seed {seed}: {broken[0]} is {metrics[broken[0]]} after the training; a lower"
             f" learning rate may help, and {folder} holds what there is"
         )
-    steps = [record for record in read_metrics(folder / "train" / "metrics.jsonl") if "loss" in record]
     result = {
         "run": folder.name,
         "seed": seed,
         "metrics": metrics,
         "geneval_tags": tags,
         "training": {key: value for key, value in asdict(training).items() if key != "model"},
-        "curve": [(record["step"], record["loss"]) for record in steps if record.get("event") == "step"],
+        "curve": _loss_curve(folder / "train" / "metrics.jsonl"),
         "history": [*earlier, {"step": training.steps, "metrics": metrics}],
         "seconds": round(time.perf_counter() - started, 1),  # of this session
     }
@@ -105,6 +103,13 @@ def run_arm(
         shutil.rmtree(leftover, ignore_errors=True)
     places.write_json(folder / "result.json", result, ensure_ascii=True)
     return result
+
+
+def _loss_curve(metrics: Path) -> list[tuple[int, float]]:
+    from l2p_train.report.metrics import read_metrics
+
+    steps = [record for record in read_metrics(metrics) if record.get("event") == "step"]
+    return [(record["step"], record["loss"]) for record in steps if "loss" in record]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -94,32 +94,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             self.aligner = Alignment(patch_size // self.enlargement, latents, **alignment_sizes(alignment))
             self._answer_order = self.source_family.answer_order(trunk_config)
             self._answer_channels = self.source_family.answer_channels(trunk_config)
-        feature_channels = self.source_family.feature_channels(trunk_config)
-        self.head_widths = finer, head_channels = split_head_channels(head_channels, self.enlargement)
-        self.fine_head: DetailerHead | None = None
-        if finer:
-            self.fine_head = DetailerHead(
-                max(head_channels[0], head_decoder_floor),
-                finer,
-                decoder_floor=head_decoder_floor,
-                input_channels=HEAD_INPUTS,
-            )
-        self.detailer_head: DetailerHead | LinearHead
-        if head_channels:
-            self.detailer_head = DetailerHead(
-                feature_channels,
-                head_channels,
-                bottleneck_channels=head_bottleneck,
-                decoder_floor=head_decoder_floor,
-                input_channels=HEAD_INPUTS if alignment else None,
-            )
-        elif head_bottleneck or head_decoder_floor:
-            raise ArchError(
-                "head_bottleneck and head_decoder_floor belong to a Detailer Head; give head_channels too, "
-                "or neither for a plain linear head"
-            )
-        else:
-            self.detailer_head = LinearHead(feature_channels, patch_size)
+        self._build_heads(trunk_config, head_channels, head_bottleneck, head_decoder_floor)
         self.source_family.fill_unset(self.trunk)
         self.guidance_range: tuple[float, float] | None = None
         self.guidance_embedder: GuidanceEmbedder | None = None
@@ -127,6 +102,40 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
             self._take_guidance(check_range(guidance_range))
         if quantisation is not None:
             use_quantised_layers(self, quantisation)
+        self._tell_diffusers()
+
+    def _build_heads(
+        self, trunk_config: dict[str, Any], channels: Sequence[int], bottleneck: int | None, floor: int
+    ) -> None:
+        feature_channels = self.source_family.feature_channels(trunk_config)
+        self.head_widths = finer, channels = split_head_channels(channels, self.enlargement)
+        self.fine_head: DetailerHead | None = None
+        if finer:
+            self.fine_head = DetailerHead(
+                max(channels[0], floor),
+                finer,
+                decoder_floor=floor,
+                input_channels=HEAD_INPUTS,
+            )
+        self.detailer_head: DetailerHead | LinearHead
+        if channels:
+            self.detailer_head = DetailerHead(
+                feature_channels,
+                channels,
+                bottleneck_channels=bottleneck,
+                decoder_floor=floor,
+                input_channels=None if self.aligner is None else HEAD_INPUTS,
+            )
+        elif bottleneck or floor:
+            raise ArchError(
+                "head_bottleneck and head_decoder_floor belong to a Detailer Head; give head_channels too, "
+                "or neither for a plain linear head"
+            )
+        else:
+            self.detailer_head = LinearHead(feature_channels, self.patch_size)
+
+    def _tell_diffusers(self) -> None:
+        """Say what its helpers must not store in 8 bits, must not split, and may compile once for all."""
         # 8 bits would round what is new here, which is a fraction of a percent of the weights.
         self._skip_layerwise_casting_patterns: Any = [
             *(getattr(self.trunk, "_skip_layerwise_casting_patterns", None) or ()),
