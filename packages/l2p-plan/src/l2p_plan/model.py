@@ -58,7 +58,7 @@ def plan_model(transfer: Transfer, machine: Machine | None = None) -> ModelPlan:
     """
     import torch
     from l2p_arch.model import L2PTransformer
-    from l2p_arch.surgery.aligned import recipe_config
+    from l2p_arch.surgery.recipes import recipe_config
     from l2p_train.memory import estimate
 
     surgery, (width, height) = transfer.surgery, transfer.trained_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from l2p_run.errors import UserError, raised_as
 from l2p_run.places import is_address, read_json
 from l2p_run.settings import check_ranges, cut, marked, read_table, seed_setting, setting
 
+from l2p_train.config_checks import check_together
 from l2p_train.errors import TrainError
 
 # Fields with this mark may differ between a run and its resumption; any other difference is an error.
@@ -150,86 +150,7 @@ class TrainConfig:
         """Raise `TrainError` for values that no run can have."""
         with raised_as(TrainError):
             check_ranges(self)
-        self._check_places()
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise TrainError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise TrainError("offload_optimizer needs zero_stage 1, 2 or 3")
-        if self.optimizer == "muon" and self.zero_stage != 0:
-            raise TrainError(
-                f'optimizer = "muon" needs whole matrices, and zero_stage = {self.zero_stage} cuts them up; '
-                "set zero_stage = 0"
-            )
-        self._check_distillation()
-        if self.perceptual_features is not None and not self.perceptual_weight:
-            raise TrainError(
-                f"perceptual_features is {self.perceptual_features}, and perceptual_weight is 0; give a "
-                "weight, such as 0.5, or leave both out"
-            )
-        if self.perceptual_features is not None and not self.perceptual_features.is_dir():
-            raise TrainError(
-                f"perceptual_features is {self.perceptual_features}, which is no directory; give one with a "
-                "vision backbone of transformers, or leave it out for efficientnet-lite0"
-            )
-        if self.image_terms_from and not (self.perceptual_weight or self.frequency_weight):
-            raise TrainError(
-                f"image_terms_from is {self.image_terms_from}, and there is no term that it delays; give "
-                "perceptual_weight or frequency_weight, or leave it out"
-            )
-        if self.adapts and self.zero_stage == 3:
-            raise TrainError(
-                f'trainable = "{self.trainable}" keeps the frozen weights whole, and zero_stage = 3 shares '
-                "them; set zero_stage to 0, 1 or 2"
-            )
-        if self.export == "best" and not self.validation_images:
-            raise TrainError('export = "best" needs validation_images > 0')
-
-    def _check_distillation(self) -> None:
-        if self.distil_guidance != 0 and self.distil_guidance <= 1:
-            raise TrainError(
-                f"distil_guidance is {self.distil_guidance}; it must be above 1, such as 2.5, "
-                "or 0 to train without a teacher"
-            )
-        if self.distil_guidance_range:
-            self._check_guidance_range()
-        if self.distils and self.zero_stage == 3:
-            raise TrainError(
-                f"{self.distils} needs a whole teacher in every process; use zero_stage 0, 1 or 2"
-            )
-        if self.distils and (self.perceptual_weight or self.frequency_weight):
-            raise TrainError(
-                "perceptual_weight and frequency_weight compare with the corpus's image, and a distillation "
-                "with a teacher's; leave them or distil_guidance and distil_steps out"
-            )
-        if self.loss_weighting == "step" and not self.distil_steps:
-            raise TrainError(
-                'loss_weighting is "step", which weighs the steps that distil_steps learns, and there are '
-                'none; set it to "none"'
-            )
-        if self.distil_steps and self.polish_share:
-            raise TrainError(
-                "distil_steps trains at the student's own noise levels, and polish_share at another; set "
-                "polish_share to 0 (the student's last step learns the polish)"
-            )
-
-    def _check_guidance_range(self) -> None:
-        from l2p_arch import ArchError
-        from l2p_arch.guidance_input import check_range
-
-        if self.distil_guidance:
-            raise TrainError(
-                f"distil_guidance is {self.distil_guidance}, one guidance, and distil_guidance_range "
-                f"{list(self.distil_guidance_range)} is many; leave one of them out"
-            )
-        try:
-            check_range(self.distil_guidance_range, "distil_guidance_range")
-        except ArchError as error:
-            raise TrainError(str(error)) from None
-        if self.trainable == "lora-only":
-            raise TrainError(
-                'distil_guidance_range adds an input to the model, and trainable = "lora-only" trains '
-                'adapters alone; use "lora", or distil_guidance'
-            )
+        check_together(self)
 
     @property
     def adapts(self) -> bool:
@@ -241,15 +162,6 @@ class TrainConfig:
         """By which setting the run imitates the model that it starts from; empty: it does not."""
         names = ("distil_guidance", "distil_guidance_range", "distil_steps")
         return next((name for name in names if getattr(self, name)), "")
-
-    def _check_places(self) -> None:
-        for name in ("model", "corpus", "output"):
-            place = getattr(self, name)
-            if isinstance(place, Path) and re.match(r"[a-z][a-z0-9]+:/", str(place)):
-                where = "give it as text, not as a Path" if name == "corpus" else "corpus and mirror take one"
-                raise TrainError(f"{name} is {str(place)!r}: an address; {where}")
-        if self.mirror is not None and not is_address(self.mirror):
-            raise TrainError(f"mirror is {self.mirror!r}; it must be an address, such as s3://bucket/run")
 
     def check_guidance(self, learned: tuple[float, float] | None) -> None:
         """Refuse what cannot be learned from, or sampled by, a model that takes its guidance as a number.

@@ -40,7 +40,7 @@ def problems(config: Config) -> Iterator[Exception]:
 
 
 def _check_source(config: Config) -> None:
-    from l2p_arch.surgery.aligned import check_vae
+    from l2p_arch.surgery.recipes import check_vae
     from l2p_arch.surgery.source import open_source
 
     if not config.source.model.is_dir():

@@ -20,25 +20,22 @@ from l2p_arch.files.mapping import memory_maps
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import FLOATS, StoredTensor
 from l2p_arch.files.tensor_writing import DirectoryWriter, PlannedTensor
-from l2p_arch.surgery.aligned import (
-    aligned_tensors,
+from l2p_arch.surgery.aligned import aligned_tensors, inherited_tensors
+from l2p_arch.surgery.head_widths import check_head_channels, complete_head
+from l2p_arch.surgery.recipes import (
+    RECIPES,
     check_alignable,
     check_prediction,
-    inherited_tensors,
     recipe_config,
     resolve_decoder,
     resolve_start,
 )
-from l2p_arch.surgery.head_widths import check_head_channels, complete_head
 from l2p_arch.surgery.report import SurgeryReport, TensorRecord
 from l2p_arch.surgery.source import Source, open_source
 from l2p_arch.surgery.starts import AUTO, check_initialisation, new_tensors, resolve_initialisation
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-RECIPES = ("paper", "aligned")
 
 
 def convert(
@@ -86,9 +83,9 @@ def convert(
             velocity in the paper's and the image in the aligned one. An image head of the paper's recipe is
             for comparisons: the published layouts do not hold it.
         decoder: of the aligned recipe: "auto", the one that measurements chose, or a key of
-            `l2p_arch.surgery.aligned.DECODERS`; those with filters load the source's transformer once.
+            `l2p_arch.surgery.recipes.DECODERS`; those with filters load the source's transformer once.
         reading: of the aligned recipe, what the trunk reads of pixels: "auto", the one that measurements
-            chose, or a key of `l2p_arch.surgery.aligned.READINGS`.
+            chose, or a key of `l2p_arch.surgery.recipes.READINGS`.
         calibration_images: (N, 3, H, W) in [-1, 1], for the recipes and initialisations that measure the
             source.
         calibration_prompts: what the images show, one each, for the aligned recipe's filters.

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from l2p_arch.errors import ArchError
-from l2p_arch.surgery.aligned import check_prediction, resolve_decoder, resolve_reading, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels
+from l2p_arch.surgery.recipes import check_prediction, resolve_decoder, resolve_reading, resolve_start
 from l2p_arch.surgery.starts import AUTO, check_initialisation
 
 

@@ -32,8 +32,8 @@ from l2p_arch.files.directories import appearing_complete, write_json
 from l2p_arch.files.model_card import write_model_card
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
 from l2p_arch.files.tensor_writing import PlannedTensor, write_directory
-from l2p_arch.surgery.aligned import enlarged_config, resolve_start
 from l2p_arch.surgery.head_widths import check_head_channels, complete_head
+from l2p_arch.surgery.recipes import enlarged_config, resolve_start
 from l2p_arch.surgery.report import SurgeryReport, TensorRecord
 from l2p_arch.surgery.starts import (
     AUTO,

@@ -73,7 +73,7 @@ class SurgerySettings:
         """Return the model on the meta device, without values; `ArchError` where the source has none such."""
         import torch
         from l2p_arch.model import L2PTransformer
-        from l2p_arch.surgery.aligned import recipe_config
+        from l2p_arch.surgery.recipes import recipe_config
 
         trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
         more = recipe_config(self.recipe, self.decoder, self.prediction, self.reading)
@@ -115,7 +115,7 @@ class SurgerySettings:
 
     def in_words(self) -> str:
         """Return what is done, for a plan: "patch 16, kaiming+detail"."""
-        from l2p_arch.surgery.aligned import DECODERS, resolve_decoder, resolve_start
+        from l2p_arch.surgery.recipes import DECODERS, resolve_decoder, resolve_start
 
         if self.recipe == "paper":
             return f"patch {self.patch_size}, {self.initialisation}"
