@@ -181,8 +181,25 @@ def test_a_finished_image_is_denoised_once_more_at_the_sigma_that_polish_names(a
     with torch.no_grad():
         velocity = pipeline.transformer(x_t, torch.tensor([0.2]), given)
     torch.testing.assert_close(polished, x_t - 0.2 * velocity)
-    with pytest.raises(ArchError, match=r"polish 1\.5"):
-        pipeline(prompt_conditioning=given, polish=1.5, **call)
+
+
+@pytest.mark.parametrize("polish", [1.0, 1.5, -0.1, float("nan"), float("inf")])
+def test_a_polish_that_is_no_sigma_is_refused_before_anything_is_painted(aligned: Path, polish: Any) -> None:
+    pipeline = L2PPipeline.from_pretrained(aligned)
+    steps: list[int] = []
+    with pytest.raises(ArchError, match=f"polish {polish} is not a sigma"):
+        pipeline("two", height=32, width=32, polish=polish, on_step=lambda step, *_: steps.append(step))
+    assert not steps
+
+
+def test_a_polish_of_a_given_image_is_refused(aligned: Path) -> None:
+    pipeline = L2PPipeline.from_pretrained(aligned)
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ArchError, match=r"polish 0\.2 takes the grain off what was painted from noise"):
+        pipeline("two", image=image, height=32, width=32, polish=0.2)
+    assert (
+        len(pipeline("two", image=image, height=32, width=32, polish=0.0, num_inference_steps=2).images) == 1
+    )
 
 
 def test_a_tiled_head_gives_the_same_velocity(aligned: Path) -> None:

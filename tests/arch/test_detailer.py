@@ -215,5 +215,5 @@ def test_wrong_inputs_are_named(pixels: tuple[int, ...], features: tuple[int, ..
     head = DetailerHead(5, (4, 4))
     with pytest.raises(ArchError, match=complaint):
         head(torch.zeros(pixels), torch.zeros(features))
-    with pytest.raises(ArchError, match="feature_channels 0 must be positive"):
+    with pytest.raises(ArchError, match="feature_channels is 0; wanted a whole number of at least 1"):
         DetailerHead(0)

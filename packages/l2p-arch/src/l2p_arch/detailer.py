@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from l2p_arch.arguments import check_counts, check_widths
 from l2p_arch.errors import ArchError
 
 _MARGIN = 3  # cells around a tile, see `DetailerHead._tile`
@@ -48,11 +49,14 @@ class DetailerHead(nn.Module):
         input_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1 or feature_channels < 1:
-            raise ArchError(
-                f"head_channels {tuple(channels)} and feature_channels {feature_channels} must be positive "
-                "widths, the former one per level, finest first"
-            )
+        check_counts(feature_channels=feature_channels, pixel_channels=pixel_channels)
+        check_counts(least=0, decoder_floor=decoder_floor)
+        for name, given in (("bottleneck_channels", bottleneck_channels), ("input_channels", input_channels)):
+            if given is not None:
+                check_counts(**{name: given})
+        check_widths("head_channels", channels)
+        if not channels:
+            raise ArchError("head_channels is empty, and a Detailer Head has a level for each; give some")
         self.levels = len(channels)
         read = input_channels or pixel_channels
         self._widths = read, feature_channels  # asked of the layers, an adapter would hide them

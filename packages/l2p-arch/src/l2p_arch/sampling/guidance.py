@@ -1,6 +1,7 @@
 """Guidance: classifier-free, by two velocities, or a number that the model has learned to take."""
 
 import math
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,9 @@ def check_guidance(scale: float, rescale: float, distilled: float | None) -> Non
     """Raise unless they are numbers: NaN would turn guidance off without a word, infinity gives NaN."""
     values = {"guidance_scale": scale, "guidance_rescale": rescale, "distilled_guidance_scale": distilled}
     for name, value in values.items():
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if value is None and name == "distilled_guidance_scale":
+            continue
+        if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
             raise ArchError(f"{name} {value} is not a finite number; 1 to 10 are usual, rescale is 0 to 1")
     if not 0 <= rescale <= 1:
         raise ArchError(f"guidance_rescale {rescale} is not between 0 and 1")

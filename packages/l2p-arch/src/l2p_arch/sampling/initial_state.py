@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from l2p_arch.errors import ArchError
+from l2p_arch.sampling.arguments import given_generators, whole_seeds
 from l2p_arch.sampling.pictures import as_people_see_it
 
 Hold = Callable[[Tensor, int], Tensor]
@@ -27,11 +28,11 @@ def generators_of(
     if isinstance(seeds, int):
         raise ArchError(f"seeds is {seeds}; give one per image, such as [{seeds}]")
     if seeds is not None:
-        generators = [_seeded(int(seed)) for seed in seeds]
+        generators = [_seeded(seed) for seed in whole_seeds(seeds)]
     elif isinstance(generator, torch.Generator) or generator is None:
         generators = [generator or torch.default_generator] * count
     else:
-        generators = list(generator)
+        generators = given_generators(generator)
     if len(generators) != count:
         raise ArchError(f"{len(generators)} seeds or generators for {count} images; give one per image")
     return generators

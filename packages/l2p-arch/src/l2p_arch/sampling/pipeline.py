@@ -10,10 +10,12 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from l2p_arch.arguments import check_callables, check_counts, check_numbers, check_texts
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.sampling.adapters import Adapters
+from l2p_arch.sampling.arguments import answered_state
 from l2p_arch.sampling.guidance import check_guidance, guided, learned_scale
 from l2p_arch.sampling.initial_state import (
     Hold,
@@ -208,9 +210,12 @@ class L2PPipeline(Prompts, Adapters):
             raise ArchError("this pipeline was loaded without its transformer; it can paint nothing")
         if output_type not in OUTPUT_TYPES:
             raise ArchError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
-        if num_images_per_prompt < 1:
-            raise ArchError(f"num_images_per_prompt {num_images_per_prompt} must be at least 1")
+        check_texts(prompt=prompt, negative_prompt=negative_prompt)
+        check_counts(num_images_per_prompt=num_images_per_prompt)
+        check_numbers(noise_shift=noise_shift, strength=strength, polish=polish)
+        check_callables(on_step=on_step, callback_on_step_end=callback_on_step_end)
         check_guidance(guidance_scale, guidance_rescale, distilled_guidance_scale)
+        _check_polish(polish, image)
         watched = _watched_states(callback_on_step_end_tensor_inputs)
         learned = learned_scale(
             self.transformer,
@@ -263,8 +268,9 @@ class L2PPipeline(Prompts, Adapters):
                 on_step(step, float(scheduler.sigmas[first + step]), x_t)
             if callback_on_step_end is None:
                 return x_t
-            answer = callback_on_step_end(self, step, timestep, dict.fromkeys(watched, x_t)) or {}
-            return next((state for state in answer.values() if state is not x_t), x_t)
+            return answered_state(
+                callback_on_step_end(self, step, timestep, dict.fromkeys(watched, x_t)), x_t
+            )
 
         x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
         polish = self.transformer.polish if polish is None else polish
@@ -332,6 +338,8 @@ def _without_guidance(conditioning: Conditioning) -> Conditioning:
 
 
 def _watched_states(names: Sequence[str]) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ArchError(f"callback_on_step_end_tensor_inputs is {names!r}; wanted a list of names")
     unknown = [name for name in names if name not in L2PPipeline._callback_tensor_inputs]
     if unknown:
         known = ", ".join(L2PPipeline._callback_tensor_inputs)
@@ -339,11 +347,22 @@ def _watched_states(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _check_polish(polish: float | None, image: Any) -> None:
+    """Raise, before hours of sampling, for what can be no sigma, or where there is nothing to polish."""
+    if polish is None:
+        return
+    if not 0 <= polish < 1:
+        raise ArchError(f"polish {polish} is not a sigma in [0, 1); 0 leaves the image as it was sampled")
+    if polish and image is not None:
+        raise ArchError(
+            f"polish {polish} takes the grain off what was painted from noise, and an image was given to "
+            "start from; leave polish out"
+        )
+
+
 def _polished(x_0: Tensor, sigma: float, velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the image (N, 3, H, W) that the model sees in x_0 if it takes its grain for noise of that
     sigma.
     """
-    if not 0 <= sigma < 1:
-        raise ArchError(f"polish {sigma} is not a sigma in [0, 1); 0 leaves the image as it was sampled")
     x_t = (1 - sigma) * x_0
     return x_t - sigma * velocity(x_t, torch.tensor(sigma))

@@ -1,13 +1,14 @@
 """The text side of the pipeline: prompts to conditioning, and what was cut off of them."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
+from l2p_arch.arguments import check_counts, check_texts
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning, Family
 from l2p_arch.sampling.cut_prompts import CutPromptWarning, cut_prompts
@@ -32,11 +33,12 @@ class Prompts(DiffusionPipeline):
         family's own limit. With `negative` as it encodes negative prompts, before which some families put no
         instruction.
         """
+        check_texts(prompts=prompts)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ArchError(f"prompts {prompts!r} are not all text")
-        if max_sequence_length is not None and max_sequence_length < 1:
-            raise ArchError(f"max_sequence_length {max_sequence_length} must be at least 1")
+        if max_sequence_length is not None:
+            check_counts(max_sequence_length=max_sequence_length)
         if self.transformer is None:
             raise ArchError(
                 "this pipeline was loaded without its transformer, which knows how text is encoded"
@@ -120,6 +122,11 @@ class Prompts(DiffusionPipeline):
         """Return conditioning as the model takes it; the bare text embeddings of diffusers' pipelines become
         it.
         """
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise ArchError(
+                f"the conditioning is {given!r}; wanted what encode or encode_prompt return, one mapping per "
+                "prompt"
+            )
         samples: list[Any] = [given] if isinstance(given, Mapping) else list(given)
         if all(isinstance(sample, Mapping) for sample in samples):
             return samples

@@ -99,7 +99,10 @@ def flow_schedule(
 
 def _checked(sigmas: Sequence[float]) -> np.ndarray:
     """Return a caller's sigmas, if they go down from at most 1 and stay above 0, as NaN does not."""
-    given = np.asarray(list(sigmas), dtype=np.float64)
+    try:
+        given = np.asarray(list(sigmas), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ArchError(f"sigmas is {sigmas!r}; wanted a list of numbers, such as [1.0, 0.7, 0.3]") from None
     if not (len(given) and given[0] <= 1 and given[-1] > 0 and bool((np.diff(given) < 0).all())):
         raise ArchError(
             f"sigmas {list(sigmas)} must go down from at most 1 to above 0, each smaller than the one before "

@@ -13,6 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p_arch.arguments import (
+    check_captions,
+    check_counts,
+    check_flags,
+    check_names,
+    check_paths,
+    check_pictures,
+    check_seed,
+)
 from l2p_arch.errors import ArchError
 from l2p_arch.files.components import copy_components, name_of
 from l2p_arch.files.directories import appearing_complete, write_json
@@ -101,6 +110,16 @@ def convert(
         ArchError: the source is no such directory, of an unknown family, or has tensors that nothing accounts
         for.
     """
+    check_paths(source=source, out=out)
+    check_counts(patch_size=patch_size, max_shard_bytes=max_shard_bytes)
+    check_seed(seed)
+    check_flags(overwrite=overwrite)
+    check_names(
+        recipe=recipe, initialisation=initialisation, prediction=prediction, decoder=decoder, reading=reading
+    )
+    if calibration_images is not None:
+        check_pictures("calibration_images", calibration_images)
+        check_captions(calibration_prompts, len(calibration_images))
     head_channels, head_bottleneck, head_decoder_floor = complete_head(
         patch_size, head_channels, head_bottleneck, head_decoder_floor
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from l2p_arch.arguments import check_counts, check_widths
 from l2p_arch.errors import ArchError
 
 _WIDTHS = (8, 16, 32, 64, 128, 256, 512)
@@ -34,7 +35,11 @@ def complete_head(
     """Return (encoder widths, bottleneck, decoder floor) of what a user gave, completed where channels are
     None.
     """
+    check_counts(least=0, head_decoder_floor=decoder_floor)
+    if bottleneck is not None:
+        check_counts(head_bottleneck=bottleneck)
     if channels is not None:
+        check_widths("head_channels", channels)
         return channels, bottleneck, decoder_floor
     _, public_bottleneck, public_floor = _PUBLIC.get(patch_size, ((), None, 0))
     return default_head_channels(patch_size), bottleneck or public_bottleneck, decoder_floor or public_floor
@@ -45,10 +50,7 @@ def check_head_channels(patch_size: int, head_channels: Sequence[int]) -> None:
 
     It would drop tokens, and could not run on images of a single patch.
     """
-    if head_channels and min(head_channels) < 1:
-        raise ArchError(
-            f"head_channels {tuple(head_channels)} must be positive widths, one per level, finest first"
-        )
+    check_widths("head_channels", head_channels)
     if patch_size >= 1 and 2 ** len(head_channels) > patch_size:
         wanted = default_head_channels(patch_size)
         raise ArchError(

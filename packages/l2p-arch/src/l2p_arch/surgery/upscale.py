@@ -19,6 +19,14 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from l2p_arch.arguments import (
+    check_counts,
+    check_flags,
+    check_names,
+    check_paths,
+    check_seed,
+    check_widths,
+)
 from l2p_arch.errors import ArchError
 from l2p_arch.families import find_family
 from l2p_arch.files.components import (
@@ -78,12 +86,19 @@ def upscale(
     Returns:
         The report, also written as surgery_report.json.
     """
+    check_paths(model=model, out=out)
+    check_counts(patch_size=patch_size, max_shard_bytes=max_shard_bytes)
+    check_seed(seed)
+    check_flags(overwrite=overwrite)
+    check_names(initialisation=initialisation)
     model, out = Path(model), Path(out)
     old, factor = _smaller(model, patch_size)
     family = find_family(old["family"])
     components = components_to_keep(model, family.text_components, family.name)
     stored = index_directory(model / "transformer")
     if recipe_of(old) == "aligned":
+        if head_channels is not None:
+            check_widths("head_channels", head_channels)
         given = head_channels, head_bottleneck, head_decoder_floor
         config = enlarged_config(old, patch_size, factor, *given)
         initialisation = resolve_start(initialisation)
