@@ -15,6 +15,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.checks import unit
 from l2p_eval.user_models import (
     check_directory,
     describe_processor,
@@ -154,4 +155,4 @@ def _load(model: Path, kind: Kind) -> Any:
 def _unit(output: Any) -> Tensor:
     """Normalised features; newer transformers wrap them in an output object."""
     features = output if isinstance(output, Tensor) else output.pooler_output
-    return torch.nn.functional.normalize(features.float(), dim=-1)
+    return unit(features.float())

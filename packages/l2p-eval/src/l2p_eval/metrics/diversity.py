@@ -16,6 +16,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.checks import check_features, finite, unit
 from l2p_eval.metrics.features import FeatureExtractor, extract_features
 from l2p_eval.metrics.lpips import Lpips
 
@@ -37,16 +38,11 @@ class DiversityResult:
 
 def mean_pairwise_distance(features: Tensor) -> float:
     """Mean of 1 - cos over all pairs of rows of (N, D), N >= 2."""
-    if features.ndim != 2 or len(features) < 2:
-        raise EvalError(
-            f"diversity compares 2 or more images of a prompt, the features are {tuple(features.shape)}"
-        )
-    if not torch.isfinite(features).all():
-        raise EvalError("the features hold NaN or infinity; look for broken images or weights")
-    unit = torch.nn.functional.normalize(features.double(), dim=1)
-    cosines = unit @ unit.T
+    check_features("the features of a prompt's images", features, least=2)
+    directions = unit(features.double())
+    cosines = directions @ directions.T
     n = len(features)
-    return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)))
+    return finite("diversity", float(1 - (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))))
 
 
 def mean_pairwise_lpips(images: Sequence[Any], lpips: Lpips) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.checks import check_features, check_whole, finite
 from l2p_eval.metrics.features import FeatureExtractor, extract_features
 
 
@@ -30,6 +31,11 @@ class Patches:
     size: int = 299  # px
     count: int = 20  # per image
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Raise `EvalError` for sizes and counts that are none."""
+        check_whole(least=1, size=self.size, count=self.count)
+        check_whole(seed=self.seed)
 
     @property
     def key(self) -> str:
@@ -81,19 +87,19 @@ def frechet_distance(reference: Tensor, features: Tensor) -> float:
     of A B^T. No matrix square root is taken, so the value is exact and real also when there are fewer samples
     than dimensions. The covariance is the unbiased one (divisor N - 1), as in the FID implementations in use.
     """
-    if reference.ndim != 2 or features.ndim != 2 or reference.shape[1] != features.shape[1]:
+    check_features("the reference features", reference)
+    check_features("the compared features", features)
+    if reference.shape[1] != features.shape[1]:
         given = " and ".join(str(tuple(tensor.shape)) for tensor in (reference, features))
         raise EvalError(f"features must be (N, D) and (M, D), these are {given}")
     if min(len(reference), len(features)) < 2:
         raise EvalError(f"a covariance needs 2 images a side, there are {len(reference)} and {len(features)}")
-    for name, tensor in (("reference", reference), ("compared", features)):
-        if not torch.isfinite(tensor).all():
-            raise EvalError(f"the {name} features hold NaN or infinity; look for broken images or weights")
     mean_a, root_a = _mean_and_root(reference.double())
     mean_b, root_b = _mean_and_root(features.double())
     cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross
-    return max(distance.item(), 0.0)  # rounding can leave -1e-15 for equal sets
+    value = finite("the Frechet distance", distance.item())
+    return max(value, 0.0)  # rounding can leave -1e-15 for equal sets
 
 
 def frechet_between(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.checks import check_features, check_whole
 from l2p_eval.metrics.features import FeatureExtractor, extract_features
 
 
@@ -36,10 +37,12 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     Part i is [i N // splits, (i + 1) N // splits), as in the original and in torch-fidelity: always as many
     parts as asked for, and of nearly equal size.
     """
-    if logits.ndim != 2 or splits < 1 or len(logits) < splits:
+    check_whole(splits=splits, seed=seed)
+    check_features("the logits", logits)
+    if splits < 1 or len(logits) < splits:
         raise EvalError(f"{splits} splits need as many images at least, the logits are {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise EvalError("the logits hold NaN or infinity; look for broken images or weights")
+    if logits.shape[1] < 2:
+        raise EvalError("the logits are of one class; an Inception Score needs 2 or more")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores = []
     shuffled, count = logits.double()[order], len(logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
+from l2p_eval.metrics.checks import check_whole
 from l2p_eval.metrics.features import to_tensor
 
 
@@ -50,6 +51,9 @@ def jumps(image: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     Raises:
         EvalError: no such patches, no border in the image, or values that are NaN or infinite.
     """
+    check_whole(patch_size=patch_size)
+    if not isinstance(image, Tensor):
+        raise EvalError(f"the image is {type(image).__name__}; wanted a tensor (C, H, W)")
     if patch_size < 2:
         raise EvalError(f"a patch of {patch_size} px has no pixels beside each other inside; give 2 or more")
     if image.ndim != 3 or max(image.shape[1:]) <= patch_size:
