@@ -1,8 +1,9 @@
 """Settings are strict: what no run can mean is refused in one line that names the key."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pytest
@@ -12,7 +13,7 @@ from l2p_run.config_file import differences, override, parse_toml, parse_value, 
 from l2p_run.errors import UserError
 from l2p_run.settings import (
     LARGEST_SEED,
-    check_ranges,
+    check_settings,
     defaults_of,
     marked,
     read_table,
@@ -114,7 +115,7 @@ def test_any_value_of_any_key_is_taken_or_refused_and_never_a_traceback(value: A
             found = read(**{key: value})
         except UserError:
             continue
-        check_ranges(found)
+        check_settings(found)
 
 
 def test_good_values_are_taken_as_they_are() -> None:
@@ -128,7 +129,7 @@ def test_good_values_are_taken_as_they_are() -> None:
 
 def test_settings_made_in_python_are_checked_by_the_same_ranges() -> None:
     with pytest.raises(UserError, match=r"run\.rate is nan; it must be a finite number"):
-        check_ranges(Settings(where=Path(), rate=float("nan")), "run")
+        check_settings(Settings(where=Path(), rate=float("nan")), "run")
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,64 @@ def test_tables_survive_the_file(tmp_path: Path) -> None:
     write_toml(tmp_path / "x.toml", table)
     assert read_toml(tmp_path / "x.toml") == table
     assert parse_toml("a = 1", "text") == {"a": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Settings that Python code makes."""
+
+    steps: int = setting(10, ge=1)
+    rate: float = setting(0.5, gt=0)
+    kind: Literal["a", "b"] = "a"
+    quick: bool | Literal["auto"] = "auto"
+    names: tuple[str, ...] = ()
+    pair: tuple[float, float] = (0.0, 1.0)
+    place: Path | None = None
+    table: Mapping[str, float] = field(default_factory=dict)
+    call: Callable[[], int] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 1.5},
+        {"steps": "5"},
+        {"steps": True},
+        {"steps": None},
+        {"rate": "0.5"},
+        {"rate": True},
+        {"kind": "c"},
+        {"kind": None},
+        {"quick": "yes"},
+        {"quick": 1},
+        {"names": "abc"},
+        {"names": (5,)},
+        {"pair": (1.0,)},
+        {"pair": ("a", "b")},
+        {"place": 5},
+        {"table": {"a": "x"}},
+        {"table": [1]},
+    ],
+)
+def test_settings_made_in_python_are_held_against_their_types(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^{next(iter(wrong))}.* is .*must be"):
+        Made(**wrong)
+
+
+def test_settings_made_in_python_hold_what_a_file_s_hold(tmp_path: Path) -> None:
+    class Count(int):
+        """As a number of another library, which is no `int` of Python's."""
+
+    def function() -> int:
+        return 1
+
+    table = MappingProxyType({"a": 1.0})
+    given: dict[str, Any] = {"steps": Count(3), "rate": 2, "names": ["x"], "pair": [1, 2]}
+    given |= {"place": str(tmp_path), "table": table, "call": function}
+    made = Made(**given)
+    assert (made.names, made.pair, made.place) == (("x",), (1.0, 2.0), tmp_path)
+    assert made.table is table and made.call is function
+    assert type(made.rate) is float and made.steps == 3

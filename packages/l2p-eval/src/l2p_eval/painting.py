@@ -16,7 +16,7 @@ from typing import Any, Literal
 from l2p_run import hashes, places
 from l2p_run.errors import raised_as
 from l2p_run.folder import claim
-from l2p_run.settings import LARGEST_SEED
+from l2p_run.settings import LARGEST_SEED, check_settings, seed_setting, setting
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import image_path
@@ -56,11 +56,15 @@ class Pictures:
 class Painting:
     """How models paint for an evaluation."""
 
-    images_per_prompt: int = 1
-    seed: int = 42  # of the first image
-    batch_size: int = 8
-    workers: int | None = None  # None: one per GPU or core; 0: this process
+    images_per_prompt: int = setting(1, ge=1)
+    seed: int = seed_setting(42)  # of the first image
+    batch_size: int = setting(8, ge=1)
+    workers: int | None = setting(None, ge=0)  # None: one per GPU or core; 0: this process
     executor: Executor = "processes"
+
+    def __post_init__(self) -> None:
+        """Raise `EvalError` for numbers that are none, or out of range."""
+        raised_as(EvalError)(check_settings)(self)
 
 
 def paint(

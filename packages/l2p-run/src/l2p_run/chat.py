@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2p_run.errors import UserError, one_line
-from l2p_run.settings import check_ranges, setting
+from l2p_run.settings import check_settings, setting
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}  # HTTP states that pass
 _REFUSED = {401, 403, 404}  # no message would fare better
@@ -50,7 +50,7 @@ class ChatServer:
     attempts: int = setting(3, ge=1, le=100)  # per message; only passing faults are retried
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_settings(self)
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError(
                 f"base_url {self.base_url!r} is no http address, such as http://127.0.0.1:8000/v1"

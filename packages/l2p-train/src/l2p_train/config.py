@@ -11,7 +11,7 @@ from typing import Any, Literal
 from l2p_run.config_file import read_toml
 from l2p_run.errors import UserError, raised_as
 from l2p_run.places import is_address, read_json
-from l2p_run.settings import check_ranges, cut, marked, read_table, seed_setting, setting
+from l2p_run.settings import check_settings, cut, marked, read_table, seed_setting, setting
 
 from l2p_train.config_checks import check_together
 from l2p_train.errors import TrainError
@@ -149,7 +149,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise `TrainError` for values that no run can have."""
         with raised_as(TrainError):
-            check_ranges(self)
+            check_settings(self)
         check_together(self)
 
     @property

@@ -18,7 +18,7 @@ from typing import Any
 
 from l2p_run.chat import NoAnswer, answer_of
 from l2p_run.errors import raised_as
-from l2p_run.settings import check_ranges, setting
+from l2p_run.settings import check_settings, setting
 
 from l2p_data.cluster import RayShare, ray_session, share_of_cluster
 from l2p_data.corpus.files import one_line
@@ -53,7 +53,7 @@ class VLLMSettings:
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything else that vllm.LLM takes
 
     def __post_init__(self) -> None:
-        raised_as(DataError)(check_ranges)(self)
+        raised_as(DataError)(check_settings)(self)
         if self.max_model_len <= self.max_tokens:
             raise DataError(
                 f"max_model_len {self.max_model_len} leaves no room for a message beside max_tokens "

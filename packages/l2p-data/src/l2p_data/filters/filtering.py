@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 from l2p_run.errors import raised_as
-from l2p_run.settings import check_ranges, setting
+from l2p_run.settings import check_settings, setting
 
 from l2p_data.errors import DataError
 from l2p_data.filters.rules import RULES, with_helper_columns
@@ -47,7 +47,7 @@ class FilterRules:
     disabled: tuple[str, ...] = ()  # reasons to leave out, e.g. ("tag-soup",)
 
     def __post_init__(self) -> None:
-        raised_as(DataError)(check_ranges)(self)
+        raised_as(DataError)(check_settings)(self)
         if unknown := sorted(set(self.disabled) - set(REASONS)):
             raise DataError(
                 f"disabled rule {unknown[0]!r} does not exist; the rules are {', '.join(REASONS)}"

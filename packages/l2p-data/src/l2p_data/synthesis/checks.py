@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from l2p_run.errors import raised_as
-from l2p_run.settings import check_ranges, setting
+from l2p_run.settings import check_settings, setting
 from PIL import Image
 
 from l2p_data.errors import DataError
@@ -57,7 +57,7 @@ class CheckSettings:
     min_text_match: float = setting(0.0, ge=0, le=1)
 
     def __post_init__(self) -> None:
-        raised_as(DataError)(check_ranges)(self)
+        raised_as(DataError)(check_settings)(self)
 
     def load(self, device: str = "cpu") -> list[ImageCheck]:
         """Return the checks, their models loaded.

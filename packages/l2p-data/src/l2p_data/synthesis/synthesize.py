@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 from l2p_run.devices import DTYPES
-from l2p_run.settings import Range, check_ranges, setting
+from l2p_run.settings import Range, check_settings, setting
 from l2p_run.sizes import Size
 
 from l2p_data.cluster import RayShare
@@ -83,7 +83,7 @@ class SynthesisConfig:
 
     def __post_init__(self) -> None:
         with raised_as(DataError):
-            check_ranges(self)
+            check_settings(self)
         for name, bounds in PIPELINE_RANGES.items():
             value = self.pipeline_kwargs.get(name)
             if isinstance(value, int | float) and (problem := bounds.problem(value)):

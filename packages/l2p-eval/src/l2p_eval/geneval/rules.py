@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_settings, setting
 from PIL import Image
 
 from l2p_eval.errors import EvalError
@@ -41,11 +43,15 @@ class ColorClassifier(Protocol):
 class Thresholds:
     """The official evaluator's constants."""
 
-    confidence: float = 0.3  # a detection counts above this ...
-    counting_confidence: float = 0.9  # ... and above this where objects are counted
-    max_objects: int = 16  # per class, the most confident ones
-    position: float = 0.1  # dead zone of a relation, as a fraction of both objects' sizes
-    direction: float = 0.5  # cosine beyond which a relation holds; two can hold at once
+    confidence: float = setting(0.3, ge=0, le=1)  # a detection counts above this ...
+    counting_confidence: float = setting(0.9, ge=0, le=1)  # ... and above this where objects are counted
+    max_objects: int = setting(16, ge=1)  # per class, the most confident ones
+    position: float = setting(0.1, ge=0)  # dead zone of a relation, as a fraction of both objects' sizes
+    direction: float = setting(0.5, ge=-1, le=1)  # cosine beyond which a relation holds; two can hold at once
+
+    def __post_init__(self) -> None:
+        """Raise `EvalError` for numbers that are none, or out of range."""
+        raised_as(EvalError)(check_settings)(self)
 
 
 OFFICIAL = Thresholds()

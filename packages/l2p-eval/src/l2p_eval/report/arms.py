@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from l2p_run.errors import UserError
-from l2p_run.settings import check_ranges, cut, setting
+from l2p_run.settings import check_settings, cut, setting
 
 METRICS = {"geneval": True, "frechet": False, "loss": False, "loss-seen": False, "patch-grid": False}
 """Every metric of an arm, and whether more is better. A run of before a metric came, or of patches without
@@ -29,7 +29,7 @@ class Claim:
     metric: str = ""  # "": what the other comparisons rest on
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_settings(self)
         if self.metric and self.metric.partition(":")[0] not in METRICS:
             raise UserError(
                 f"claim: no metric {cut(self.metric)}; there is {', '.join(METRICS)}, and geneval:KIND for"

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
 from l2p_run.errors import UserError
@@ -74,19 +74,6 @@ def setting(
 def seed_setting(default: int = 0, **marks: Any) -> Any:
     """Return a field for a seed: what every generator takes."""
     return setting(default, ge=0, le=LARGEST_SEED, **marks)
-
-
-def check_ranges(settings: Any, where: str = "") -> None:
-    """Raise for the first number of a dataclass that is outside its field's range, or not finite.
-
-    For `__post_init__`, so that settings made in Python are checked as those of a file are.
-
-    Raises:
-        UserError: "KEY is VALUE; it must be at least 1".
-    """
-    for one in fields(settings):
-        bounds = one.metadata.get(RANGE, Range())
-        check_value(getattr(settings, one.name), bounds, f"{where}.{one.name}" if where else one.name)
 
 
 def check_value(value: Any, bounds: Range, where: str) -> None:
