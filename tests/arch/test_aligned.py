@@ -172,15 +172,28 @@ def test_a_finished_image_is_denoised_once_more_at_the_sigma_that_polish_names(a
     pipeline.set_progress_bar_config(disable=True)
     call: Any = {"height": 32, "width": 32, "num_inference_steps": 2, "seeds": [0], "guidance_scale": 1.0}
     given = [{"caption": torch.zeros(3, 128)}]
-    plain, default, polished = (
+    plain, none, default, once, twice = (
         pipeline(prompt_conditioning=given, output_type="latent", polish=polish, **call).images
-        for polish in (0.0, None, 0.2)
+        for polish in (0.0, (), None, 0.2, (0.2, 0.02))
     )
-    assert torch.equal(default, polished)
-    x_t = 0.8 * plain
-    with torch.no_grad():
-        velocity = pipeline.transformer(x_t, torch.tensor([0.2]), given)
-    torch.testing.assert_close(polished, x_t - 0.2 * velocity)
+    assert torch.equal(default, twice) and torch.equal(plain, none)
+    for before, sigma, after in ((plain, 0.2, once), (once, 0.02, twice)):
+        x_t = (1 - sigma) * before
+        with torch.no_grad():
+            velocity = pipeline.transformer(x_t, torch.tensor([sigma]), given)
+        torch.testing.assert_close(after, x_t - sigma * velocity)
+
+
+def test_a_model_of_before_is_polished_once(aligned: Path, tmp_path: Path) -> None:
+    shutil.copytree(aligned, tmp_path / "old")
+    path = tmp_path / "old" / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    for polish, passes in ((0.2, (0.2,)), (0.0, ()), (None, ())):
+        config["alignment"] |= {"version": 3, "polish": polish}
+        if polish is None:
+            del config["alignment"]["polish"]
+        path.write_text(json.dumps(config))
+        assert L2PTransformer.from_pretrained(tmp_path / "old" / "transformer").polish == passes
 
 
 @pytest.mark.parametrize("polish", [1.0, 1.5, -0.1, float("nan"), float("inf")])

@@ -18,7 +18,7 @@ BAD: dict[str, list[Any]] = {
     "guidance_rescale": ["2", None, 2, -1],
     "distilled_guidance_scale": ["3", True],
     "noise_shift": ["3", [3], True, 0, float("nan")],
-    "polish": ["0.2", [0.2], 1, float("nan")],
+    "polish": ["0.2", ["0.2"], [0.2, 1], 1, True, float("nan"), [None]],
     "seeds": ["0", ["0"], [1.5], [None], [0, 1], {0: 1}, 7],
     "generator": [5, "x", [None], [torch.Generator(), 5]],
     "latents": ["x", np.zeros((1, 3, 32, 32)), torch.zeros(1, 3, 16, 16)],

@@ -114,13 +114,13 @@ def test_a_model_keeps_its_reading_through_files_and_enlargement(
     read, plain = (
         L2PTransformer.from_pretrained(tmp_path / name / "transformer") for name in ("wiener", "subspace")
     )
-    assert read.config["alignment"]["version"] == 3
-    assert plain.config["alignment"]["version"] == 1 and "aligner.directions" not in plain.state_dict()
+    assert read.config["alignment"]["version"] == 4
+    assert plain.config["alignment"]["version"] == 4 and "aligner.directions" not in plain.state_dict()
     assert read.aligner.directions.shape == (768, 128)
     assert float(read.aligner.correction.abs().max()) > 0
     upscale(tmp_path / "wiener", tmp_path / "large", patch_size=32)
     large = L2PTransformer.from_pretrained(tmp_path / "large" / "transformer")
-    assert large.config["alignment"]["version"] == 3
+    assert large.config["alignment"]["version"] == 4
     torch.testing.assert_close(large.aligner.state_dict(), read.aligner.state_dict())
     pipeline = L2PPipeline.from_pretrained(tmp_path / "wiener")
     assert pipeline("two", height=64, width=64, num_inference_steps=2).images[0].size == (64, 64)

@@ -29,6 +29,7 @@ from l2p_arch.guidance_input import GuidanceEmbedder, add_embedder, check_range,
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.model_checks import check_inputs, check_keys, check_prediction
 from l2p_arch.patchify import pixels_to_patches
+from l2p_arch.polish import polish_sigmas
 from l2p_arch.quantisation import use_quantised_layers
 
 
@@ -360,9 +361,9 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         return 3 if self.aligner is None else HEAD_INPUTS
 
     @property
-    def polish(self) -> float:
-        """The sigma that `L2PPipeline` denoises a finished image at once more; 0 for not at all."""
-        return float((self.config["alignment"] or {}).get("polish", 0.0))
+    def polish(self) -> tuple[float, ...]:
+        """The sigmas that `L2PPipeline` denoises a finished image at once more, in their order."""
+        return polish_sigmas((self.config["alignment"] or {}).get("polish", 0.0), "alignment.polish")
 
     @property
     def noise_scale(self) -> float:

@@ -16,10 +16,10 @@ def check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head:
         raise ArchError(f"prediction {prediction!r} is not one of velocity, x_0")
     if alignment is None:
         return
-    if alignment.get("version") not in (1, 2, 3):
+    if alignment.get("version") not in (1, 2, 3, 4):
         raise ArchError(
             f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
-            "1 to 3; use the l2p-arch that wrote it"
+            "1 to 4; use the l2p-arch that wrote it"
         )
     if prediction != "x_0":
         raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")

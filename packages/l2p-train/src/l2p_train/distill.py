@@ -113,7 +113,7 @@ def distil(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "stage": stage.name,
                 "model": result.model,
                 "steps": painted,
-                "passes": painted + (1 if _polish(teacher) else 0),
+                "passes": painted + len(_polish(teacher)),
                 "loss": result.loss,
                 "seconds": result.seconds,
             }
@@ -242,11 +242,12 @@ def _given(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _polish(model: Path) -> float:
+def _polish(model: Path) -> tuple[float, ...]:
+    from l2p_arch.polish import polish_sigmas
     from l2p_run.places import read_json
 
     config = read_json(model / "transformer" / "config.json")
-    return float((config.get("alignment") or {}).get("polish") or 0)
+    return polish_sigmas((config.get("alignment") or {}).get("polish") or 0)
 
 
 def _tell(record: dict[str, Any]) -> None:

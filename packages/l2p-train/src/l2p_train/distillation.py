@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from einops import reduce
+from l2p_arch.polish import polished
 from l2p_arch.sampling.guidance import guided
 from l2p_arch.sampling.schedule import flow_schedule
 from torch import Tensor
@@ -47,7 +48,7 @@ class Teacher:
         steps: N, the student's; 0: it keeps the teacher's schedule, whatever that is.
         substeps: k, the teacher's in one of them.
         shift: of the schedule, the model's noise scale included.
-        polish: sigma at which a finished image is denoised once more, see `L2PPipeline`; 0: not.
+        polish: sigmas at which a finished image is denoised once more, see `L2PPipeline`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Teacher:
         steps: int = 0,
         substeps: int = 1,
         shift: float = 1.0,
-        polish: float = 0.0,
+        polish: Sequence[float] = (),
     ) -> None:
         self.model, self.scale, self.empty = model.eval().requires_grad_(False), scale, empty
         self.steps, self.substeps, self.shift, self.polish = steps, substeps, shift, polish
@@ -112,10 +113,7 @@ class Teacher:
 
     def _polished(self, x_0: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         conditioning = [_text_of(sample) for sample in conditioning]  # as the pipeline does it, unguided
-        x_t = (1 - self.polish) * x_0
-        sigma = torch.full((len(x_0),), self.polish, device=x_0.device)
-        denoised: Tensor = x_t - self.polish * self.model(x_t, sigma, conditioning).float()
-        return denoised
+        return polished(x_0, self.polish, lambda x_t, sigma: self.model(x_t, sigma, conditioning).float())
 
 
 GuidedTeacher = Teacher

@@ -93,7 +93,7 @@ def estimate(
     """
     micro, _ = config.batch_layout(processes)
     model, channels = meta_model(config)
-    config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
+    config.check_recipe(aligned=model.aligner is not None, polishes=bool(model.polish))
     plan = plan_for_model(
         model,
         trainable=config.trainable,

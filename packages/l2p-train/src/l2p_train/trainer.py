@@ -124,7 +124,7 @@ class Session:
         prepare_student(model, config)
         self.scheduler = load_scheduler(config.model)
         check_schedule(self.scheduler, config, model.noise_scale)
-        config.check_recipe(aligned=model.aligner is not None, polishes=model.polish > 0)
+        config.check_recipe(aligned=model.aligner is not None, polishes=bool(model.polish))
         self.weight = (
             step_weight(config.distil_steps, config.noise_shift * model.noise_scale)
             if config.loss_weighting == "step"
@@ -151,7 +151,7 @@ class Session:
         scales = model.guidance_range if config.distils else None
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
         share["scales"] = scales
-        self.maker = BatchMaker(*sources, **share, rows=training, polish=model.polish)
+        self.maker = BatchMaker(*sources, **share, rows=training, polish=next(iter(model.polish), 0.0))
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
         if rank == 0:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])

@@ -14,6 +14,7 @@ from l2p_arch.arguments import check_callables, check_counts, check_numbers, che
 from l2p_arch.errors import ArchError
 from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
+from l2p_arch.polish import polish_sigmas, polished
 from l2p_arch.sampling.adapters import Adapters
 from l2p_arch.sampling.arguments import answered_state
 from l2p_arch.sampling.guidance import check_guidance, guided, learned_scale
@@ -151,7 +152,7 @@ class L2PPipeline(Prompts, Adapters):
         on_step: Callable[[int, float, Tensor], None] | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t", "latents"),
-        polish: float | None = None,
+        polish: float | Sequence[float] | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate images.
@@ -183,8 +184,8 @@ class L2PPipeline(Prompts, Adapters):
                 bit; grey is a strength of its own, see `start_from`. One, or one per image, see `to_mask`.
                 Without height and width the image may have any size.
             polish: after the last step, take the image once for x_t at this sigma, in [0, 1), although no
-                noise was added, and denoise it: what grain is left goes. None: as the model's config has it,
-                0 in the paper's recipe; not with an `image`.
+                noise was added, and denoise it: what grain is left goes. Several sigmas are as many passes.
+                None: as the model's config has it, 0 in the paper's recipe; not with an `image`.
             strength: with `image`, the share of the steps that is run; 1 forgets the image, 0 returns it.
                 None is 0.6, or 1 with a mask.
             prompt_conditioning, negative_conditioning: encoded text in place of prompts.
@@ -212,10 +213,15 @@ class L2PPipeline(Prompts, Adapters):
             raise ArchError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         check_texts(prompt=prompt, negative_prompt=negative_prompt)
         check_counts(num_images_per_prompt=num_images_per_prompt)
-        check_numbers(noise_shift=noise_shift, strength=strength, polish=polish)
+        check_numbers(noise_shift=noise_shift, strength=strength)
         check_callables(on_step=on_step, callback_on_step_end=callback_on_step_end)
         check_guidance(guidance_scale, guidance_rescale, distilled_guidance_scale)
-        _check_polish(polish, image)
+        passes = self.transformer.polish if polish is None else polish_sigmas(polish)
+        if polish is not None and passes and image is not None:
+            raise ArchError(
+                f"polish {polish} takes the grain off what was painted from noise, and an image was given to "
+                "start from; leave polish out"
+            )
         watched = _watched_states(callback_on_step_end_tensor_inputs)
         learned = learned_scale(
             self.transformer,
@@ -273,10 +279,9 @@ class L2PPipeline(Prompts, Adapters):
             )
 
         x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
-        polish = self.transformer.polish if polish is None else polish
-        if polish and canvas.image is None and not self.interrupt:
+        if canvas.image is None and not self.interrupt:
             texts = positive if learned is None else [_without_guidance(text) for text in positive]
-            x_0 = _polished(x_0, polish, lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0))
+            x_0 = polished(x_0, passes, lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0))
         images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -345,24 +350,3 @@ def _watched_states(names: Sequence[str]) -> list[str]:
         known = ", ".join(L2PPipeline._callback_tensor_inputs)
         raise ArchError(f"callback_on_step_end_tensor_inputs {unknown[0]!r} is not one of {known}")
     return list(names)
-
-
-def _check_polish(polish: float | None, image: Any) -> None:
-    """Raise, before hours of sampling, for what can be no sigma, or where there is nothing to polish."""
-    if polish is None:
-        return
-    if not 0 <= polish < 1:
-        raise ArchError(f"polish {polish} is not a sigma in [0, 1); 0 leaves the image as it was sampled")
-    if polish and image is not None:
-        raise ArchError(
-            f"polish {polish} takes the grain off what was painted from noise, and an image was given to "
-            "start from; leave polish out"
-        )
-
-
-def _polished(x_0: Tensor, sigma: float, velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the image (N, 3, H, W) that the model sees in x_0 if it takes its grain for noise of that
-    sigma.
-    """
-    x_t = (1 - sigma) * x_0
-    return x_t - sigma * velocity(x_t, torch.tensor(sigma))

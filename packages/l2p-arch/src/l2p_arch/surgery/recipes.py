@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
+from l2p_arch.polish import polish_sigmas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,13 +19,15 @@ AUTO = "auto"
 ALIGNMENT_VERSION = 1
 ENLARGED_VERSION = 2
 READING_VERSION = 3
+POLISH_VERSION = 4
+"""Of an alignment whose image is polished more than once."""
 READINGS = {"subspace": 0, "wiener": 128}
 """What the trunk reads of pixels, by the directions in which it is corrected: the subspace alone, or the best
 linear estimate of the source's z_t (`l2p_arch.alignment`). On the miniature 128 directions explain
 0.69 of the latents of other images, and 384 explain 0.70."""
-POLISH = 0.2
-"""Of `L2PPipeline`: as little as a model needs that was trained for this pass (`polish_share` of l2p-train).
-On the source's own images it costs a Frechet distance of 42, and 0.4 costs 67 (docs/notes/miniature.md)."""
+POLISH = (0.2, 0.02)
+"""Of `L2PPipeline`: the pass that a model is trained for (`polish_share` of l2p-train), and one that takes
+what it leaves. Measured on the miniature (docs/notes/miniature.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,8 @@ def recipe_config(recipe: str, decoder: str, prediction: str = AUTO, reading: st
     sizes, version = dict(DECODERS[resolve_decoder(decoder)].sizes), ALIGNMENT_VERSION
     if directions := READINGS[resolve_reading(reading)]:
         sizes["reading"], version = directions, READING_VERSION
-    return {"prediction": "x_0", "alignment": {"version": version, "polish": POLISH, **sizes}}
+    polish = {"version": max(version, POLISH_VERSION), "polish": list(POLISH)}
+    return {"prediction": "x_0", "alignment": {**polish, **sizes}}
 
 
 def enlarged_config(
@@ -167,14 +171,17 @@ def enlarged_config(
     for name, asked in (("head_bottleneck", head_bottleneck), ("head_decoder_floor", head_decoder_floor)):
         if asked and asked != (old.get(name) or (kept[-1] if name == "head_bottleneck" else 0)):
             raise ArchError(f"{name} {asked} is not the aligned model's own, which stays; leave it out")
-    polish = old["alignment"].get("polish", 0.0)
+    polish = [
+        factor * sigma / (factor * sigma + 1 - sigma)
+        for sigma in polish_sigmas(old["alignment"].get("polish", 0.0))
+    ]
     alignment = {
         **old["alignment"],
         "version": max(ENLARGED_VERSION, old["alignment"]["version"]),
         "enlargement": factor,
         "detail": DETAIL,
         # The same of the small model's noise: sigma / (1 - sigma) grows with the factor.
-        "polish": factor * polish / (factor * polish + 1 - polish),
+        "polish": polish if len(polish) > 1 else sum(polish),
     }
     own = {key: value for key, value in old.items() if not key.startswith("_")}
     return {**own, "patch_size": patch_size, "head_channels": wanted, "alignment": alignment}
