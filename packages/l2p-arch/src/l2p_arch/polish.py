@@ -3,14 +3,16 @@
 No noise is added: the image is taken for x_t at a low sigma, and what the model sees in it takes its place.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def polish_sigmas(polish: Any, name: str = "polish") -> tuple[float, ...]:
@@ -38,5 +40,5 @@ def polished(x_0: Tensor, sigmas: Sequence[float], velocity: Callable[[Tensor, T
     """
     for sigma in sigmas:
         x_t = (1 - sigma) * x_0
-        x_0 = x_t - sigma * velocity(x_t, torch.full((len(x_t),), sigma, device=x_t.device))
+        x_0 = x_t - sigma * velocity(x_t, x_t.float().new_full((len(x_t),), sigma))
     return x_0

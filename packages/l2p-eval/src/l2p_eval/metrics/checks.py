@@ -45,12 +45,14 @@ def finite(name: str, value: float) -> float:
     return value
 
 
-def unit(features: Tensor) -> Tensor:
+def unit(features: Tensor, name: str = "the features") -> Tensor:
     """Return rows (N, D) of length 1, or raise `EvalError` for those without a direction."""
+    if not torch.isfinite(features).all():
+        raise EvalError(f"{name} hold NaN or infinity; look for broken images or weights")
     lengths = features.norm(dim=-1, keepdim=True)
     if not ((lengths > 0) & torch.isfinite(lengths)).all():
         raise EvalError(
-            "the features of an image or a text are all zero, broken or too large to be squared, and have no "
-            "direction to compare; look for broken images or weights"
+            f"{name} of an image or a text are all zero, or too large to be squared, and have no direction "
+            "to compare; look for broken images or weights"
         )
     return features / lengths
