@@ -9,7 +9,7 @@ from l2p_arch import ArchError, L2PPipeline
 from l2p_mini.paths import PIXEL_MODEL
 
 BAD: dict[str, list[Any]] = {
-    "prompt": [5, ["a", 5], [["a"]], b"a", {"a": 1}],
+    "prompt": [5, (text for text in ["a"]), {"a", 5}, ["a", 5], [["a"]], b"a", {"a": 1}],
     "negative_prompt": [5, b"", {"a": 1}, [5]],
     "height": [0, 33, 16.5, "32", float("nan")],
     "num_inference_steps": [0, 1.5, "3", None],

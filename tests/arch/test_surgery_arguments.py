@@ -39,7 +39,7 @@ CONVERT: dict[str, list[Any]] = {
         IMAGES * 127.5 + 127.5,
         torch.full_like(IMAGES, float("nan")),
     ],
-    "calibration_prompts": [["a"], "x", 5, [5] * 40, ["a"] * 41],
+    "calibration_prompts": [["a"], "x", 5, iter(["a"] * 40), [5] * 40, ["a"] * 41],
 }
 UPSCALE: dict[str, list[Any]] = {
     "model": [None, 5],

@@ -1,6 +1,6 @@
 """Kinds of arguments, checked before any work: numbers, widths, texts, functions, places, pictures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -25,10 +25,19 @@ def check_counts(*, least: int = 1, **given: Any) -> None:
             raise ArchError(f"{name} is {value!r}; wanted a whole number of at least {least}")
 
 
+def check_patch_size(patch_size: Any) -> None:
+    """Raise `ArchError` for what is no side of a patch in pixels."""
+    if isinstance(patch_size, bool) or not isinstance(patch_size, Integral) or int(patch_size) < 1:
+        raise ArchError(f"patch size {patch_size!r} is not a number of pixels; 16 is usual at 1024 px")
+
+
 def check_seed(seed: Any) -> None:
     """Raise `ArchError` for what PyTorch's generators do not take as a seed."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
-        raise ArchError(f"seed is {seed!r}; wanted a whole number between 0 and 2**64 - 1")
+    usual = "use one between 0 and 2**64 - 1"
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ArchError(f"seed {seed!r} is no whole number; {usual}")
+    if not -(2**63) <= int(seed) < 2**64:
+        raise ArchError(f"seed {seed} has more than 64 bits; {usual}")
 
 
 def check_widths(name: str, widths: Any) -> None:
@@ -42,13 +51,16 @@ def check_widths(name: str, widths: Any) -> None:
 
 
 def check_texts(**given: Any) -> None:
-    """Raise `ArchError` for what is neither a text nor a list of texts; None passes."""
+    """Raise `ArchError` for what is neither a text nor a list of texts; None passes.
+
+    A generator is no list: it could be read once, and the texts are counted before they are encoded.
+    """
     for name, value in given.items():
         if value is None or isinstance(value, str):
             continue
-        if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+        if isinstance(value, bytes | Mapping) or not isinstance(value, Collection):
             raise ArchError(f"{name} is {value!r}; wanted a text, or a list of texts")
-        if isinstance(value, list | tuple) and not all(isinstance(text, str) for text in value):
+        if not all(isinstance(text, str) for text in value):
             raise ArchError(f"{name} is {value!r}, which are not all text")
 
 
@@ -104,6 +116,6 @@ def check_pictures(name: str, images: Any) -> None:
 def check_captions(prompts: Any, count: int) -> None:
     """Raise `ArchError` for what are not `count` texts, one for each calibration image; None passes."""
     check_texts(calibration_prompts=prompts)
-    if prompts is not None and (isinstance(prompts, str) or len(list(prompts)) != count):
-        given = "one text" if isinstance(prompts, str) else f"{len(list(prompts))} texts"
+    if prompts is not None and (isinstance(prompts, str) or len(prompts) != count):
+        given = "one text" if isinstance(prompts, str) else f"{len(prompts)} texts"
         raise ArchError(f"calibration_prompts are {given} for {count} images; wanted one for each image")

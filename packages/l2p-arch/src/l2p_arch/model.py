@@ -19,7 +19,7 @@ from l2p_arch.alignment import (
     head_input,
     normalised,
 )
-from l2p_arch.arguments import check_counts
+from l2p_arch.arguments import check_patch_size
 from l2p_arch.detailer import DetailerHead
 from l2p_arch.enlargement import block_means, enlarged, reduced, repeated, split_head_channels
 from l2p_arch.errors import ArchError
@@ -81,7 +81,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         super().__init__()
         # What is given by position would count as left out, and `from_config` could not build it again.
         self.register_to_config(_use_default_values=[])
-        check_counts(patch_size=patch_size)
+        check_patch_size(patch_size)
         check_prediction(prediction, alignment, head_channels)
         self.source_family: Family = find_family(family)
         self.patch_size = patch_size

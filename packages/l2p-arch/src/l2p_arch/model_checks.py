@@ -8,6 +8,7 @@ from torch import Tensor
 
 from l2p_arch.errors import ArchError
 from l2p_arch.families.base import CONDITIONING_DIMENSIONS
+from l2p_arch.polish import polish_sigmas
 
 
 def check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head: Sequence[int]) -> None:
@@ -21,6 +22,7 @@ def check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head:
             f"this model's alignment has the version {alignment.get('version')!r}, and this l2p-arch knows "
             "1 to 4; use the l2p-arch that wrote it"
         )
+    polish_sigmas(alignment.get("polish", 0.0), "alignment.polish")
     if prediction != "x_0":
         raise ArchError("an aligned model predicts x_0; the velocity is the paper's recipe")
     if not head:

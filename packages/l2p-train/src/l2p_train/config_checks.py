@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from l2p_run.places import is_address
 
 from l2p_train.errors import TrainError
-from l2p_train.freeze import PRESETS
+from l2p_train.freeze import check_preset
 
 if TYPE_CHECKING:
     from l2p_train.config import TrainConfig
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 def check_together(config: TrainConfig) -> None:
     """Raise `TrainError` for settings that no run can have at once."""
     _check_places(config)
-    if isinstance(config.trainable, str) and config.trainable not in PRESETS:
-        raise TrainError(
-            f"trainable is {config.trainable!r}; use a number of blocks or one of {', '.join(PRESETS)}"
-        )
+    check_preset(config.trainable)
     if config.zero_stage not in (0, 1, 2, 3):
         raise TrainError(f"zero_stage is {config.zero_stage}; use 0, 1, 2 or 3")
     if config.offload_optimizer and config.zero_stage == 0:

@@ -143,10 +143,15 @@ def is_adapter(parameter: str) -> bool:
     return ".lora_A." in parameter or ".lora_B." in parameter
 
 
-def _ends(blocks: Sequence[str], trainable: str | int) -> list[str]:
-    """Return the first and last n of `blocks`."""
+def check_preset(trainable: str | int) -> None:
+    """Raise `TrainError` for a name that is none of `PRESETS`."""
     if isinstance(trainable, str) and trainable not in PRESETS:
         raise TrainError(f"trainable is {trainable!r}; use a number of blocks or one of {', '.join(PRESETS)}")
+
+
+def _ends(blocks: Sequence[str], trainable: str | int) -> list[str]:
+    """Return the first and last n of `blocks`."""
+    check_preset(trainable)
     n = PRESETS[trainable] if isinstance(trainable, str) else trainable
     if not isinstance(trainable, str) and trainable > len(blocks):
         raise TrainError(

@@ -1,7 +1,7 @@
 """What a caller of `L2PPipeline` hands over to draw with, checked: seeds, generators, a callback's answer."""
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,3 +48,13 @@ def answered_state(answer: Any, x_t: Tensor) -> Tensor:
             f"callback_on_step_end returned the state {what}; wanted {tuple(x_t.shape)}, as given"
         )
     return state
+
+
+def watched_states(names: Any, known: Sequence[str]) -> list[str]:
+    """Return the names under which a callback is handed the state, or raise `ArchError`."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ArchError(f"callback_on_step_end_tensor_inputs is {names!r}; wanted a list of names")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ArchError(f"callback_on_step_end_tensor_inputs {unknown[0]!r} is not one of {', '.join(known)}")
+    return list(names)

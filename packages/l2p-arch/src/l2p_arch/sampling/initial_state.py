@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from l2p_arch.arguments import check_seed
 from l2p_arch.errors import ArchError
 from l2p_arch.sampling.arguments import given_generators, whole_seeds
 from l2p_arch.sampling.pictures import as_people_see_it
@@ -39,8 +40,7 @@ def generators_of(
 
 
 def _seeded(seed: int) -> torch.Generator:
-    if not -(2**63) <= seed < 2**64:
-        raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
+    check_seed(seed)
     return torch.Generator().manual_seed(seed)
 
 

@@ -16,7 +16,7 @@ from l2p_arch.families import Conditioning
 from l2p_arch.model import L2PTransformer
 from l2p_arch.polish import polish_sigmas, polished
 from l2p_arch.sampling.adapters import Adapters
-from l2p_arch.sampling.arguments import answered_state
+from l2p_arch.sampling.arguments import answered_state, watched_states
 from l2p_arch.sampling.guidance import check_guidance, guided, learned_scale
 from l2p_arch.sampling.initial_state import (
     Hold,
@@ -222,7 +222,7 @@ class L2PPipeline(Prompts, Adapters):
                 f"polish {polish} takes the grain off what was painted from noise, and an image was given to "
                 "start from; leave polish out"
             )
-        watched = _watched_states(callback_on_step_end_tensor_inputs)
+        watched = watched_states(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         learned = learned_scale(
             self.transformer,
             guidance_scale,
@@ -340,13 +340,3 @@ def _one_of(ours: Any, theirs: Any) -> Any:
 def _without_guidance(conditioning: Conditioning) -> Conditioning:
     """Return the conditioning for which a model with a `guidance_range` uses the lowest scale."""
     return {key: value for key, value in conditioning.items() if key != "guidance"}
-
-
-def _watched_states(names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ArchError(f"callback_on_step_end_tensor_inputs is {names!r}; wanted a list of names")
-    unknown = [name for name in names if name not in L2PPipeline._callback_tensor_inputs]
-    if unknown:
-        known = ", ".join(L2PPipeline._callback_tensor_inputs)
-        raise ArchError(f"callback_on_step_end_tensor_inputs {unknown[0]!r} is not one of {known}")
-    return list(names)

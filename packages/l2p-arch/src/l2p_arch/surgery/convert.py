@@ -18,6 +18,7 @@ from l2p_arch.arguments import (
     check_counts,
     check_flags,
     check_names,
+    check_patch_size,
     check_paths,
     check_pictures,
     check_seed,
@@ -111,7 +112,8 @@ def convert(
         for.
     """
     check_paths(source=source, out=out)
-    check_counts(patch_size=patch_size, max_shard_bytes=max_shard_bytes)
+    check_patch_size(patch_size)
+    check_counts(max_shard_bytes=max_shard_bytes)
     check_seed(seed)
     check_flags(overwrite=overwrite)
     check_names(

@@ -62,20 +62,18 @@ noise level: "filters" on 5x5 pixels of what was decoded and the one of x_t, "cl
 
 def resolve_decoder(name: str) -> str:
     """Return what "auto" stands for, or an ArchError for a name that is no decoder."""
-    if name == AUTO:
-        return "closed-form"
-    if name not in DECODERS:
-        raise ArchError(f"unknown decoder {name!r}; known: {AUTO}, {', '.join(DECODERS)}")
-    return name
+    return _resolved("decoder", name, DECODERS, "closed-form")
 
 
 def resolve_reading(name: str) -> str:
     """Return what "auto" stands for, or an ArchError for a name that is no reading."""
-    if name == AUTO:
-        return "wiener"
-    if name not in READINGS:
-        raise ArchError(f"unknown reading {name!r}; known: {AUTO}, {', '.join(READINGS)}")
-    return name
+    return _resolved("reading", name, READINGS, "wiener")
+
+
+def _resolved(what: str, name: str, known: Mapping[str, Any], usual: str) -> str:
+    if name != AUTO and name not in known:
+        raise ArchError(f"unknown {what} {name!r}; known: {AUTO}, {', '.join(known)}")
+    return usual if name == AUTO else name
 
 
 def resolve_start(initialisation: str) -> str:

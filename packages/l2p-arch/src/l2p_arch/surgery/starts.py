@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from l2p_arch.arguments import check_seed
 from l2p_arch.errors import ArchError
 
 if TYPE_CHECKING:
@@ -139,8 +140,7 @@ def pytorch_values(model: L2PTransformer, seed: int) -> NewTensors:
     import torch
     from torch import nn
 
-    if not -(2**63) <= seed < 2**64:
-        raise ArchError(f"seed {seed} has more than 64 bits; use one between 0 and 2**64 - 1")
+    check_seed(seed)
     made = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

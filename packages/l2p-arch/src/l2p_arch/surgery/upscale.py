@@ -23,6 +23,7 @@ from l2p_arch.arguments import (
     check_counts,
     check_flags,
     check_names,
+    check_patch_size,
     check_paths,
     check_seed,
     check_widths,
@@ -87,7 +88,8 @@ def upscale(
         The report, also written as surgery_report.json.
     """
     check_paths(model=model, out=out)
-    check_counts(patch_size=patch_size, max_shard_bytes=max_shard_bytes)
+    check_patch_size(patch_size)
+    check_counts(max_shard_bytes=max_shard_bytes)
     check_seed(seed)
     check_flags(overwrite=overwrite)
     check_names(initialisation=initialisation)

@@ -10,8 +10,8 @@ from torch import Tensor
 from l2p_eval.errors import EvalError
 
 
-def check_features(name: str, features: Any, *, least: int = 1) -> Tensor:
-    """Return features as they are.
+def check_features(name: str, features: Any, *, least: int = 1) -> None:
+    """Raise `EvalError` for what are no features.
 
     Args:
         name: what they are called in errors, such as "the reference features".
@@ -26,16 +26,13 @@ def check_features(name: str, features: Any, *, least: int = 1) -> Tensor:
         )
     if not torch.isfinite(features).all():
         raise EvalError(f"{name} hold NaN or infinity; look for broken images or weights")
-    return features
 
 
-def check_whole(*, least: int | None = None, **given: Any) -> None:
-    """Raise `EvalError` for what is no whole number, or less than `least`."""
+def check_whole(**given: Any) -> None:
+    """Raise `EvalError` for what is no whole number."""
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise EvalError(f"{name} is {value!r}; wanted a whole number")
-        if least is not None and int(value) < least:
-            raise EvalError(f"{name} is {value}; it must be at least {least}")
 
 
 def finite(name: str, value: float) -> float:

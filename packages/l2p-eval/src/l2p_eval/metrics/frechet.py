@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_settings, setting
 from PIL import Image
 from torch import Tensor
 
 from l2p_eval.errors import EvalError
 from l2p_eval.layout import open_image
-from l2p_eval.metrics.checks import check_features, check_whole, finite
+from l2p_eval.metrics.checks import check_features, finite
 from l2p_eval.metrics.features import FeatureExtractor, extract_features
 
 
@@ -28,14 +30,13 @@ class Patches:
     sets is cut at the same places.
     """
 
-    size: int = 299  # px
-    count: int = 20  # per image
+    size: int = setting(299, ge=1)  # px
+    count: int = setting(20, ge=1)  # per image
     seed: int = 42
 
     def __post_init__(self) -> None:
         """Raise `EvalError` for sizes and counts that are none."""
-        check_whole(least=1, size=self.size, count=self.count)
-        check_whole(seed=self.seed)
+        raised_as(EvalError)(check_settings)(self)
 
     @property
     def key(self) -> str:

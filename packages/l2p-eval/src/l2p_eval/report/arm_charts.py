@@ -20,6 +20,7 @@ _TITLES = {
     "loss-seen": "eq. 5, pictures of its own corpus",
     "patch-grid": "jump at patch borders over jump inside",
 }
+_COLUMNS = 3
 _ACCENT, _POINT = "#6d5efc", "#17181c"
 
 
@@ -66,7 +67,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
 
     arms, names = list(summary["arms"].values()), [name for name in measured(summary) if name in METRICS]
     title = f"{summary['title']} ({summary['paper']})"
-    figure, every = panels(title, len(names) + 2, columns=3, size=(4.4, max(2.7, 0.3 * len(arms) + 1)))
+    figure, every = panels(title, len(names) + 2, columns=_COLUMNS, size=(4.4, max(2.7, 0.3 * len(arms) + 1)))
     for number, (axes, name) in enumerate(zip(every, names, strict=False)):
         rows = range(len(arms))
         values = [arm["metrics"][name] for arm in arms]
@@ -76,7 +77,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
         )
         for row, value in zip(rows, values, strict=True):
             axes.plot(value["values"], [row] * len(value["values"]), ".", color=_POINT, markersize=5)
-        axes.set_yticks(rows, [arm["label"] for arm in arms] if number % 3 == 0 else [""] * len(arms))
+        axes.set_yticks(rows, [arm["label"] for arm in arms] if number % _COLUMNS == 0 else [""] * len(arms))
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         bold = {"fontweight": "bold"} if name == summary["metric"] else {}
@@ -88,7 +89,7 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
     _against_seconds(every[-2], summary)
     _curves(every[-1], summary)
     handles, labels = every[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_COLUMNS, fontsize=8, frameon=False)
     save_panels(figure, path)
 
 
