@@ -120,7 +120,7 @@ def test_a_dry_run_refuses_what_a_run_would_refuse_in_one_line(
 def test_what_can_be_meant_is_taken() -> None:
     sizes = [(1216, 832), (16_384, 64)]
     config = SynthesisConfig(model="m", output="o", buckets=sizes, gpus_per_worker=0.5, min_entropy=8)
-    assert config.buckets == sizes
+    assert config.buckets == tuple(sizes)
     assert FilterRules.paper(unsafe_score=0.25).unsafe_score == 0.25
     assert parse_size("0064x64") == (64, 64) and len(aspect_buckets(1024)) == 7
     with pytest.raises(DataError):

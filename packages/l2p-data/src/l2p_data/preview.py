@@ -14,11 +14,12 @@ from l2p_data.corpus.files import atomic_path
 from l2p_data.corpus.identity import digest
 from l2p_data.corpus.images import decode_image
 from l2p_data.corpus.schema import CORPUS_SCHEMA
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 _LENGTH_BIN = 50  # characters, the bins of Fig. 2c
 
 
+@checks
 def corpus_stats(corpus: str | Path, *, near_duplicates: bool = False) -> dict[str, Any]:
     """Rows, failures, bytes, the distribution over the category tree (Fig. 2b), sizes, and prompt lengths
     (Fig. 2c)."""
@@ -37,6 +38,7 @@ def corpus_stats(corpus: str | Path, *, near_duplicates: bool = False) -> dict[s
     }
 
 
+@checks
 def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dict[str, Any]:
     """Return the numbers to report of a run: languages and tree, lengths, repetition; of judged prompts also
     what was dropped and why.
@@ -83,6 +85,7 @@ def prompt_stats(prompts: pl.DataFrame, *, near_duplicates: bool = False) -> dic
     return stats
 
 
+@checks
 def contact_sheet(
     corpus: str | Path, out: str | Path, *, columns: int = 6, rows: int = 4, cell: int = 160, seed: int = 0
 ) -> Path:

@@ -21,7 +21,7 @@ from l2p_data.corpus.identity import sha256_file
 from l2p_data.corpus.images import decode_image
 from l2p_data.corpus.manifest import FORMAT, Failure, Manifest, Shard, load_manifest, manifest_path
 from l2p_data.corpus.schema import CORPUS_SCHEMA, check_columns
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 __all__ = ["FORMAT", "Failure", "Manifest", "Shard", "load_manifest"]  # beside what is defined here
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 64, 64 << 20  # at most, of the smallest unit that a reader reads at once
@@ -87,6 +87,7 @@ def _listed_shard(corpus: Path, shard: Shard, columns: Sequence[str] | None) -> 
     return table
 
 
+@checks
 def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Return the rows of a finished corpus, in shard order. `columns` selects; leave out "image" to save
     memory.
@@ -106,6 +107,7 @@ def read_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> pl.
     return frame
 
 
+@checks
 def iterate_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield row by row, one shard in memory at a time."""
     corpus = location(corpus)
@@ -113,6 +115,7 @@ def iterate_corpus(corpus: str | Path, columns: Sequence[str] | None = None) -> 
         yield from _listed_shard(corpus, shard, columns).to_pylist()
 
 
+@checks
 def verify(
     corpus: str | Path, *, decode: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:

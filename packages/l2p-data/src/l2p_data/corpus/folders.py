@@ -33,7 +33,7 @@ from l2p_data.corpus.identity import stable_id
 from l2p_data.corpus.images import encode_image
 from l2p_data.corpus.manifest import Failure, Manifest, load_manifest
 from l2p_data.corpus.packed import packed_source
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 Progress = Callable[[int, int], None]
 """Called with (done, in all)."""
@@ -43,6 +43,7 @@ LAYOUTS = {"hub": ("file_name", "text"), "pairs": ("image", "prompt"), "sidecar"
 _PROVENANCE = ("language", "category", "subclass", "superclass", "created_by", "source_model")
 
 
+@checks
 def import_folder(
     folder: str | Path,
     corpus: str | Path,
@@ -91,6 +92,7 @@ def import_folder(
     return load_manifest(corpus)
 
 
+@checks
 def check_import(folder: str | Path, *, caption: str | None = None, background: str = "white") -> Source:
     """Return what an import would read, once it has found a usable image; writes nothing.
 
@@ -121,6 +123,7 @@ def open_source(place: Path, caption: str | None = None) -> Source:
     return packed_source(place, caption) or folder_source(place, caption)
 
 
+@checks
 def export_folder(
     corpus: str | Path,
     folder: str | Path,

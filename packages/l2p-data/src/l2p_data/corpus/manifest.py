@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from l2p_data.corpus.files import folder_exists, is_file, location, read_json, shown, write_json
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 FORMAT = "l2p-corpus/1"
 _WORDS: Mapping[Any, str] = {int: "a whole number", str: "a text"}
@@ -76,6 +76,7 @@ def manifest_path(corpus: Path) -> Path | None:
     return next((corpus / name for name in (MANIFEST, EARLIER_MANIFEST) if is_file(corpus / name)), None)
 
 
+@checks
 def load_manifest(corpus: str | Path) -> Manifest:
     """Read a corpus's manifest.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p_data.corpus.files import atomic_path
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 _PANELS = {
     "subclass": "Prompts by sub-class",
@@ -15,6 +15,7 @@ _PANELS = {
 }
 
 
+@checks
 def plot_stats(stats: Mapping[str, Any], out: str | Path) -> Path:
     """Draw what `preview.prompt_stats` or `corpus_stats` returned as horizontal bars, one panel per table.
 

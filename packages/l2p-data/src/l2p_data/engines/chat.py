@@ -21,7 +21,7 @@ from l2p_data.engines.template import (
     generation_list_schema,
     generation_message,
 )
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 Message = tuple[str, int]
 """What is said to the model, and the seed of its answer."""
@@ -74,6 +74,7 @@ class ChatGenerator:
         on_progress: called with answers that are there and messages in all.
     """
 
+    @checks
     def __init__(
         self,
         engine: ChatEngine,

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from l2p_data.engines.chat import ChatEngine
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 
+@checks
 @contextmanager
 def open_engine(
     *,

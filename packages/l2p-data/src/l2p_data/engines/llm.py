@@ -9,6 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from l2p_run.errors import raised_as
+from l2p_run.settings import check_settings, setting
+
+from l2p_data.errors import DataError
+
+MOST_WEIGHT = 1e9
+"""Of a category: larger ones would add up to infinity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
@@ -19,7 +27,11 @@ class Category:
     category: str  # fine-grained, concrete: "teapot"
     group: str = ""  # the level between sub-class and leaf: "pot"; empty if the source has none
     language: str = "en"  # language of the prompts to write: "en" or "zh"
-    weight: float = 1.0  # share relative to the other categories
+    weight: float = setting(1.0, ge=0, le=MOST_WEIGHT)  # share relative to the other categories
+
+    def __post_init__(self) -> None:
+        with raised_as(DataError):
+            check_settings(self, "category")
 
     @property
     def path(self) -> tuple[str, str, str]:

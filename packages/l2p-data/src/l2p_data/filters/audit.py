@@ -7,6 +7,7 @@ from typing import Protocol
 import polars as pl
 
 from l2p_data.engines.template import audit_message
+from l2p_data.errors import checks
 from l2p_data.prompts.records import check_prompts
 
 _KINDS = {
@@ -25,6 +26,7 @@ class Judge(Protocol):
         ...
 
 
+@checks
 def audit_prompts(prompts: pl.DataFrame, judge: Judge) -> pl.DataFrame:
     """Ask a judge about every prompt that is not dropped yet; adds `audit`, the judge's own words.
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import polars as pl
 from l2p_run.errors import raised_as
-from l2p_run.settings import check_settings, setting
+from l2p_run.settings import check_keys, check_settings, setting
 
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 from l2p_data.filters.rules import RULES, with_helper_columns
 from l2p_data.prompts.records import check_prompts
 
@@ -60,6 +60,8 @@ class FilterRules:
         """Return the paper's length target, 200-350 characters (Fig. 2c), and complete sentences (Fig.
         10).
         """
+        with raised_as(DataError):
+            check_keys(changes, [one.name for one in dataclasses.fields(cls)])
         strict = cls(
             min_characters=200,
             max_characters=350,
@@ -70,6 +72,7 @@ class FilterRules:
         return dataclasses.replace(strict, **changes)  # type: ignore[arg-type]
 
 
+@checks
 def filter_prompts(prompts: pl.DataFrame, rules: FilterRules | None = None) -> pl.DataFrame:
     """Judge every prompt; add `status` ("keep" or "drop") and `reason` (null if kept). No row is removed.
 

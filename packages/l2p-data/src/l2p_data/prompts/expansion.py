@@ -14,7 +14,7 @@ from typing import Protocol
 from l2p_data.corpus.files import atomic_path
 from l2p_data.engines.llm import Category
 from l2p_data.engines.template import expansion_message
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 from l2p_data.prompts.taxonomy import Taxonomy, name_key
 
 _MAX_NAME = 45  # characters; longer names are descriptions, not categories
@@ -56,6 +56,7 @@ class Expansion:
             temporary.write_text(self.to_toml(), encoding="utf-8")
 
 
+@checks
 def expand_taxonomy(
     taxonomy: Taxonomy,
     engine: Expander,

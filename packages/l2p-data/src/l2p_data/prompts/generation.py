@@ -14,7 +14,7 @@ import polars as pl
 
 from l2p_data.corpus.identity import digest, stable_id, stable_seed
 from l2p_data.engines.llm import Category, PromptRequest, TextGenerator
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 from l2p_data.prompts.records import PROMPT_SCHEMA
 
 _MOST_PROMPTS = 1_000_000_000
@@ -22,6 +22,7 @@ _HOPELESS = 500  # unusable answers, each another, without a usable one
 _DRY_ATTEMPTS = 200  # so many answers in a row without anything new mean that a category has no more to give
 
 
+@checks
 def generate_prompts(
     generator: TextGenerator,
     count: int,
@@ -124,6 +125,8 @@ def apportion(count: int, weights: Sequence[float]) -> list[int]:
     leaves. (Largest remainders would go to the leaves of the branches with the fewest.)
     """
     total = sum(weights)
+    if not total > 0:
+        raise DataError(f"the weights of the {len(weights)} categories sum to {total:g}; give one a weight")
     ends = [0, *(math.floor(count * sum_ / total + 0.5) for sum_ in accumulate(weights))]
     return [end - start for start, end in pairwise(ends)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from l2p_data.corpus.files import read_toml, shown
 from l2p_data.corpus.identity import is_held_out
 from l2p_data.engines.llm import Category, PromptRequest
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _TOP_KEYS = {"name", "language", "exclude_modulus", "exclude_phrases", "slots", "category"}
@@ -52,6 +52,7 @@ class GrammarGenerator:
     answer depends on its request and on `seed` only.
     """
 
+    @checks
     def __init__(self, path: str | Path, seed: int = 0) -> None:
         self.grammar = load_grammar(path)
         self.seed = seed
@@ -94,6 +95,7 @@ def fill(template: str, slots: Mapping[str, Sequence[str]], rng: random.Random) 
     return _SLOT.sub(lambda match: next(words[match.group(1)]), template)
 
 
+@checks
 def load_grammar(path: str | Path) -> Grammar:
     """Read and check a grammar file.
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from l2p_data.corpus.files import atomic_path, decode_text, is_file, one_line, parse_json, read_bytes, shown
 from l2p_data.corpus.identity import stable_id
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 PROMPT_SCHEMA: dict[str, pl.DataType] = {
     "id": pl.String(),  # stable hash of what identifies the record
@@ -24,6 +24,7 @@ PROMPT_SCHEMA: dict[str, pl.DataType] = {
 _REQUIRED = [name for name in PROMPT_SCHEMA if name != "problem"]
 
 
+@checks
 def prompt_records(
     prompts: Sequence[str],
     *,
@@ -36,22 +37,28 @@ def prompt_records(
     """Return records around prompts that exist already, in their order. A prompt given twice gets two ids."""
     seen: Counter[str] = Counter()
     rows = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
+        if not prompt.isascii() and (half := prompt.encode(errors="replace").decode()) != prompt:
+            raise DataError(f"prompts[{number}] is {half[:120]!r}, with half of a character where ? stands")
         row_id = stable_id(created_by, superclass, subclass, category, language, prompt, seen[prompt])
         seen[prompt] += 1
         rows.append((row_id, prompt, language, category, subclass, superclass, created_by, None))
     return pl.DataFrame(rows, schema=PROMPT_SCHEMA, orient="row")
 
 
+@checks
 def write_prompts(prompts: pl.DataFrame, path: str | Path) -> Path:
     """Write prompt records as Parquet, atomically. Filter columns (`status`, `reason`), if any, stay."""
     path = Path(path)
+    if path.suffix != ".parquet":
+        raise DataError(f"prompts cannot be written to {path}: they are Parquet; give a name in .parquet")
     check_prompts(prompts, str(path))
     with atomic_path(path) as temporary:
         prompts.write_parquet(temporary, compression="zstd")
     return path
 
 
+@checks
 def read_prompts(path: str | Path) -> pl.DataFrame:
     """Read prompt records from `.parquet` or `.jsonl`, or bare prompts from `.txt` (one a line) or `.csv`.
 
@@ -86,6 +93,7 @@ def read_prompts(path: str | Path) -> pl.DataFrame:
     return frame
 
 
+@checks
 def check_prompts(prompts: pl.DataFrame, where: str = "the prompts") -> None:
     """Check columns, types, and that ids are unique and there is at least one row.
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from l2p_data.corpus.files import read_toml, shown
 from l2p_data.corpus.identity import digest
-from l2p_data.engines.llm import Category
-from l2p_data.errors import DataError
+from l2p_data.engines.llm import MOST_WEIGHT, Category
+from l2p_data.errors import DataError, checks
 from l2p_data.prompts.generation import apportion
 
 #: The paper's named sub-classes; "Others" is not one of the seventeen.
@@ -28,7 +28,6 @@ NAMED_SUBCLASSES: Mapping[str, tuple[str, ...]] = {
     "Synthetic text": ("English Text", "Chinese Text"),
 }
 _SETTINGS = {"weight", "language"}
-MOST_WEIGHT = 1e9  # larger ones would add up to infinity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class Taxonomy:
 
     categories: tuple[Category, ...]
 
+    @checks
     def find(
         self,
         *,
@@ -56,6 +56,7 @@ class Taxonomy:
         ]
         return Taxonomy(categories=tuple(found))
 
+    @checks
     def sample(self, count: int, seed: int = 0) -> list[Category]:
         """Return `count` leaves by weight: each leaf as often as its weight says, to within one; then
         shuffled by `seed`.
@@ -79,6 +80,7 @@ class Taxonomy:
         return tree
 
 
+@checks
 def load_taxonomy(extension: str | Path | None = None) -> Taxonomy:
     """Return the shipped tree, with a user's TOML merged onto it.
 

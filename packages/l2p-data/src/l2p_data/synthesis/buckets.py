@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from l2p_run.sizes import Size
 
 from l2p_data.corpus.identity import stable_seed
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 
 #: The shapes that text-to-image models are commonly trained on.
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
+@checks
 def aspect_buckets(side: int, multiple: int = 64, ratios: Sequence[tuple[int, int]] = RATIOS) -> list[Size]:
     """Return the sizes of about `side` x `side` px in area, one per aspect ratio, in multiples of `multiple`.
 
@@ -39,6 +40,7 @@ def bucket_of(prompt_id: str, seed_index: int, buckets: Sequence[Size]) -> Size:
     return buckets[stable_seed("bucket", prompt_id, seed_index) % len(buckets)]
 
 
+@checks
 def parse_size(text: str) -> Size:
     """Return "1216x832" -> Size(width=1216, height=832).
 

@@ -16,14 +16,15 @@ from typing import Any
 
 import polars as pl
 from l2p_run.devices import DTYPES
-from l2p_run.settings import Range, check_settings, setting
+from l2p_run.errors import UserError
+from l2p_run.settings import Range, check_settings, check_value, convert, setting
 from l2p_run.sizes import Size
 
 from l2p_data.cluster import RayShare
 from l2p_data.corpus.files import location, make_directory, raised_as, read_json
 from l2p_data.corpus.identity import digest_of, model_fingerprint
 from l2p_data.corpus.manifest import Failure, Manifest, Shard
-from l2p_data.errors import DataError
+from l2p_data.errors import DataError, checks
 from l2p_data.filters.filtering import kept
 from l2p_data.models import local_directory
 from l2p_data.prompts.records import check_prompts
@@ -41,6 +42,8 @@ PIPELINE_RANGES: Mapping[str, Range] = {
     "num_images_per_prompt": Range(ge=1, le=1),  # one row, one image; more come from seeds_per_prompt
 }
 """Of pipeline arguments whose meaning is the same everywhere. All numbers must be finite."""
+OF_THE_SYNTHESIS = ("prompt", "width", "height", "generator", "output_type", "return_dict")
+"""Arguments of a pipeline that follow from the row, or that the worker reads the answer by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,7 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         with raised_as(DataError):
             check_settings(self)
-        for name, bounds in PIPELINE_RANGES.items():
-            value = self.pipeline_kwargs.get(name)
-            if isinstance(value, int | float) and (problem := bounds.problem(value)):
-                raise DataError(f"{name} is {value}; it must be {problem}")
+            self._check_pipeline_arguments()
         if self.gpus_per_worker and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise DataError(
                 f"gpus_per_worker is {self.gpus_per_worker:g}; above 1 it must be whole, as Ray shares out "
@@ -97,6 +97,20 @@ class SynthesisConfig:
             raise DataError(f"dtype {self.dtype!r} is not known; use auto, {', '.join(DTYPES)}")
         if self.image_format not in ("png", "jpeg"):
             raise DataError(f"image_format {self.image_format!r} is not known; use png or jpeg")
+
+    def _check_pipeline_arguments(self) -> None:
+        """Raise `UserError` for arguments that no pipeline takes, or that each image gets from here."""
+        for name, value in self.pipeline_kwargs.items():
+            if not isinstance(name, str):
+                raise UserError(f"pipeline_kwargs has the key {name!r}; names of arguments are texts")
+            if name in OF_THE_SYNTHESIS:
+                raise UserError(
+                    f"pipeline_kwargs.{name} is set for each image by the synthesis; leave it out"
+                )
+            if name in PIPELINE_RANGES and value is not None:
+                check_value(convert(value, int, name), PIPELINE_RANGES[name], name)
+        if (guidance := self.pipeline_kwargs.get("guidance_scale")) is not None:
+            convert(guidance, float, "guidance_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +124,7 @@ class SynthesisProgress:
     total_shards: int
 
 
+@checks
 def synthesize(
     prompts: pl.DataFrame,
     config: SynthesisConfig,

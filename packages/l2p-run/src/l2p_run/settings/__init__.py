@@ -13,8 +13,9 @@ No number may be NaN or infinite, or a whole one of more than 64 bits, whatever 
 line that names the key with its whole path; an unknown key names the nearest known one.
 """
 
+from l2p_run.settings.arguments import checked
 from l2p_run.settings.checking import check_settings
-from l2p_run.settings.ranges import LARGEST_SEED, Range, seed_setting, setting
+from l2p_run.settings.ranges import LARGEST_SEED, Range, check_value, seed_setting, setting
 from l2p_run.settings.reading import check_keys, convert, cut, describe, options_of, read_table, table_of
 from l2p_run.settings.writing import defaults_of, identity_table, marked, to_table
 
@@ -23,6 +24,8 @@ __all__ = [
     "Range",
     "check_keys",
     "check_settings",
+    "check_value",
+    "checked",
     "convert",
     "cut",
     "defaults_of",

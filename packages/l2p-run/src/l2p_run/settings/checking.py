@@ -1,7 +1,7 @@
 """Settings made in Python, held against what a file's are: types as well as ranges."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -11,7 +11,7 @@ from typing import Any
 from l2p_run.settings.ranges import RANGE, Range, check_value
 from l2p_run.settings.reading import convert, options_of
 
-_READ = (int, float, str, bool, Path, tuple, list, dict, Mapping, type(None))
+_READ = (int, float, str, bool, Path, tuple, list, Sequence, dict, Mapping, type(None))
 """Types that `convert` reads; a field of another one, such as a function, is its owner's to check."""
 
 
@@ -29,7 +29,7 @@ def check_settings(settings: Any, where: str = "") -> None:
     for one in fields(settings):
         name = f"{where}.{one.name}" if where else one.name
         given = getattr(settings, one.name)
-        value = _of_type(given, hints[one.name], name) if one.init else given
+        value = of_type(given, hints[one.name], name) if one.init else given
         check_value(value, one.metadata.get(RANGE, Range()), name)
         if value is not given:
             object.__setattr__(settings, one.name, value)
@@ -40,10 +40,10 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _of_type(value: Any, hint: Any, name: str) -> Any:
+def of_type(value: Any, hint: Any, name: str) -> Any:
     """Return a value as the type of its field, itself where it is of that type already."""
     options = options_of(hint)
-    if not all(_is_read(option) for option in options):
+    if not all(is_read(option) for option in options):
         return value
     if isinstance(value, Path) and Path in options:  # also one that no file could name
         return value
@@ -57,7 +57,8 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
     return value if unchanged else converted
 
 
-def _is_read(hint: Any) -> bool:
+def is_read(hint: Any) -> bool:
+    """Return whether `convert` reads a type."""
     origin = typing.get_origin(hint)
     known = origin is typing.Literal or origin in _READ or hint in _READ
     return known or (isinstance(hint, type) and is_dataclass(hint))

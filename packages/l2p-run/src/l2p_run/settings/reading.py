@@ -90,8 +90,10 @@ def convert(value: Any, hint: Any, where: str, base: Path | None = None) -> Any:
         for option in arguments:
             if value == option and type(value) is type(option):
                 return option
-    elif origin in (tuple, list):
+    elif origin in (tuple, list, Sequence):
         if isinstance(value, list | tuple):
+            if origin is Sequence:
+                origin, arguments = tuple, (*arguments, Ellipsis)
             return _convert_list(value, origin, arguments, where, base)
     elif origin in (dict, Mapping) or hint in (dict, Mapping) or origin is types.MappingProxyType:
         if isinstance(value, Mapping):
@@ -161,7 +163,7 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(repr(argument) for argument in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments if argument is not type(None))
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         item = arguments[0] if arguments else Any
         return f"a list of {describe(item).removeprefix('a ')}s" if item is not Any else "a list"
     if origin in (dict, Mapping) or (isinstance(hint, type) and is_dataclass(hint)):
