@@ -7,6 +7,8 @@ from typing import Any
 
 from l2p_arch.errors import ArchError
 
+LARGEST_SIDE = 1 << 16
+"""px, of a picture that is asked for."""
 _OVERSHOOT = 1.5
 """The largest value of a picture in [-1, 1] that was resized with a filter that overshoots."""
 
@@ -81,7 +83,7 @@ def check_flags(**given: Any) -> None:
 def check_paths(**given: Any) -> None:
     """Raise `ArchError` for what is no path."""
     for name, value in given.items():
-        if not isinstance(value, str | PathLike):
+        if not isinstance(value, str | PathLike) or value == "":
             raise ArchError(f"{name} is {value!r}; wanted a path")
 
 

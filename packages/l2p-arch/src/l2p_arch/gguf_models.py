@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p_arch.arguments import check_flags, check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.comfyui_layout import PREFIX, comfyui_names
 from l2p_arch.files.components import name_of
@@ -51,6 +52,8 @@ def export_gguf(
     Raises:
         ArchError: no public layout holds the model, the kind is unknown, or the package gguf is missing.
     """
+    check_paths(model=model, file=file)
+    check_flags(overwrite=overwrite)
     model, file = Path(model), Path(file)
     if kind not in GGUF_KINDS:
         raise ArchError(f"GGUF kind {kind!r} is not one of {', '.join(GGUF_KINDS)}")

@@ -232,7 +232,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         Returns:
             The velocity, (B, 3, H, W), in the dtype of the head's weights.
         """
-        check_inputs(pixels, sigma, conditioning)
+        check_inputs(pixels, sigma, conditioning, self.trunk.config)
         velocity = self._velocity(pixels, sigma.to(pixels.device, torch.float32), conditioning)
         if return_dict is None:
             return velocity

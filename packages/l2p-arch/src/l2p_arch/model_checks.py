@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l2p_arch.errors import ArchError
-from l2p_arch.families.base import CONDITIONING_DIMENSIONS
+from l2p_arch.families.base import CONDITIONING_DIMENSIONS, TEXT_WIDTHS
 from l2p_arch.polish import polish_sigmas
 
 
@@ -31,8 +31,12 @@ def check_prediction(prediction: str, alignment: Mapping[str, Any] | None, head:
         )
 
 
-def check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]]) -> None:
-    """Raise `ArchError` for arguments of `L2PTransformer.forward` that do not fit each other."""
+def check_inputs(
+    pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[str, Tensor]], config: Mapping[str, Any]
+) -> None:
+    """Raise `ArchError` for arguments of `L2PTransformer.forward` that do not fit each other, or the trunk's
+    config.
+    """
     if not (isinstance(pixels, Tensor) and isinstance(sigma, Tensor)):
         raise ArchError(
             f"pixels are {type(pixels).__name__} and sigma is {type(sigma).__name__}; wanted tensors "
@@ -58,6 +62,12 @@ def check_inputs(pixels: Tensor, sigma: Tensor, conditioning: Sequence[Mapping[s
                 raise ArchError(
                     f"conditioning {index}: {key} has the shape {tuple(value.shape)}; wanted "
                     f"{CONDITIONING_DIMENSIONS[key]} dimensions, for one sample has no batch dimension"
+                )
+            width = next((config[name] for name in TEXT_WIDTHS.get(key, ()) if config.get(name)), None)
+            if width is not None and value.shape[-1] != width:
+                raise ArchError(
+                    f"conditioning {index}: {key} has the shape {tuple(value.shape)}, and this model reads "
+                    f"embeddings of width {width}; encode its prompts with this model's own pipeline"
                 )
 
 

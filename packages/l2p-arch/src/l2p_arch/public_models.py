@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.arguments import check_counts, check_flags, check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.comfyui_layout import comfyui_names
 from l2p_arch.files.components import (
@@ -40,6 +41,9 @@ def import_public(
         overwrite: replace an existing `out`.
         max_shard_bytes: largest weight file.
     """
+    check_paths(file=file, pipeline=pipeline, out=out)
+    check_flags(overwrite=overwrite)
+    check_counts(max_shard_bytes=max_shard_bytes)
     file, pipeline, out = Path(file), Path(pipeline), Path(out)
     published = read_published(file)
     if pipeline_family(pipeline) != "z-image":
@@ -70,6 +74,8 @@ def export_public(
     The model card goes beside it: `model.md` for `model.safetensors`. Where the trunk's config is not what
     `import_public` reads off the shapes, the file's metadata say so; published models have no such entry.
     """
+    check_paths(model=model, file=file)
+    check_flags(comfyui=comfyui, overwrite=overwrite)
     model, file = Path(model), Path(file)
     card_file = file.with_suffix(".md")
     if file == card_file:

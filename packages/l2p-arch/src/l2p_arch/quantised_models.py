@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.arguments import check_flags, check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.components import (
     components_to_keep,
@@ -41,6 +42,8 @@ def quantise(
 
     from l2p_arch.model import L2PTransformer
 
+    check_paths(model=model, out=out)
+    check_flags(overwrite=overwrite)
     model, out = Path(model), Path(out)
     check_quantisation(kind)
     config = read_model_config(model)

@@ -16,6 +16,13 @@ Conditioning = Mapping[str, Tensor]
 """The text conditioning of ONE sample, without a batch dimension; the keys are the family's own."""
 CONDITIONING_DIMENSIONS = {"caption": 2, "text": 2, "pooled": 1, "guidance": 0}
 """What the keys hold: (length, width), (length, width), (width,) and a number."""
+TEXT_WIDTHS = {
+    **dict.fromkeys(
+        ("caption", "text"), ("cap_feat_dim", "joint_attention_dim", "caption_channels", "context_in_dim")
+    ),
+    "pooled": ("pooled_projection_dim",),
+}
+"""Which entry of a trunk's config says how wide a key's embeddings are: the first that there is."""
 
 
 IN_ROWS = "b c (h py) (w px) -> b h w (py px c)"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p_arch.arguments import check_flags, check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.components import (
     components_to_keep,
@@ -34,6 +35,7 @@ _KIND = "l2p-trained-delta"
 def weights_hash(model: Path | str) -> str:
     """Return sha256 over names, dtypes, shapes and bytes of a model's transformer, independent of how it is
     sharded."""
+    check_paths(model=model)
     return _hash(index_directory(Path(model) / "transformer").values())
 
 
@@ -48,6 +50,10 @@ def save_delta(
         out: safetensors file to create; it appears complete or not at all.
         overwrite: replace an existing file.
     """
+    check_paths(base=base, out=out)
+    check_flags(overwrite=overwrite)
+    if not isinstance(trained, Mapping):
+        raise ArchError(f"trained is a {type(trained).__name__}; wanted tensors by their names")
     base = Path(base)
     config, stored = read_model_config(base), index_directory(base / "transformer")
     if not trained:
@@ -75,6 +81,8 @@ def save_delta(
 
 def merge_delta(base: Path | str, delta: Path | str, out: Path | str, *, overwrite: bool = False) -> None:
     """Write a complete model directory: the base with the delta's tensors in place of its own."""
+    check_paths(base=base, delta=delta, out=out)
+    check_flags(overwrite=overwrite)
     base, delta, out = Path(base), Path(delta), Path(out)
     changed, metadata = read_header(delta)
     if metadata.get("kind") != _KIND:

@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.arguments import check_names, check_paths
 from l2p_arch.files.components import name_of, read_model_config
 from l2p_arch.files.tensor_files import StoredTensor, index_directory
 from l2p_arch.source_formats import source_format
@@ -63,6 +64,8 @@ def write_model_card(directory: Path | str, origin: str, *, title: str | None = 
         origin: one phrase on where the weights start from and what was done since.
         title: heading; the directory's name unless given.
     """
+    check_paths(directory=directory)
+    check_names(origin=origin, **({} if title is None else {"title": title}))
     directory = Path(directory)
     config = read_model_config(directory)
     title = title or name_of(directory)

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from l2p_arch.arguments import check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.adapter_files import kind_of_adapter
 from l2p_arch.files.comfyui_layout import is_comfyui, without_prefix
@@ -24,12 +25,15 @@ def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
     """Return the field's structural fingerprint: md5 over the sorted, comma-joined names and name:shape
     strings.
     """
+    if not isinstance(shapes, Mapping):
+        raise ArchError(f"shapes is {shapes!r}; wanted names with their shapes")
     parts = [*shapes, *(f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items())]
     return hashlib.md5(",".join(sorted(parts)).encode(), usedforsecurity=False).hexdigest()
 
 
 def identify(path: Path | str) -> str:
     """Say in a few words what a file is, by its content and never by its name."""
+    check_paths(path=path)
     path = Path(path)
     if not path.is_file():
         return _identify_directory(path) if path.is_dir() else "missing"

@@ -14,6 +14,7 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
+from l2p_arch.arguments import check_paths
 from l2p_arch.errors import ArchError
 from l2p_arch.files.adapter_files import LoraFile, read_lora, refuse_other_kinds
 from l2p_arch.sampling.adapted_modules import Modules, by_family, matched
@@ -152,6 +153,7 @@ def _read(source: str | Path | Mapping[str, Tensor], weight_name: str | None, hu
     if isinstance(source, Mapping):
         refuse_other_kinds("the state dict", source)
         return LoraFile(name="the state dict", tensors=source)
+    check_paths(pretrained_model_name_or_path_or_dict=source)
     path = Path(source)
     if path.exists():
         return read_lora(path / weight_name if weight_name else path)

@@ -282,6 +282,7 @@ class L2PPipeline(Prompts, Adapters):
         if canvas.image is None and not self.interrupt:
             texts = positive if learned is None else [_without_guidance(text) for text in positive]
             x_0 = polished(x_0, passes, lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0))
+        self.maybe_free_model_hooks()
         images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -308,7 +309,6 @@ class L2PPipeline(Prompts, Adapters):
                 x_t = scheduler.step(velocity(x_t, sigma), timestep, x_t, **options)[0]
                 x_t = after_step(step, timestep, hold(x_t, first + step + 1) if hold else x_t)
                 progress.update()
-        self.maybe_free_model_hooks()
         return hold(x_t, len(scheduler.timesteps)) if hold else x_t
 
     def _velocity(

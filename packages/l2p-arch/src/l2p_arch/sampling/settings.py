@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from l2p_arch.arguments import LARGEST_SIDE
 from l2p_arch.errors import ArchError
 from l2p_arch.files.directories import read_json
 
 SAMPLING_FILE = "sampling.json"
 """Beside model_index.json: the fields of `Sampling` that suit the model. l2p-transfer writes it."""
-LARGEST_SIDE = 1 << 16
 LARGEST_STEPS = 10_000
 
 
