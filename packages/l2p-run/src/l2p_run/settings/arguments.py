@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from l2p_run.errors import UserError, raised_as
@@ -57,6 +58,8 @@ def _argument(value: Any, hint: Any, name: str) -> Any:
     options = options_of(hint)
     if value is None and type(None) in options:
         return None
+    if Path in options and hasattr(value, "joinpath"):  # also a place in a store, `l2p_run.places.location`
+        return value
     if hint is str and isinstance(value, str):  # any text: what it may hold is for the function to say
         return value
     if all(is_read(option) and not _is_looked_at(option) for option in options):
