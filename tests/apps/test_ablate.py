@@ -479,3 +479,25 @@ def test_checkpoints_that_are_kept_and_kinds_of_prompts_have_scores_of_their_own
     assert [one["metric"] for one in results["comparisons"]] == ["geneval", "geneval:shape"]
     assert (tmp_path / "published/kinds-steps.png").is_file()
     assert "| reference: scenes | 1.000 |" in table(results)
+
+
+def test_a_run_is_another_where_auto_makes_another_model(
+    untrained_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2p_arch.surgery import recipes
+
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY.replace("SOURCE", str(untrained_source)))
+    aligned = load_config(config, {"surgery": {"recipe": "aligned", "initialisation": "auto"}})
+
+    def name() -> str:
+        return Store(root=tmp_path, config=aligned).run(aligned.arm[0], 0).name
+
+    before = name()
+    assert name() == before
+    with monkeypatch.context() as later:
+        later.setattr(recipes, "POLISH", (0.3,))
+        assert name() != before
+    with monkeypatch.context() as later:
+        later.setattr(recipes, "resolve_start", lambda start: "kaiming+zero-output")
+        assert name() != before

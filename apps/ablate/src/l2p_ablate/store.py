@@ -16,7 +16,7 @@ from l2p_run.devices import resolve_dtype
 from l2p_run.folder import shared_work
 from l2p_run.settings import identity_table, to_table
 
-from l2p_ablate.config import ArmTable, Config
+from l2p_ablate.config import ArmTable, Config, SurgeryTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Store:
             "corpus": self._corpus(config.data_of(arm)),
             "reference": self._reference(),
             "source": self._source(),
-            "surgery": identity_table(surgery) | base,
+            "surgery": identity_table(surgery) | base | _meaning(surgery),
             "train": to_table(train),
             "sampling": to_table(config.sampling_of(arm)),
             "seed": seed,
@@ -82,6 +82,17 @@ class Store:
 
 held = partial(shared_work.held, remedy="choose another --output")
 """Keeps other commands out of a folder; yields whether it could be had (always, with `wait`)."""
+
+
+def _meaning(surgery: SurgeryTable) -> dict[str, Any]:
+    """Return what "auto" stands for today: a version to which it says something else trains another model."""
+    from l2p_arch.surgery.recipes import recipe_config, resolve_start
+    from l2p_arch.surgery.starts import STARTS_WITH_IMAGES
+
+    aligned = surgery.recipe == "aligned"
+    made = recipe_config(surgery.recipe, surgery.decoder, surgery.prediction, surgery.reading)
+    start = resolve_start(surgery.initialisation) if aligned else surgery.initialisation
+    return {"makes": made, "start": STARTS_WITH_IMAGES if start == "auto" else start}
 
 
 @cache
