@@ -67,10 +67,10 @@ def some_prompts(per_task: int, *, with_background: bool = False) -> list[GenEva
     return [row for tag in tags for row in [one for one in rows if one.tag == tag][:per_task]]
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return the values of several sets, their mean and sample deviation."""
+def spread(values: Sequence[float], of: str = "sets") -> dict[str, Any]:
+    """Return the values of several sets, or of what `of` names, their mean and sample deviation."""
     deviation = round(stdev(values), 4) if len(values) > 1 else None
-    return {"sets": [round(v, 4) for v in values], "mean": round(fmean(values), 4), "deviation": deviation}
+    return {of: [round(v, 4) for v in values], "mean": round(fmean(values), 4), "deviation": deviation}
 
 
 def verdict(true: Sequence[bool]) -> str:
