@@ -499,5 +499,5 @@ def test_a_run_is_another_where_auto_makes_another_model(
         later.setattr(recipes, "POLISH", (0.3,))
         assert name() != before
     with monkeypatch.context() as later:
-        later.setattr(recipes, "resolve_start", lambda start: "kaiming+zero-output")
+        later.setattr(recipes, "resolve_start", lambda start: "default")
         assert name() != before
