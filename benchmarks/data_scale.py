@@ -96,9 +96,10 @@ def driver(prompts: int) -> dict[str, float]:
     import polars as pl
     from l2p_data.corpus.dataset import shard_name
     from l2p_data.corpus.identity import digest_of
+    from l2p_data.synthesis.config import SynthesisConfig
     from l2p_data.synthesis.executor import WAVE
     from l2p_data.synthesis.ledger import finished_shards, ledger_path
-    from l2p_data.synthesis.synthesize import SynthesisConfig, plan_shards
+    from l2p_data.synthesis.synthesize import plan_shards
 
     frame = pl.DataFrame({"id": [f"{number:016x}" for number in range(prompts)]}).with_columns(
         (pl.lit(PROMPT) + pl.col("id") + PROMPT).alias("prompt"),

@@ -13,6 +13,7 @@ has --only another seed, and the one without --only then adds up.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from l2p_eval.painting import Pictures
 from l2p_eval.report.pictures import grid_sheet
 from l2p_eval.scores import frechet, geneval, patch_grid
 from l2p_mini.detector import ExactDetector
+from l2p_run.command import number, seed_argument
 from l2p_transfer.config import Config, load_config
 from painted import finish, model_of, parser_of, pictures_of, spread
 
@@ -87,35 +89,39 @@ def summed(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Train, paint, score and print."""
+def arguments() -> argparse.Namespace:
+    """Return what the command was given."""
     parser = parser_of(__doc__ or "", sets=4)
     parser.add_argument("run", type=Path, help="a transfer's directory")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings (default: %(default)s)")
-    parser.add_argument("--only", type=int, metavar="SEED", help="train and paint this one, and end")
-    parser.add_argument("--processes", type=int, default=1, help="of each training (default: %(default)s)")
+    parser.add_argument("--seeds", type=number(int, ge=1), default=5, help="trainings (default: %(default)s)")
+    parser.add_argument(
+        "--only", type=seed_argument, metavar="SEED", help="train and paint this one, and end"
+    )
+    parser.add_argument(
+        "--processes", type=number(int, ge=1), default=1, help="of each (default: %(default)s)"
+    )
     options = parser.parse_args()
+    if not (options.run / "initial" / "model_index.json").is_file():
+        parser.error(f"{options.run} has no initial/: run l2p-transfer there until its surgery is done")
+    return options
+
+
+def main() -> None:
+    """Train, paint, score and print."""
+    options = arguments()
     config = load_config(options.run / "config.toml")
-    how = config.evaluate
-    sampling = {
-        "num_inference_steps": how.num_inference_steps,
-        "guidance_scale": how.guidance_scale,
-        "noise_shift": how.noise_shift,
-        "max_sequence_length": config.source.max_sequence_length,
-    }
-    rows = read_metadata(how.metadata)
+    rows = read_metadata(config.evaluate.metadata)
     prompts, output = [row.prompt for row in rows], options.output / f"seeds-{options.run.name}"
 
-    def painted(name: str, directory: Path, options_of: dict[str, Any]) -> list[Pictures]:
-        model, folder = model_of(directory, options_of, config.images.width), output / name
+    def painted(name: str, directory: Path, sampling: dict[str, Any]) -> list[Pictures]:
+        model, folder = model_of(directory, sampling, config.images.width), output / name
         sets = range(options.sets)
-        return [pictures_of(name, model, prompts, folder, number=number, batch=40) for number in sets]
+        return [pictures_of(name, model, prompts, folder, number=one, batch=40) for one in sets]
 
-    seeds = range(options.seeds) if options.only is None else [options.only]
     every = {}
-    for seed in seeds:
+    for seed in range(options.seeds) if options.only is None else [options.only]:
         model = trained(config, seed, output, options.processes)
-        every[f"seed-{seed}"] = painted(f"seed-{seed}", model, sampling)
+        every[f"seed-{seed}"] = painted(f"seed-{seed}", model, config.l2p_sampling)
     if options.only is not None:
         return
     source = painted("source", config.source.model, config.source.sampling)
@@ -133,7 +139,11 @@ def main() -> None:
         for name in ("source", *every)
     ]
     grid_sheet(sheet, side=96).save(options.output / f"seeds-{options.run.name}.png")
-    told = {"images": options.sets * len(prompts), "steps": config.train.steps, "sampling": sampling}
+    told = {
+        "images": options.sets * len(prompts),
+        "steps": config.train.steps,
+        "sampling": config.l2p_sampling,
+    }
     finish(f"seeds-{options.run.name}", told | summed(results), options)
 
 

@@ -181,7 +181,8 @@ def test_workers_that_paint_the_corpus_take_its_resources(
 ) -> None:
     from l2p_data.prompts.generation import generate_prompts
     from l2p_data.prompts.grammar import GrammarGenerator
-    from l2p_data.synthesis.synthesize import SynthesisConfig, synthesize
+    from l2p_data.synthesis.config import SynthesisConfig
+    from l2p_data.synthesis.synthesize import synthesize
 
     prompts = generate_prompts(GrammarGenerator(GRAMMAR, seed=0), 2, categories=None, seed=0)
     settings = SynthesisConfig(

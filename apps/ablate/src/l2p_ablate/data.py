@@ -26,7 +26,8 @@ def make_corpus(config: Config, name: str, folder: Path, workers: int | None, pr
     if data.kind == "scenes":
         _render_corpus(prompts, data, config.size, folder)
         return folder
-    from l2p_data.synthesis.synthesize import SynthesisConfig, synthesize
+    from l2p_data.synthesis.config import SynthesisConfig
+    from l2p_data.synthesis.synthesize import synthesize
 
     settings = SynthesisConfig(
         model=data.model or config.source.model,

@@ -123,6 +123,16 @@ class Config:
     report: ReportSection
     cluster: ClusterSettings
 
+    @property
+    def l2p_sampling(self) -> dict[str, Any]:
+        """Arguments of the trained model's pipeline in its evaluation, but for the size."""
+        return {
+            "num_inference_steps": self.evaluate.num_inference_steps,
+            "guidance_scale": self.evaluate.guidance_scale,
+            "noise_shift": self.evaluate.noise_shift,
+            "max_sequence_length": self.source.max_sequence_length,
+        }
+
     def to_tables(self) -> dict[str, dict[str, Any]]:
         """Return the resolved config as TOML tables, every default written out."""
         return self._tables(to_table)

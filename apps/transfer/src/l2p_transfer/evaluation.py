@@ -82,15 +82,9 @@ def source_model(config: Config) -> Painted:
 
 def l2p_model(config: Config, paths: RunPaths) -> Painted:
     """Return the trained model, sampled as [evaluate] says."""
-    section = config.evaluate
-    options = {
-        "num_inference_steps": section.num_inference_steps,
-        "guidance_scale": section.guidance_scale,
-        "noise_shift": section.noise_shift,
-        "max_sequence_length": config.source.max_sequence_length,
-    }
     model = paths.model.resolve()
-    return _painted("l2p", model, evaluated_size(config), section.dtype, config, options)
+    dtype = config.evaluate.dtype
+    return _painted("l2p", model, evaluated_size(config), dtype, config, config.l2p_sampling)
 
 
 def _painted(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from l2p_data.prompts.records import prompt_records, read_prompts, write_prompts
     from l2p_data.prompts.taxonomy import Taxonomy, load_taxonomy
     from l2p_data.synthesis.checks import CheckSettings
-    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress, synthesize
+    from l2p_data.synthesis.config import SynthesisConfig
+    from l2p_data.synthesis.synthesize import SynthesisProgress, synthesize
 
 #: name -> module; loaded on first use, so that importing the package costs nothing
 _EXPORTS = {
@@ -26,7 +27,7 @@ _EXPORTS = {
     "GrammarGenerator": "prompts.grammar",
     "Manifest": "corpus.dataset",
     "PromptRequest": "engines.llm",
-    "SynthesisConfig": "synthesis.synthesize",
+    "SynthesisConfig": "synthesis.config",
     "SynthesisProgress": "synthesis.synthesize",
     "Taxonomy": "prompts.taxonomy",
     "TextGenerator": "engines.llm",

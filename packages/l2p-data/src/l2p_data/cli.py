@@ -131,7 +131,8 @@ def _synthesize(options: argparse.Namespace) -> dict[str, Any]:
     from l2p_data import commands
     from l2p_data.synthesis.buckets import aspect_buckets, parse_size
     from l2p_data.synthesis.checks import CheckSettings
-    from l2p_data.synthesis.synthesize import SynthesisConfig, SynthesisProgress
+    from l2p_data.synthesis.config import SynthesisConfig
+    from l2p_data.synthesis.synthesize import SynthesisProgress
 
     pipeline_kwargs: dict[str, Any] = dict(_assignment(text) for text in options.set)
     if options.steps is not None:

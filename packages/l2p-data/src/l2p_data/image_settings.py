@@ -12,7 +12,7 @@ from l2p_data.errors import DataError
 from l2p_data.synthesis.buckets import parse_size
 
 if TYPE_CHECKING:
-    from l2p_data.synthesis.synthesize import SynthesisConfig
+    from l2p_data.synthesis.config import SynthesisConfig
 
 LONGEST_SIDE = 16_384  # px; the largest released model paints 10,240
 
@@ -59,7 +59,7 @@ class ImageSettings:
         worker_resources: Mapping[str, float] | None = None,
     ) -> "SynthesisConfig":
         """Return what `synthesize` takes: these settings, a model and where it runs."""
-        from l2p_data.synthesis.synthesize import SynthesisConfig
+        from l2p_data.synthesis.config import SynthesisConfig
 
         return SynthesisConfig(
             model=model,
