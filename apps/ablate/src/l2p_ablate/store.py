@@ -90,7 +90,7 @@ def _meaning(surgery: SurgeryTable) -> dict[str, Any]:
     from l2p_arch.surgery.starts import STARTS_WITH_IMAGES
 
     aligned = surgery.recipe == "aligned"
-    made = recipe_config(surgery.recipe, surgery.decoder, surgery.prediction, surgery.reading)
+    made = recipe_config(surgery.recipe, surgery.decoder, surgery.prediction, surgery.reading, surgery.polish)
     start = resolve_start(surgery.initialisation) if aligned else surgery.initialisation
     return {"makes": made, "start": STARTS_WITH_IMAGES if start == "auto" else start}
 

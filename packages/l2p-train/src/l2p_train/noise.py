@@ -79,7 +79,8 @@ def draw(config: TrainConfig, counter: int, height: int, width: int, polish: flo
     (0, 1] evenly, while each u stays uniform over seeds.
 
     Args:
-        polish: the sigma at which the model first takes the grain off a finished image; a share
+        polish: the sigma at which the model first takes the grain off a finished image (the first of
+            `l2p_arch.polish.grain_sigmas`); a share
             `config.polish_share` of the samples has this sigma and `grain` for noise.
     """
     generator = sample_generator(config.seed, counter)

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from l2p_arch.polish import grain_sigmas
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
@@ -151,7 +152,8 @@ class Session:
         scales = model.guidance_range if config.distils else None
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
         share["scales"] = scales
-        self.maker = BatchMaker(*sources, **share, rows=training, polish=next(iter(model.polish), 0.0))
+        grain = next(iter(grain_sigmas(model.polish)), 0.0)
+        self.maker = BatchMaker(*sources, **share, rows=training, polish=grain)
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
         if rank == 0:
             flops = flops_or_none(config, self.plan, self.sample_plan.size, self.conditioning[prompts[1]])

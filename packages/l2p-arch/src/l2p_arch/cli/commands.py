@@ -29,6 +29,7 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
         prediction=options.prediction,
         decoder=options.decoder,
         reading=options.reading,
+        polish="auto" if options.polish is None else options.polish,
         calibration_images=images,
         overwrite=options.overwrite,
         disable_mmap=options.disable_mmap or None,

@@ -93,6 +93,14 @@ def _conversion(sub: argparse.ArgumentParser) -> None:
         default="auto",
         help="aligned only: what the trunk reads of pixels, subspace or wiener (default auto)",
     )
+    sub.add_argument(
+        "--polish",
+        type=float,
+        nargs="*",
+        metavar="SIGMA",
+        help="aligned only: noise levels at which a finished image is denoised once more (default 0.2 0.02); "
+        "none: it stays as sampled. Write it after the paths",
+    )
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's")
     sub.add_argument(
         "--images", type=Path, metavar="FOLDER", help="pictures that the start of the new ends is fitted to"

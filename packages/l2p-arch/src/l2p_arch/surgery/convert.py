@@ -63,6 +63,7 @@ def convert(
     prediction: str = AUTO,
     decoder: str = AUTO,
     reading: str = AUTO,
+    polish: float | Sequence[float] | str = AUTO,
     calibration_images: Tensor | None = None,
     calibration_prompts: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -96,6 +97,8 @@ def convert(
             `l2p_arch.surgery.recipes.DECODERS`; those with filters load the source's transformer once.
         reading: of the aligned recipe, what the trunk reads of pixels: "auto", the one that measurements
             chose, or a key of `l2p_arch.surgery.recipes.READINGS`.
+        polish: of the aligned recipe, the sigmas in [0, 1) at which `L2PPipeline` denoises a finished image
+            once more, in their order; 0 for none; "auto" takes off grain alone (0.2, then 0.02).
         calibration_images: (N, 3, H, W) in [-1, 1], for the recipes and initialisations that measure the
             source.
         calibration_prompts: what the images show, one each, for the aligned recipe's filters.
@@ -129,8 +132,8 @@ def convert(
     if recipe not in RECIPES:
         raise ArchError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     if recipe == "paper":
-        for name, value in (("decoder", decoder), ("reading", reading)):
-            if value != AUTO:
+        for name, value in (("decoder", decoder), ("reading", reading), ("polish", polish)):
+            if not isinstance(value, str) or value != AUTO:
                 raise ArchError(f'{name} {value!r} belongs to recipe = "aligned"; leave it out')
         check_initialisation(initialisation, calibration_images, head_channels, prediction)
     check_prediction(recipe, prediction)
@@ -151,7 +154,7 @@ def convert(
         check_alignable(opened, head_channels, calibration_images)
         assert calibration_images is not None
         initialisation, decoder = resolve_start(initialisation), resolve_decoder(decoder)
-        config |= recipe_config(recipe, decoder, prediction, reading)
+        config |= recipe_config(recipe, decoder, prediction, reading, polish)
         _refuse_quantised(opened)
         inherited = inherited_tensors(opened, wanted_dtype)
         make = partial(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
-from l2p_arch.polish import polish_sigmas
+from l2p_arch.polish import grain_sigmas, polish_sigmas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,9 @@ READINGS = {"subspace": 0, "wiener": 128}
 linear estimate of the source's z_t (`l2p_arch.alignment`). On the miniature 128 directions explain
 0.69 of the latents of other images, and 384 explain 0.70."""
 POLISH = (0.2, 0.02)
-"""Of `L2PPipeline`: the pass that a model is trained for (`polish_share` of l2p-train), and one that takes
-what it leaves. Measured on the miniature (docs/notes/miniature.md)."""
+"""What "auto" stands for: the pass that a model is trained for (`polish_share` of l2p-train), and one that
+takes what it leaves. More passes, from higher sigmas down, are better still for the miniature's flat shapes
+(docs/notes/miniature.md); what they do to the texture of photographs has not been seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,18 @@ def check_prediction(recipe: str, prediction: str) -> None:
         )
 
 
-def recipe_config(recipe: str, decoder: str, prediction: str = AUTO, reading: str = AUTO) -> dict[str, Any]:
+def resolve_polish(polish: Any) -> tuple[float, ...]:
+    """Return the sigmas that "auto", a number or a sequence of numbers stands for, or an ArchError."""
+    return POLISH if isinstance(polish, str) and polish == AUTO else polish_sigmas(polish)
+
+
+def recipe_config(
+    recipe: str,
+    decoder: str,
+    prediction: str = AUTO,
+    reading: str = AUTO,
+    polish: float | Sequence[float] | str = AUTO,
+) -> dict[str, Any]:
     """Return what a recipe writes into the model's config, for `L2PTransformer`; nothing for the paper's
     own.
     """
@@ -134,8 +146,8 @@ def recipe_config(recipe: str, decoder: str, prediction: str = AUTO, reading: st
     sizes, version = dict(DECODERS[resolve_decoder(decoder)].sizes), ALIGNMENT_VERSION
     if directions := READINGS[resolve_reading(reading)]:
         sizes["reading"], version = directions, READING_VERSION
-    polish = {"version": max(version, POLISH_VERSION), "polish": list(POLISH)}
-    return {"prediction": "x_0", "alignment": {**polish, **sizes}}
+    passes = {"version": max(version, POLISH_VERSION), "polish": list(resolve_polish(polish))}
+    return {"prediction": "x_0", "alignment": {**passes, **sizes}}
 
 
 def enlarged_config(
@@ -171,14 +183,15 @@ def enlarged_config(
             raise ArchError(f"{name} {asked} is not the aligned model's own, which stays; leave it out")
     polish = [
         factor * sigma / (factor * sigma + 1 - sigma)
-        for sigma in polish_sigmas(old["alignment"].get("polish", 0.0))
+        for sigma in grain_sigmas(polish_sigmas(old["alignment"].get("polish", 0.0)))
     ]
     alignment = {
         **old["alignment"],
         "version": max(ENLARGED_VERSION, old["alignment"]["version"]),
         "enlargement": factor,
         "detail": DETAIL,
-        # The same of the small model's noise: sigma / (1 - sigma) grows with the factor.
+        # The same of the small model's noise: sigma / (1 - sigma) grows with the factor. Passes that draw the
+        # picture again are left out: they would take off what the new head adds.
         "polish": polish if len(polish) > 1 else sum(polish),
     }
     own = {key: value for key, value in old.items() if not key.startswith("_")}

@@ -6,7 +6,13 @@ from typing import Any, cast
 
 from l2p_arch.errors import ArchError
 from l2p_arch.surgery.head_widths import check_head_channels
-from l2p_arch.surgery.recipes import check_prediction, resolve_decoder, resolve_reading, resolve_start
+from l2p_arch.surgery.recipes import (
+    check_prediction,
+    resolve_decoder,
+    resolve_polish,
+    resolve_reading,
+    resolve_start,
+)
 from l2p_arch.surgery.starts import AUTO, check_initialisation
 
 
@@ -19,6 +25,7 @@ def check_surgery_settings(
     decoder: str = AUTO,
     prediction: str = AUTO,
     reading: str = AUTO,
+    polish: float | Sequence[float] | str = AUTO,
     table: str = "",
 ) -> None:
     """Raise for the first setting that `convert` would refuse; calibration images count as being there.
@@ -39,8 +46,8 @@ def check_surgery_settings(
     with _named(f"{table}prediction"):
         check_prediction(recipe, prediction)
     if recipe == "paper":
-        for name, value in (("decoder", decoder), ("reading", reading)):
-            if value != AUTO:
+        for name, value in (("decoder", decoder), ("reading", reading), ("polish", polish)):
+            if not isinstance(value, str) or value != AUTO:
                 raise ArchError(
                     f'{table}{name} is {value!r}, which belongs to {table}recipe = "aligned"; leave it out'
                 )
@@ -54,6 +61,8 @@ def check_surgery_settings(
         resolve_decoder(decoder)
     with _named(f"{table}reading"):
         resolve_reading(reading)
+    with _named(f"{table}polish"):
+        resolve_polish(polish)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class SurgerySettings:
     decoder: str = setting("auto", later=True)  # aligned only: low-rank, least-squares, neighbours, filters
     # or closed-form
     reading: str = setting("auto", later=True)  # aligned only: what the trunk reads, subspace or wiener
+    polish: Literal["auto"] | tuple[float, ...] = setting("auto", later=True)  # aligned only: the sigmas at
+    # which a finished image is denoised once more
     prediction: Literal["auto", "velocity", "x_0"] = setting(
         "auto", later=True
     )  # what the head answers; auto:
@@ -49,6 +51,7 @@ class SurgerySettings:
             ArchError: a setting of the surgery, and what is wrong with it.
             TrainError: a setting of the training that such a model cannot have.
         """
+        from l2p_arch.surgery.recipes import resolve_polish
         from l2p_arch.surgery.settings_check import check_surgery_settings
 
         from l2p_train.errors import TrainError
@@ -61,11 +64,12 @@ class SurgerySettings:
             decoder=self.decoder,
             prediction=self.prediction,
             reading=self.reading,
+            polish=self.polish,
             table=f"{where}surgery.",
         )
-        aligned = self.recipe == "aligned"  # whose models polish, too
+        aligned = self.recipe == "aligned"
         try:
-            train.check_recipe(aligned=aligned, polishes=aligned)
+            train.check_recipe(aligned=aligned, polishes=aligned and bool(resolve_polish(self.polish)))
         except TrainError as error:
             raise TrainError(f"{where}train.{error}") from None
 
@@ -76,7 +80,7 @@ class SurgerySettings:
         from l2p_arch.surgery.recipes import recipe_config
 
         trunk = {key: value for key, value in source.transformer_config.items() if not key.startswith("_")}
-        more = recipe_config(self.recipe, self.decoder, self.prediction, self.reading)
+        more = recipe_config(self.recipe, self.decoder, self.prediction, self.reading, self.polish)
         with torch.device("meta"):
             return L2PTransformer(source.family.name, trunk, self.patch_size, self.head_channels, **more)
 
@@ -108,6 +112,7 @@ class SurgerySettings:
             prediction=self.prediction,
             decoder=self.decoder,
             reading=self.reading,
+            polish=self.polish,
             calibration_images=images,
             calibration_prompts=prompts,
             overwrite=True,
