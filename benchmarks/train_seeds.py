@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from l2p_arch.files.directories import read_json
+from l2p_arch.polish import polish_sigmas
 from l2p_eval.geneval import GenEvalPrompt, read_metadata
 from l2p_eval.layout import image_path
 from l2p_eval.metrics.features import load_extractor
@@ -62,6 +64,12 @@ def judged(
         distance = frechet(pictures, load_extractor("efficientnet-lite0"), reference=source.paths)
         found["frechet"] = distance.headline
     return found
+
+
+def pixel_polish(model: Path) -> tuple[float, ...]:
+    """Return the sigmas at which a model's pipeline denoises a finished image once more."""
+    config = read_json(model / "transformer" / "config.json", f"{model} is no pixel model")
+    return polish_sigmas((config.get("alignment") or {}).get("polish", 0.0))
 
 
 def summed(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -143,6 +151,7 @@ def main() -> None:
         "images": options.sets * len(prompts),
         "steps": config.train.steps,
         "sampling": config.l2p_sampling,
+        "polish": list(pixel_polish(options.run / "initial")),
     }
     finish(f"seeds-{options.run.name}", told | summed(results), options)
 

@@ -1,4 +1,4 @@
-"""The passes over a finished image: set at the surgery, kept in the config, and what enlarging leaves of them."""
+"""The passes over a finished image: set at the surgery, kept in the config, and what enlarging leaves."""
 
 import json
 from pathlib import Path
