@@ -21,8 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from l2p_arch.files.directories import read_json
-from l2p_arch.polish import polish_sigmas
+from l2p_arch.polish import configured_polish
 from l2p_eval.geneval import GenEvalPrompt, read_metadata
 from l2p_eval.layout import image_path
 from l2p_eval.metrics.features import load_extractor
@@ -31,6 +30,7 @@ from l2p_eval.report.pictures import grid_sheet
 from l2p_eval.scores import frechet, geneval, patch_grid
 from l2p_mini.detector import ExactDetector
 from l2p_run.command import number, seed_argument
+from l2p_run.places import read_json
 from l2p_transfer.config import Config, load_config
 from painted import finish, model_of, parser_of, pictures_of, spread
 
@@ -64,12 +64,6 @@ def judged(
         distance = frechet(pictures, load_extractor("efficientnet-lite0"), reference=source.paths)
         found["frechet"] = distance.headline
     return found
-
-
-def pixel_polish(model: Path) -> tuple[float, ...]:
-    """Return the sigmas at which a model's pipeline denoises a finished image once more."""
-    config = read_json(model / "transformer" / "config.json", f"{model} is no pixel model")
-    return polish_sigmas((config.get("alignment") or {}).get("polish", 0.0))
 
 
 def summed(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -151,7 +145,7 @@ def main() -> None:
         "images": options.sets * len(prompts),
         "steps": config.train.steps,
         "sampling": config.l2p_sampling,
-        "polish": list(pixel_polish(options.run / "initial")),
+        "polish": list(configured_polish(read_json(options.run / "initial/transformer/config.json"))),
     }
     finish(f"seeds-{options.run.name}", told | summed(results), options)
 

@@ -32,6 +32,17 @@ def _velocity_on_gpu(model: nn.Module, samples: Sequence[Mapping[str, Tensor]], 
         return velocity
 
 
+@pytest.fixture(scope="session")
+def flat_halves() -> Callable[..., Tensor]:
+    """A function (count=40) -> pictures (count, 3, 64, 64) in [-1, 1] of two flat halves."""
+
+    def draw(count: int = 40) -> Tensor:
+        colours = torch.rand(count, 3, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        return colours.repeat_interleave(32, dim=2)[..., None].expand(-1, -1, -1, 64).contiguous()
+
+    return draw
+
+
 @pytest.fixture
 def velocity_on_gpu() -> Callable[..., Tensor]:
     """A function (model, samples, device of sigma) -> velocity, without values."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,12 @@ HEAD = (8, 8, 16, 16)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-def pictures(count: int = 40, side: int = 64) -> Tensor:
-    """Two flat halves of changing colours, (N, 3, side, side)."""
-    generator = torch.Generator().manual_seed(3)
-    colours = torch.rand(count, 3, 2, generator=generator) * 2 - 1
-    return colours.repeat_interleave(side // 2, dim=2)[..., None].expand(-1, -1, -1, side).contiguous()
-
-
 @pytest.fixture(scope="module")
-def aligned(untrained_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def aligned(
+    flat_halves: Callable[..., Tensor], untrained_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("aligned") / "out"
-    convert(untrained_source, out, recipe="aligned", head_channels=HEAD, calibration_images=pictures())
+    convert(untrained_source, out, recipe="aligned", head_channels=HEAD, calibration_images=flat_halves())
     return out
 
 
@@ -77,26 +73,30 @@ def test_the_maps_stay_float32_in_a_model_of_bfloat16(aligned: Path) -> None:
         assert {p.dtype for p in loaded.detailer_head.parameters()} <= {torch.bfloat16, torch.float16}
 
 
-def test_the_start_has_the_loss_that_the_surgery_measured(aligned: Path) -> None:
+def test_the_start_has_the_loss_that_the_surgery_measured(
+    flat_halves: Callable[..., Tensor], aligned: Path
+) -> None:
     measures = json.loads((aligned / "surgery_report.json").read_text())["measures"]
     model = L2PTransformer.from_pretrained(aligned / "transformer").eval()
     level = float(model.aligner.filter_sigmas[8])
     told = measures[f"eq_5_at_sigma_{level:.2f}"]
-    assert eq_5(model, pictures(), level) == pytest.approx(told, rel=0.25)
+    assert eq_5(model, flat_halves(), level) == pytest.approx(told, rel=0.25)
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4])
-def test_the_start_does_not_depend_on_the_size_of_the_trunks_features(aligned: Path, size: float) -> None:
+def test_the_start_does_not_depend_on_the_size_of_the_trunks_features(
+    flat_halves: Callable[..., Tensor], aligned: Path, size: float
+) -> None:
     """Also with a head that adds something: it reads the features at one size, whatever the stream has."""
     model: Any = L2PTransformer.from_pretrained(aligned / "transformer").eval()
     torch.nn.init.normal_(model.detailer_head.out_conv.weight, std=0.1)
     seen: list[Tensor] = []
     handle = model.detailer_head.register_forward_hook(lambda module, args, output: seen.append(args[1]))
-    before = eq_5(model, pictures(), 0.5)
+    before = eq_5(model, flat_halves(), 0.5)
     last = model.trunk.layers[-1]
     with torch.no_grad():
         last.feed_forward.w2.weight.mul_(size)
-    after = eq_5(model, pictures(), 0.5)
+    after = eq_5(model, flat_halves(), 0.5)
     handle.remove()
     assert all(float(features.square().mean()) == pytest.approx(1, rel=0.01) for features in seen)
     assert after < 3 * before + 1
@@ -246,13 +246,16 @@ def test_mixing_the_recipes_is_one_line(aligned: Path, untrained_source: Path, t
 
 
 def test_a_source_without_a_vae_or_bad_images_is_one_line(
-    untrained_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flat_halves: Callable[..., Tensor],
+    untrained_source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refused(match: str, source: Path = untrained_source, **options: Any) -> None:
         settings: dict[str, Any] = {
             "recipe": "aligned",
             "head_channels": HEAD,
-            "calibration_images": pictures(),
+            "calibration_images": flat_halves(),
         }
         with pytest.raises(ArchError, match=match):
             convert(source, tmp_path / "out", **settings | options)
@@ -260,7 +263,7 @@ def test_a_source_without_a_vae_or_bad_images_is_one_line(
 
     refused("needs calibration_images", calibration_images=None)
     refused("of one colour", calibration_images=torch.full((40, 3, 64, 64), 0.3))
-    refused("too few", calibration_images=pictures(3))
+    refused("too few", calibration_images=flat_halves(3))
     refused("needs a Detailer Head", head_channels=())
     refused("unknown decoder 'pca'", decoder="pca")
     refused("belongs to the paper's recipe", initialisation="fitted+kaiming+gated")

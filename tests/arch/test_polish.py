@@ -1,33 +1,30 @@
 """The passes over a finished image: set at the surgery, kept in the config, and what enlarging leaves."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from l2p_arch import ArchError, L2PTransformer, convert
 from l2p_arch.cli import main
-from l2p_arch.polish import grain_sigmas
+from l2p_arch.polish import enlarged_sigma, grain_sigmas
 from l2p_arch.surgery.settings_check import check_surgery_settings
 from l2p_arch.surgery.upscale import upscale
 from PIL import Image
+from torch import Tensor
 
 HEAD = (8, 8, 16, 16)
 PASSES = (0.8, 0.4, 0.2, 0.02)
 CONFIG = "transformer/config.json"
 
 
-def pictures() -> torch.Tensor:
-    """Two flat halves of changing colours, (N, 3, 64, 64)."""
-    colours = torch.rand(24, 3, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    return colours.repeat_interleave(32, dim=2)[..., None].expand(-1, -1, -1, 64).contiguous()
-
-
 @pytest.fixture(scope="module")
-def redrawing(untrained_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def redrawing(
+    untrained_source: Path, flat_halves: Callable[..., Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("polish") / "out"
-    options: dict[str, Any] = {"head_channels": HEAD, "calibration_images": pictures(), "polish": PASSES}
+    options: dict[str, Any] = {"head_channels": HEAD, "calibration_images": flat_halves(24), "polish": PASSES}
     convert(untrained_source, out, recipe="aligned", decoder="neighbours", **options)
     return out
 
@@ -59,6 +56,9 @@ def test_an_enlarged_model_keeps_the_passes_that_take_off_grain(redrawing: Path,
 )
 def test_grain_is_what_the_low_passes_take(sigmas: tuple[float, ...], grain: tuple[float, ...]) -> None:
     assert grain_sigmas(sigmas) == grain
+    for factor in (2, 4):  # an enlarged model's sigmas say the same of its block means
+        large = [enlarged_sigma(sigma, factor) for sigma in sigmas]
+        assert grain_sigmas(large, factor) == pytest.approx([enlarged_sigma(one, factor) for one in grain])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,12 @@ def test_grain_is_what_the_low_passes_take(sigmas: tuple[float, ...], grain: tup
     ],
 )
 def test_passes_that_cannot_be_had_are_refused(
-    untrained_source: Path, tmp_path: Path, recipe: str, polish: Any, said: str
+    untrained_source: Path,
+    flat_halves: Callable[..., Tensor],
+    tmp_path: Path,
+    recipe: str,
+    polish: Any,
+    said: str,
 ) -> None:
     with pytest.raises(ArchError, match=said):
         convert(
@@ -81,7 +86,7 @@ def test_passes_that_cannot_be_had_are_refused(
             tmp_path / "out",
             recipe=recipe,
             head_channels=HEAD,
-            calibration_images=pictures(),
+            calibration_images=flat_halves(24),
             polish=polish,
         )
     assert not (tmp_path / "out").exists()
@@ -94,11 +99,15 @@ def test_passes_that_cannot_be_had_are_refused(
     ("words", "passes"), [(["--polish", "0.6", "0.1"], (0.6, 0.1)), (["--polish"], ()), ([], (0.2, 0.02))]
 )
 def test_the_command_line_takes_them(
-    untrained_source: Path, tmp_path: Path, words: list[str], passes: tuple[float, ...]
+    untrained_source: Path,
+    flat_halves: Callable[..., Tensor],
+    tmp_path: Path,
+    words: list[str],
+    passes: tuple[float, ...],
 ) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for index, picture in enumerate(pictures()):
+    for index, picture in enumerate(flat_halves(24)):
         array = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(array).save(folder / f"{index}.png")
     more = ["--recipe", "aligned", "--decoder", "neighbours", "--images", str(folder), "--image-size", "64"]

@@ -153,6 +153,11 @@ def test_retention_above_the_source_and_of_nothing_is_said() -> None:
     assert (
         above.share == pytest.approx(1.5) and "0.900 on 24 images, more than its source's 0.600" in above.note
     )
+    assert above.odd and "chance, or a source that is broken" in above.note
+    near = retention(0.967, 0.958, images=120)
+    assert not near.odd and "by no more than chance explains (up to 0.049)" in near.note
+    assert retention(0.967, 0.958, images=12_000).odd and retention(0.967, 0.958).odd
+    assert not retention(0.7, 0.875, images=120).odd and not retention(0.4, 0.0, images=120).odd
     assert retention(0.4, 0.0).share is None and "the source scores 0" in retention(0.4, 0.0).note
     assert "the source scores 0" in retention(0.0, 0.0).note
 

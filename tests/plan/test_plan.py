@@ -51,6 +51,15 @@ def test_work_follows_the_numbers_of_images_and_steps(transfer: Transfer) -> Non
     assert twice["evaluation"] == 2 * one["evaluation"] and twice["images"] == one["images"]
 
 
+def test_every_pass_over_a_finished_image_is_counted(transfer: Transfer) -> None:
+    def evaluation(polish: tuple[float, ...]) -> float:
+        surgery = replace(transfer.surgery, recipe="aligned", polish=polish)
+        return float(plan_model(replace(transfer, surgery=surgery)).costs.flop["evaluation"])
+
+    none, one, five = (evaluation((0.2,) * count) for count in (0, 1, 5))
+    assert five - none == pytest.approx(5 * (one - none)) and one > none
+
+
 def test_a_resized_training_is_counted_at_its_own_largest_size(transfer: Transfer) -> None:
     sizes = (Size(width=128, height=64), Size(width=96, height=96))
     plan = plan_model(replace(transfer, trained_sizes=sizes))

@@ -197,7 +197,7 @@ def evaluate(run: Run, progress: Progress) -> Outcome:
     kept = (
         f"{100 * results['retention']:.1f} % kept" if results["retention"] is not None else "nothing to keep"
     )
-    if (results["retention"] or 0) > 1:
+    if results["retention_odd"]:
         kept += ", more than the source has: is it the model that painted the corpus?"
     return Outcome(
         note=f"L2P {l2p:.3f}, source {source:.3f}: {kept}",

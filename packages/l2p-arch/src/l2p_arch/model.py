@@ -29,7 +29,7 @@ from l2p_arch.guidance_input import GuidanceEmbedder, add_embedder, check_range,
 from l2p_arch.linear_head import LinearHead
 from l2p_arch.model_checks import check_inputs, check_keys, check_prediction
 from l2p_arch.patchify import pixels_to_patches
-from l2p_arch.polish import polish_sigmas
+from l2p_arch.polish import configured_polish
 from l2p_arch.quantisation import use_quantised_layers
 
 
@@ -363,7 +363,7 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
     @property
     def polish(self) -> tuple[float, ...]:
         """The sigmas that `L2PPipeline` denoises a finished image at once more, in their order."""
-        return polish_sigmas((self.config["alignment"] or {}).get("polish", 0.0), "alignment.polish")
+        return configured_polish(self.config)
 
     @property
     def noise_scale(self) -> float:

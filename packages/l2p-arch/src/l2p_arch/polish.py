@@ -8,7 +8,7 @@ which should follow, cannot put it back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 GRAIN = 0.25
-"""The highest sigma of a pass that takes off grain and leaves the drawing as it is."""
+"""The highest sigma of a pass that takes off grain and leaves the drawing as it is, of a model that is not
+enlarged."""
 
 
 def polish_sigmas(polish: Any, name: str = "polish") -> tuple[float, ...]:
@@ -38,9 +39,31 @@ def polish_sigmas(polish: Any, name: str = "polish") -> tuple[float, ...]:
     return tuple(float(sigma) for sigma in given if sigma)
 
 
-def grain_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
-    """Return the passes that take off grain, up to `GRAIN`; all of them, where there are none such."""
-    return tuple(sigma for sigma in sigmas if sigma <= GRAIN) or tuple(sigmas)
+def configured_polish(config: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the noise levels of the passes that a model's config (transformer/config.json) names, in [0, 1).
+
+    Raises:
+        ArchError: one of them is no sigma.
+    """
+    return polish_sigmas((config.get("alignment") or {}).get("polish", 0.0), "alignment.polish")
+
+
+def enlarged_sigma(sigma: float, factor: int) -> float:
+    """Return the sigma in [0, 1) at which pictures of `factor` times the side are as noisy as small ones at
+    `sigma`: a block's mean has 1 / factor of white noise, so sigma / (1 - sigma) grows with the factor.
+    """
+    return factor * sigma / (factor * sigma + 1 - sigma)
+
+
+def grain_sigmas(sigmas: Sequence[float], enlargement: int = 1) -> tuple[float, ...]:
+    """Return the passes that take off grain, up to `GRAIN`; all of them, where there are none such.
+
+    Args:
+        sigmas: of the passes of a model, in [0, 1).
+        enlargement: how often its patch is the aligned one along a side (`L2PTransformer.enlargement`).
+    """
+    highest = enlarged_sigma(GRAIN, enlargement)
+    return tuple(sigma for sigma in sigmas if sigma <= highest) or tuple(sigmas)
 
 
 def polished(x_0: Tensor, sigmas: Sequence[float], velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

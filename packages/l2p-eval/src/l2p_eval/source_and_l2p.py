@@ -90,7 +90,7 @@ def compare(
         nearest = frechet(again, judges.extractor, reference=reference, progress=progress)
         results["frechet_floor"] = nearest.details["result"]
     kept = retention(scored["l2p"].headline, scored["source"].headline, images=len(jobs))
-    results["retention"] = kept.share
+    results["retention"], results["retention_odd"] = kept.share, kept.odd
     results["warnings"] = [f"{name}: {text}" for name in scored for text in scored[name].warnings]
     results["warnings"] += [kept.note] if kept.note else []
     results["patch_grid"] = {}

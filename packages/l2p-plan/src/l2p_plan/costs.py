@@ -9,6 +9,7 @@ from typing import Any
 
 from l2p_arch.families.facts import FULL_SIZES, FullSize
 from l2p_arch.files.part_sizes import SourceWeights, of_directory, published
+from l2p_arch.surgery.recipes import resolve_polish
 from l2p_eval.geneval.published import GENEVAL_METADATA, PUBLISHED_JUDGES
 from l2p_run.places import shorten
 
@@ -131,6 +132,8 @@ def _work(transfer: Transfer, family: str, flops: ImageFlops) -> dict[str, float
     train, evaluation = transfer.train, transfer.evaluation
     of_source = source_passes(transfer, family)
     own = passes(evaluation.num_inference_steps, evaluation.guidance_scale, "l2p")
+    if transfer.surgery.recipe == "aligned":
+        own += len(resolve_polish(transfer.surgery.polish))
     judged, sets = evaluation.images_per_prompt * GENEVAL_PROMPTS, 1 + evaluation.floor
     return {
         "images": transfer.corpus.images * of_source * flops.painted,

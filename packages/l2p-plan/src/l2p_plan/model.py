@@ -69,7 +69,7 @@ def plan_model(transfer: Transfer, machine: Machine | None = None) -> ModelPlan:
             trunk_config=dict(trunk),
             patch_size=surgery.patch_size,
             head_channels=surgery.head_channels,
-            **recipe_config(surgery.recipe, surgery.decoder, reading=surgery.reading),
+            **recipe_config(surgery.recipe, surgery.decoder, reading=surgery.reading, polish=surgery.polish),
         )
     with TemporaryDirectory() as folder:  # the trainer counts from a model directory, and there is none yet
         model.save_config(Path(folder) / "transformer")

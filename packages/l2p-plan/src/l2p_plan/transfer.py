@@ -56,6 +56,7 @@ class Surgery:
     recipe: str = "paper"
     decoder: str = "auto"
     reading: str = "auto"
+    polish: str | tuple[float, ...] = "auto"
     dtype: str | None = None  # of the written weights; None: as in the source
 
 

@@ -71,8 +71,8 @@ class TrainConfig:
     stratified_sigma: bool = False  # spread the sigmas of neighbouring samples evenly; same density
     loss_weighting: Literal["none", "x_0", "cosmap", "error", "step"] = "none"  # eq. 5 has none; error:
     # aligned only; step: with distil_steps, each step by how far it goes
-    polish_share: float = setting(0.0, ge=0, lt=1, later=True)  # aligned only: samples that train the last
-    # pass, which takes the grain off a finished image (noise.py); 0: none
+    polish_share: float = setting(0.0, ge=0, lt=1, later=True)  # aligned only: samples that train the
+    # first pass over a finished image that takes off grain (noise.py); 0: none
     distil_guidance: float = setting(0.0, later=True)  # above 1: imitate the model that the run starts from,
     # guided so, in one
     # pass instead of two (distillation.py); 0: off
@@ -189,7 +189,7 @@ class TrainConfig:
 
         Args:
             aligned: whether the model has the closed form of the recipe "aligned".
-            polishes: whether it takes the grain off a finished image (`L2PTransformer.polish` above 0).
+            polishes: whether its pipeline denoises a finished image once more (`L2PTransformer.polish`).
 
         Raises:
             TrainError: `loss_weighting` "error" without the one, or `polish_share` without the other.
@@ -202,7 +202,7 @@ class TrainConfig:
         if self.polish_share and not polishes:
             raise TrainError(
                 f"polish_share is {self.polish_share}, and this model takes no grain off a finished image, "
-                'as those of the recipe "aligned" do; set it to 0'
+                'as those of the recipe "aligned" do unless their polish is empty; set it to 0'
             )
 
     def batch_layout(self, processes: int) -> tuple[int, int]:

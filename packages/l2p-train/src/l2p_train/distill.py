@@ -243,11 +243,10 @@ def _given(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _polish(model: Path) -> tuple[float, ...]:
-    from l2p_arch.polish import polish_sigmas
+    from l2p_arch.polish import configured_polish
     from l2p_run.places import read_json
 
-    config = read_json(model / "transformer" / "config.json")
-    return polish_sigmas((config.get("alignment") or {}).get("polish") or 0)
+    return configured_polish(read_json(model / "transformer" / "config.json"))
 
 
 def _tell(record: dict[str, Any]) -> None:

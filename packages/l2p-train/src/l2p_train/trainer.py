@@ -152,7 +152,7 @@ class Session:
         scales = model.guidance_range if config.distils else None
         share: dict[str, Any] = {"patch_size": model.patch_size, "rank": rank, "world_size": processes}
         share["scales"] = scales
-        grain = next(iter(grain_sigmas(model.polish)), 0.0)
+        grain = next(iter(grain_sigmas(model.polish, model.enlargement)), 0.0)
         self.maker = BatchMaker(*sources, **share, rows=training, polish=grain)
         self.validation = Validation(*sources, **share, rows=held_out) if held_out else None
         if rank == 0:

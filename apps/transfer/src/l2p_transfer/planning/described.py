@@ -33,6 +33,7 @@ def describe(config: Config) -> Transfer:
             recipe=surgery.recipe,
             decoder=surgery.decoder,
             reading=surgery.reading,
+            polish=surgery.polish,
             dtype=surgery.dtype,
         ),
         train=config.train,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l2p_arch.errors import ArchError
-from l2p_arch.polish import grain_sigmas, polish_sigmas
+from l2p_arch.polish import configured_polish, enlarged_sigma, grain_sigmas, polish_sigmas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,17 +181,13 @@ def enlarged_config(
     for name, asked in (("head_bottleneck", head_bottleneck), ("head_decoder_floor", head_decoder_floor)):
         if asked and asked != (old.get(name) or (kept[-1] if name == "head_bottleneck" else 0)):
             raise ArchError(f"{name} {asked} is not the aligned model's own, which stays; leave it out")
-    polish = [
-        factor * sigma / (factor * sigma + 1 - sigma)
-        for sigma in grain_sigmas(polish_sigmas(old["alignment"].get("polish", 0.0)))
-    ]
+    polish = [enlarged_sigma(sigma, factor) for sigma in grain_sigmas(configured_polish(old))]
     alignment = {
         **old["alignment"],
         "version": max(ENLARGED_VERSION, old["alignment"]["version"]),
         "enlargement": factor,
         "detail": DETAIL,
-        # The same of the small model's noise: sigma / (1 - sigma) grows with the factor. Passes that draw the
-        # picture again are left out: they would take off what the new head adds.
+        # Passes that draw the picture again are left out: they would take off what the new head adds.
         "polish": polish if len(polish) > 1 else sum(polish),
     }
     own = {key: value for key, value in old.items() if not key.startswith("_")}
