@@ -45,6 +45,7 @@ for turn in range(20):
     mine = [torch.full((2, 2), float(10 * rank + part)) for part in range(rank)]
     for one, flat in enumerate(shared.gather([part.bfloat16() for part in mine], sizes)):
         assert flat.tolist() == [10.0 * one + part for part in range(one) for _ in range(4)], (turn, one)
+torch.distributed.destroy_process_group()  # gloo's threads may abort a process that ends without it
 print("done", rank)
 """
 
@@ -87,6 +88,7 @@ import torch
 from l2p_train.zero import shared_memory
 torch.distributed.init_process_group("gloo")
 print("shared" if shared_memory.share_memory(SIZE) else "gloo")
+torch.distributed.destroy_process_group()
 """
     for size, more, said in (
         ("64", {}, "shared"),
@@ -107,7 +109,13 @@ print("shared" if shared_memory.share_memory(SIZE) else "gloo")
 def test_two_processes_take_the_same_steps_to_the_bit_as_through_gloo(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    work = "import sys; from l2p_train.__main__ import main; sys.exit(main([sys.argv[1]]))"
+    work = """
+import atexit, sys, torch
+from l2p_train.__main__ import main
+# What is registered first runs last: by then the group must be left, or gloo's threads may abort the process.
+atexit.register(lambda: print("group at the end:", torch.distributed.is_initialized()))
+sys.exit(main([sys.argv[1]]))
+"""
     found = {}
     for name, more in (("shared", {}), ("gloo", {"LOCAL_WORLD_SIZE": "1"})):  # 1: as on two machines
         config = TrainConfig(
@@ -129,6 +137,7 @@ def test_two_processes_take_the_same_steps_to_the_bit_as_through_gloo(
         (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
         for ended in run(2, work, tmp_path / f"{name}.json", **more):
             assert ended.returncode == 0, ended.stderr[-2000:]
+            assert "group at the end: False" in ended.stdout
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses = [row["loss"] for row in map(json.loads, lines) if row["event"] == "step"]
         weights = load_file(next((tmp_path / name / "model" / "transformer").glob("*.safetensors")))

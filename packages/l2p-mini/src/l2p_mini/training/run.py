@@ -1,5 +1,6 @@
 """What both trainings share: processes, an exact resume, a learning-rate schedule, a log."""
 
+import atexit
 import json
 import math
 import os
@@ -59,6 +60,8 @@ class Run:
         torch.set_num_threads(1 if self.world_size > 1 else torch.get_num_threads())
         if self.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")
+            # A thread of gloo's that lets go of its last tensor while Python ends would abort the process.
+            atexit.register(dist.destroy_process_group)
         self.output.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
 

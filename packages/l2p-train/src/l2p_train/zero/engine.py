@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import logging
@@ -40,6 +41,7 @@ def distributed() -> Iterator[tuple[int, int]]:
     Yields:
         (rank, number of processes). Environment variables set for a process on its own are taken back at the
         end: they would reach the processes that it starts later. So is what `_settings_of_the_process` names.
+        The group stays for the next training of this process and is left when the process ends.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     alone["MASTER_PORT"] = str(free_port())
@@ -47,11 +49,17 @@ def distributed() -> Iterator[tuple[int, int]]:
         alone["DS_ACCELERATOR"] = "cpu"
     added = {name: value for name, value in alone.items() if name not in os.environ}
     os.environ.update(added)
+    failed = True
     try:
         with _settings_of_the_process():
             _start_deepspeed()
             yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        failed = False
     finally:
+        atexit.unregister(_leave_group)
+        # With NCCL, a process that failed would wait here for others that wait for it.
+        if not (failed and torch.cuda.is_available()):
+            atexit.register(_leave_group)
         for name in added:
             os.environ.pop(name, None)
 
@@ -93,6 +101,19 @@ def _start_deepspeed() -> None:
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _leave_group() -> None:
+    """Leave the process group while the interpreter is still whole.
+
+    A thread of gloo's may still hold a tensor of the last collective. Where it lets go of it after Python has
+    begun to end, the process aborts ("terminate called without an active exception", exit code -6) although
+    all its work is done.
+    """
+    import deepspeed
+
+    if torch.distributed.is_initialized():
+        deepspeed.comm.destroy_process_group()
 
 
 def local_device() -> torch.device:
