@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
@@ -170,7 +170,8 @@ def _painter(studio: Studio, names: list[str]) -> Callable[..., Any]:
         form = dict(zip(names, given, strict=True))
         try:
             answer = studio.paint(
-                _request(form), lambda done, total: progress((done, total), desc="Painting")
+                request_of(form, studio.defaults),
+                lambda done, total: progress((done, total), desc="Painting"),
             )
         except (ArchError, UserError) as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -208,12 +209,14 @@ def _mask(drawn: Any) -> Image.Image | None:
     return found if found is not None and found.getbbox() else None
 
 
-def _request(form: dict[str, Any]) -> Request:
-    """Return the form as a request; what a browser or a script sends is not trusted to have the right
-    type.
+def request_of(form: dict[str, Any], defaults: Sampling) -> Request:
+    """Return the form as a request; what it has no field for is the model's own.
+
+    Raises:
+        ServeError: a browser or a script sent something of another type.
     """
-    adapters = [float(form[name] or 0) for name in form if name.startswith("adapter_")]
     try:
+        adapters = [float(form[name] or 0) for name in form if name.startswith("adapter_")]
         return Request(
             prompt=str(form["prompt"] or ""),
             negative_prompt=str(form["negative_prompt"] or ""),
@@ -224,7 +227,8 @@ def _request(form: dict[str, Any]) -> Request:
             strength=float(form["strength"]),
             mask=_mask(form["mask"]) if form["image"] else None,
             adapter_weights=tuple(adapters),
-            sampling=Sampling(
+            sampling=replace(
+                defaults,
                 height=int(form["height"]),
                 width=int(form["width"]),
                 num_inference_steps=int(form["steps"]),
@@ -232,7 +236,7 @@ def _request(form: dict[str, Any]) -> Request:
                 noise_shift=float(form["shift"]) or None,
             ),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ServeError(f"a setting is missing or no number ({error})") from None
 
 
