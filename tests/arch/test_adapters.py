@@ -377,3 +377,37 @@ def test_the_source_pipeline_and_ours_read_a_file_alike(
             scale = layer.scaling[adapter]
             updates.append(scale * layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight)
         torch.testing.assert_close(*updates)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"alpha": torch.tensor(float("inf"))}, "has alpha inf"),
+        ({"alpha": torch.tensor(float("nan"))}, "has alpha nan"),
+        ({"alpha": torch.ones(3)}, "has 3 values, wanted one"),
+        ({"lora_A.weight": torch.ones(())}, "wanted two matrices"),
+        ({"lora_B.weight": torch.ones(32)}, "wanted two matrices"),
+        ({"lora_A.weight": torch.ones(0, 32), "lora_B.weight": torch.ones(32, 0)}, "a rank of 1 or more"),
+        ({"lora_A.weight": torch.full((2, 32), float("inf"))}, "holds NaN or infinity"),
+    ],
+)
+def test_a_damaged_factor_or_alpha_is_named(
+    change: dict[str, Tensor], words: str, pipeline: L2PPipeline
+) -> None:
+    name = next(iter(GOOD)).partition(".lora_")[0]
+    with pytest.raises(ArchError, match=words):
+        pipeline.load_lora_weights(GOOD | {f"{name}.{part}": value for part, value in change.items()})
+
+
+@pytest.mark.parametrize("name", ["a.b", 3])
+def test_a_name_that_no_adapter_can_have_is_named(name: Any, pipeline: L2PPipeline) -> None:
+    with pytest.raises(ArchError, match="wanted text without a dot"):
+        pipeline.load_lora_weights(GOOD, adapter_name=name)
+
+
+def test_an_adapter_is_not_fused_into_whole_numbers(pipeline: L2PPipeline) -> None:
+    pipeline.load_lora_weights(GOOD)
+    layer = pipeline.transformer.get_submodule("trunk.layers.0.attention.to_q").get_base_layer()
+    layer.weight = torch.nn.Parameter(torch.ones(layer.weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ArchError, match="weights are quantised"):
+        pipeline.fuse_lora()

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from l2p_arch import ArchError, L2PTransformer, convert
+from l2p_arch.alignment import LEAST_SIGMA
 from l2p_arch.cli import main
-from l2p_arch.polish import enlarged_sigma, grain_sigmas
+from l2p_arch.polish import enlarged_sigma, grain_sigmas, polished
 from l2p_arch.surgery.settings_check import check_surgery_settings
 from l2p_arch.surgery.upscale import upscale
+from l2p_mini.paths import PIXEL_MODEL
 from PIL import Image
 from torch import Tensor
 
@@ -113,3 +116,32 @@ def test_the_command_line_takes_them(
     more = ["--recipe", "aligned", "--decoder", "neighbours", "--images", str(folder), "--image-size", "64"]
     assert main(["convert", str(untrained_source), str(tmp_path / "out"), *more, *words]) == 0
     assert passes_of(tmp_path / "out") == passes
+
+
+@pytest.mark.parametrize("passes", [(0.2, 0.02), (0.02,) * 5, (0.8, 0.049, 0.001), ()])
+def test_a_model_that_sees_its_image_leaves_it_as_it_is(passes: tuple[float, ...]) -> None:
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:  # as a decoder without filters answers it
+        return (x_t - image) / sigma.clamp_min(LEAST_SIGMA).view(-1, 1, 1, 1)
+
+    torch.testing.assert_close(polished(image, passes, velocity, least_sigma=LEAST_SIGMA), image)
+
+
+def test_a_model_says_by_what_it_divides(redrawing: Path, tmp_path: Path) -> None:
+    model = L2PTransformer.from_pretrained(redrawing / "transformer", local_files_only=True)
+    assert model.least_sigma == LEAST_SIGMA
+    shipped = L2PTransformer.from_pretrained(PIXEL_MODEL / "transformer", local_files_only=True)
+    assert shipped.least_sigma == 0  # its filters answer the velocity
+
+
+def test_an_enlarged_model_leaves_out_passes_below_what_its_small_one_divides_by() -> None:
+    asked: list[float] = []
+
+    def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma[0]))
+        return torch.zeros_like(x_t)
+
+    low, high = enlarged_sigma(0.02, 4), enlarged_sigma(0.2, 4)
+    polished(torch.zeros(1, 3, 8, 8), (high, low), velocity, least_sigma=LEAST_SIGMA, enlargement=4)
+    assert asked == [pytest.approx(high)]

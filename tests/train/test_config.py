@@ -176,3 +176,11 @@ def test_the_average_forgets_its_start_sooner_when_warmed_up():
     assert ema_decay(0, config(ema_decay=0.999)) == pytest.approx(0.1)
     assert ema_decay(10**6, config(ema_decay=0.999)) == 0.999
     assert ema_decay(0, config(ema_decay=0.999, ema_warmup=False)) == 0.999
+
+
+def test_what_an_earlier_version_did_not_know_has_its_default(tmp_path: Path):
+    config = TrainConfig(model=tmp_path, corpus=tmp_path, output=tmp_path)
+    old = {key: value for key, value in config.to_dict().items() if key not in ("polish_share", "ema_decay")}
+    assert differences(old, config) == []
+    changed = dataclasses.replace(config, polish_share=0.3)
+    assert differences(old, changed) == [f"polish_share: {config.polish_share} -> 0.3"]

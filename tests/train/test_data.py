@@ -1,8 +1,11 @@
 """Batches as functions of the step."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from l2p_run.sizes import Size
 from l2p_train import TrainConfig, TrainError
 from l2p_train.data.batches import BatchMaker, BatchPlan, prefetched
 from l2p_train.data.corpus import Corpus, bucket_size
+from l2p_train.data.shards import first_size
 
 Sizes = st.lists(st.sampled_from([(32, 32), (32, 64), (64, 32)]), min_size=1, max_size=40)
 
@@ -154,3 +158,43 @@ def test_a_corpus_that_cannot_be_read_is_named(tmp_path: Path, write_shard):
     (tmp_path / "part-00001.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(TrainError, match=r"corrupt corpus shard .*part-00001"):
         Corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"prompt": None}, "has prompt None; wanted text"),
+        ({"width": None}, "has width None; wanted 1 px or more"),
+        ({"height": 0}, "has height 0; wanted 1 px or more"),
+        ({"prompt": 5}, "column prompt is int64, wanted text"),
+        ({"width": "32"}, "column width is string, wanted whole numbers"),
+        ({"image": b"PNG"}, "column image is binary, wanted a struct"),
+        ({"image": {"path": "a.png"}}, "column image is struct<path: string>, wanted a struct"),
+    ],
+)
+def test_rows_of_another_origin_are_named(change: dict, words: str, tmp_path: Path, write_shard):
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [(32, 32), (32, 32)])
+    rows = pq.read_table(path).to_pylist()
+    kept = rows[:1] if None in change.values() or 0 in change.values() else []
+    changed = rows[1:] if kept else rows
+    pq.write_table(pa.Table.from_pylist([*kept, *({**row, **change} for row in changed)]), path)
+    with pytest.raises(TrainError, match=re.escape(words)):
+        Corpus(tmp_path)
+
+
+def test_a_shard_without_rows_has_no_first_size(tmp_path: Path, write_shard):
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [(32, 32)])
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(TrainError, match="has no rows; leave the file out"):
+        first_size(tmp_path)
+
+
+def test_the_digest_of_a_corpus_is_of_its_rows_and_not_of_its_place(tmp_path: Path, write_shard):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "part-00000.parquet", [(32, 32), (32, 64)])
+    assert Corpus(tmp_path / "one").digest == Corpus(tmp_path / "two").digest
+    write_shard(tmp_path / "two" / "part-00000.parquet", [(32, 64), (32, 32)])
+    assert Corpus(tmp_path / "one").digest != Corpus(tmp_path / "two").digest

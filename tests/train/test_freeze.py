@@ -103,3 +103,16 @@ def test_blocks_of_two_kinds_are_two_lines():
         "trunk.single.0 ... 2",
         "trunk.single.3",
     ]
+
+
+def test_a_weight_under_an_adapter_cannot_train_as_a_whole():
+    sizes = {
+        "trunk.layers.0.to_q.base_layer.weight": 4,
+        "trunk.layers.0.to_q.lora_A.default.weight": 2,
+        "detailer_head.out.weight": 3,
+    }
+    places = {"blocks": ["trunk.layers.0"], "shallow": ["detailer_head"], "new_ends": ["detailer_head"]}
+    with pytest.raises(TrainError, match=r"take trunk.layers.0.to_q.weight, which has a low-rank adapter"):
+        plan_freeze(sizes, **places, trainable="lora-only", train_patterns=["trunk.layers.0.*"])
+    plan = plan_freeze(sizes, **places, trainable="lora-only", train_patterns=["*.lora_*"])
+    assert plan.trainable == ("trunk.layers.0.to_q.lora_A.default.weight",)

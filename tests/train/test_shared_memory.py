@@ -144,3 +144,18 @@ sys.exit(main([sys.argv[1]]))
         found[name] = losses, weights
     assert len(found["shared"][0]) == 3 and found["shared"][0] == found["gloo"][0]
     assert all(torch.equal(one, found["gloo"][1][key]) for key, one in found["shared"][1].items())
+
+
+def test_a_process_without_a_matrix_takes_part_without_shared_memory(tmp_path: Path) -> None:
+    work = """
+import torch
+from l2p_train.zero.muon import _orthogonalise_all, orthogonalise
+torch.distributed.init_process_group("gloo")
+matrix = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+(found,) = _orthogonalise_all([matrix])
+assert torch.equal(found.view(4, 8), orthogonalise(matrix).view(4, 8))
+assert _orthogonalise_all([]) == []
+torch.distributed.destroy_process_group()
+"""
+    for ended in run(2, work, tmp_path):
+        assert ended.returncode == 0, ended.stderr[-1000:]

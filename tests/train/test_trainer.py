@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, train
+from l2p_train import Interrupted, NonFiniteLossError, TrainConfig, TrainError, launch, train
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -297,3 +297,45 @@ def test_bad_input_is_one_line(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="cannot write to"):
         train(settings(output=tmp_path / "file" / "run"))
+
+
+def test_a_run_never_replaces_what_it_starts_from(settings, tiny_model, tmp_path):
+    own = tmp_path / "style"
+    shutil.copytree(tiny_model, own / "model")
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "model").symlink_to(own / "model")
+    for model, output in (
+        (own / "model", own),
+        (own / "model", tmp_path / "linked"),
+        (own / "model", own / "model"),
+        (own / "model", own / "model" / "run"),
+    ):
+        for start in (train, lambda config: launch(config, 1)):
+            with pytest.raises(TrainError, match="use another output"):
+                start(settings(model=model, output=output))
+    assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_of_another_model_is_not_taken_and_its_notes_stay(settings, tmp_path):
+    first = train(settings(steps=1))
+    note = Path(first.model) / "training.json"
+    (Path(first.model) / "lora").mkdir()
+    (Path(first.model) / "lora" / "old.txt").write_text("of the first run")
+    before = note.read_bytes()
+    again = settings(model=Path(first.model), output=tmp_path / "second", steps=1)
+    second = train(again)
+    assert note.read_bytes() == before != (Path(second.model) / "training.json").read_bytes()
+    assert not (Path(second.model) / "lora").exists()
+    assert train(again) == second
+    with pytest.raises(TrainError, match="was trained from another model"):
+        train(settings(output=tmp_path / "second", steps=1))
+
+
+def test_a_run_does_not_go_on_with_other_images(settings, tmp_path, write_shard):
+    run(settings(steps=1, checkpoint_every=1))
+    other = tmp_path / "other"
+    other.mkdir()
+    write_shard(other / "part-00000.parquet", [(32, 32)] * 6, seed=9)
+    with pytest.raises(TrainError, match="was trained on other images than"):
+        train(settings(steps=2, corpus=other))

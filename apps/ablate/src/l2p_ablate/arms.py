@@ -130,6 +130,11 @@ def check_arms(config: Config) -> None:
         places = {name: config.source.model for name in ("model", "corpus", "output")}  # none is looked at
         train = config.train_config(arm, seed=0, **places)
         surgery.check(train, where=where)
+        if surgery.trunk == "random" and surgery.recipe == "aligned" and surgery.base is None:
+            raise AblateError(
+                f'{where}surgery.trunk = "random" forgets the source, on whose answers '
+                'recipe = "aligned" was fitted; set surgery.recipe = "paper"'
+            )
         if surgery.base is None:
             surgery.build(source)
         elif surgery.trunk == "random":

@@ -214,8 +214,9 @@ def _build(tables: dict[str, dict[str, Any]], base: Path) -> Config:
             raise TransferError(
                 f"train.{key} cannot be set; it follows from [run], [source] and the run directory"
             )
-    if "corpus_cache" in train:
-        train["corpus_cache"] = _absolute(train["corpus_cache"], "train.corpus_cache", base)
+    for key in ("corpus_cache", "perceptual_features"):
+        if key in train:
+            train[key] = _absolute(train[key], f"train.{key}", base)
     paths = {
         "model": str(run.output / "initial"),
         "corpus": str(run.output / "corpus"),

@@ -366,6 +366,18 @@ class L2PTransformer(ModelMixin, PeftAdapterMixin, ConfigMixin):
         return configured_polish(self.config)
 
     @property
+    def least_sigma(self) -> float:
+        """What the velocity (x_t - x_0) / sigma is divided by at smaller sigmas; 0 where nothing is divided.
+
+        An aligned model with filters fits the velocity itself, and a paper model with `prediction` "velocity"
+        answers it. An enlarged model divides at the sigma of its small one.
+        """
+        divides = (
+            self.config["prediction"] == "x_0" if self.aligner is None else not len(self.aligner.filters)
+        )
+        return LEAST_SIGMA if divides else 0.0
+
+    @property
     def noise_scale(self) -> float:
         """What multiplies the source's noise shift: f s of an aligned model, 1 in the paper's recipe."""
         return 1.0 if self.aligner is None else self.enlargement * float(self.aligner.scale)

@@ -66,14 +66,28 @@ def grain_sigmas(sigmas: Sequence[float], enlargement: int = 1) -> tuple[float, 
     return tuple(sigma for sigma in sigmas if sigma <= highest) or tuple(sigmas)
 
 
-def polished(x_0: Tensor, sigmas: Sequence[float], velocity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def polished(
+    x_0: Tensor,
+    sigmas: Sequence[float],
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    *,
+    least_sigma: float = 0.0,
+    enlargement: int = 1,
+) -> Tensor:
     """Return the image (N, 3, H, W) that a model sees in x_0 if it takes its grain for noise, pass by pass.
 
     Args:
         sigmas: of the passes, in their order.
         velocity: the model's, unguided, of x_t (N, 3, H, W) and sigma (N,).
+        least_sigma: by what the model divides at smaller sigmas (`L2PTransformer.least_sigma`), so that its
+            image is x_t less that many velocities.
+        enlargement: as `grain_sigmas`. An enlarged model divides in its block means alone, at the small
+            model's sigma; passes below that are left out.
     """
+    divided = 0.0 if enlargement > 1 else least_sigma
     for sigma in sigmas:
+        if enlargement > 1 and sigma < enlarged_sigma(least_sigma, enlargement):
+            continue
         x_t = (1 - sigma) * x_0
-        x_0 = x_t - sigma * velocity(x_t, x_t.float().new_full((len(x_t),), sigma))
+        x_0 = x_t - max(sigma, divided) * velocity(x_t, x_t.float().new_full((len(x_t),), sigma))
     return x_0

@@ -257,9 +257,10 @@ def differences(old: Mapping[str, Any], new: TrainConfig) -> list[str]:
     # Paths may be moved or spelled otherwise; the model and corpus are checked by content, not by name.
     free = changeable() | {"model", "corpus", "output"}
     fixed = [each.name for each in dataclasses.fields(new) if each.name not in free]
-    return [
-        f"{name}: {old.get(name)} -> {now[name]}" for name in fixed if name in old and old[name] != now[name]
-    ]
+    places: dict[str, Any] = {"model": Path("model"), "corpus": "corpus", "output": Path("output")}
+    usual = TrainConfig(**places).to_dict()  # what an earlier version did not know has its default
+    before = {name: old.get(name, usual.get(name)) for name in fixed}
+    return [f"{name}: {before[name]} -> {now[name]}" for name in fixed if before[name] != now[name]]
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "train") -> TrainConfig:

@@ -44,6 +44,11 @@ def check_together(config: TrainConfig) -> None:
             f"image_terms_from is {config.image_terms_from}, and there is no term that it delays; give "
             "perceptual_weight or frequency_weight, or leave it out"
         )
+    if config.adapts and not config.lora_targets:
+        raise TrainError(
+            f'trainable = "{config.trainable}" needs layers to adapt, and lora_targets is empty; name some, '
+            'such as ["to_q", "to_v"], or leave it out'
+        )
     if config.adapts and config.zero_stage == 3:
         raise TrainError(
             f'trainable = "{config.trainable}" keeps the frozen weights whole, and zero_stage = 3 shares '

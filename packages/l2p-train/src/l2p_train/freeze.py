@@ -96,6 +96,9 @@ def plan_freeze(
         trainable: a preset (`PRESETS`) or n, the number of blocks at each end.
         train_patterns: if any, exactly the parameters that match one of them train (`trunk.layers.0.*`).
         freeze_patterns: parameters that match one of these are frozen after all.
+
+    Raises:
+        TrainError: a pattern matches nothing or takes a weight under an adapter; nothing trains.
     """
     for pattern in (*train_patterns, *freeze_patterns):
         if not any(fnmatchcase(name, pattern) for name in sizes):
@@ -119,6 +122,12 @@ def plan_freeze(
             or (trainable in ("lora", "lora-only") and is_adapter(name))
         ]
     chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in freeze_patterns)]
+    if under := [name for name in chosen if ".base_layer." in name]:
+        raise TrainError(
+            f"train_patterns take {under[0].replace('.base_layer', '')}, which has a low-rank adapter and "
+            "stays as it is; take the adapters (*.lora_*), leave the layer out of lora_targets, or freeze it "
+            "with freeze_patterns"
+        )
     if not chosen:
         raise TrainError("nothing trains: the freeze patterns take out every parameter")
     new = frozenset(name for name in chosen if any(_is_in(name, module) for module in new_ends))

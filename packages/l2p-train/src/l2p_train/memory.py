@@ -8,17 +8,20 @@ frozen one 30 values per token and channel; the Detailer Head is counted from it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+from l2p_run.errors import raised_as
+from l2p_run.places import read_json
 
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan, plan_for_model
 from l2p_train.lora import add_adapters
 from l2p_train.student import prepare_student
+from l2p_train.zero.quantised import check_quantises
 from l2p_train.zero.settings import LIVE_PARAMETERS, bucket_bytes
 
 TRAINABLE_BLOCK_VALUES = 45  # saved values per token and channel
@@ -149,7 +152,10 @@ def _state_bytes(config: TrainConfig, model: Any, plan: FreezePlan, processes: i
     share = {
         name: processes if stage >= least else 1 for name, least in (("opt", 1), ("grad", 2), ("weight", 3))
     }
-    quantised = _quantised_count(model, plan) if config.frozen_weights == "int8" else 0
+    quantised = 0
+    if config.frozen_weights == "int8":
+        check_quantises(model, plan)
+        quantised = _quantised_count(model, plan)
     shared = trainable + plan.frozen_count - quantised  # 8-bit weights are no parameters: ZeRO has no part
     # ZeRO sums in float32 whether or not there is anything to accumulate; stage 1 keeps those in bf16, too.
     per_gradient = {0: value, 1: 6 if value == 2 else 4}.get(stage, 4)
@@ -201,7 +207,9 @@ def meta_model(config: TrainConfig) -> tuple[Any, int]:
     path = config.model / "transformer" / "config.json"
     if not path.is_file():
         raise TrainError(f"{config.model} is no L2P model directory: no transformer/config.json")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = raised_as(TrainError)(read_json)(path)
+    if not isinstance(settings, dict):
+        raise TrainError(f"{path} holds no table of settings; write the model again")
     try:
         with torch.device("meta"):
             model = L2PTransformer.from_config(settings)

@@ -46,6 +46,8 @@ from l2p_train.run.export import base_hash, export_model
 from l2p_train.run.mirror import Mirror
 from l2p_train.run.run_directory import (
     TrainResult,
+    check_apart,
+    check_same_corpus,
     explain_full_disk,
     latest_checkpoint,
     only_run,
@@ -83,6 +85,7 @@ def train(config: TrainConfig, on_event: Callable[[Event], None] | None = None) 
         NonFiniteLossError: the loss is infinite or NaN; the batch is saved in `output/non-finite`.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
+    check_apart(config)
     Mirror(config).fetch()
     finished = read_result(config)
     if finished is not None:
@@ -121,6 +124,8 @@ class Session:
         self.resumed = latest_checkpoint(config, self.base)
         self.step = self.resumed.step if self.resumed else 0
         self.corpus = open_corpus(config)
+        if self.resumed:
+            check_same_corpus(self.resumed, self.corpus.digest, config)
         model = load_model(config)
         prepare_student(model, config)
         self.scheduler = load_scheduler(config.model)
@@ -256,6 +261,7 @@ class Session:
                 self.ema,
                 self.mirror,
                 base=self.base,
+                corpus=self.corpus.digest,
                 interval=self.interval.tolist(),
                 validation_loss=validation_loss,
             )

@@ -8,6 +8,7 @@ adapter of weight 1 is what its training made.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -162,6 +163,8 @@ def factors_of(tensors: Mapping[str, Tensor], lora: LoraFile) -> tuple[dict[str,
         if match and not _TEXT.match(key):
             pairs.setdefault(without_prefix(match["module"]), {})[_PARTS[match["part"]]] = value
         elif key.endswith(".alpha") and not _TEXT.match(key):
+            if value.numel() != 1:
+                raise ArchError(f"{lora.name}: {key} has {value.numel()} values, wanted one; fetch it again")
             alphas[without_prefix(key.removesuffix(".alpha"))] = float(value)
         else:
             strange.append(key)
@@ -171,6 +174,12 @@ def factors_of(tensors: Mapping[str, Tensor], lora: LoraFile) -> tuple[dict[str,
         if set(pair) != {"A", "B"}:
             strange.append(f"{module}.lora_{next(iter(pair))}.weight")
             continue
+        shapes = [tuple(one.shape) for one in (pair["A"], pair["B"])]
+        if min(map(len, shapes)) < 2 or not pair["A"].numel() or not pair["B"].numel():
+            raise ArchError(
+                f"{lora.name}: {module} has factors {shapes[0]} and {shapes[1]}, wanted two matrices or "
+                "convolutions with a rank of 1 or more; the file is damaged"
+            )
         rank = pair["A"].shape[0]
         alpha = alphas.get(module, _by_pattern(lora.alpha_pattern, module, lora.alpha))
         scale = 1.0 if alpha is None else alpha / (rank**0.5 if lora.rank_stabilised else rank)
@@ -179,7 +188,11 @@ def factors_of(tensors: Mapping[str, Tensor], lora: LoraFile) -> tuple[dict[str,
                 f"{lora.name}: {module} has factors {tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}, "
                 "which do not fit together; the file is damaged"
             )
-        if not bool(torch.isfinite(pair["A"]).all() and torch.isfinite(pair["B"]).all()):
+        if not math.isfinite(scale):
+            raise ArchError(
+                f"{lora.name}: {module} has alpha {alpha}, wanted a number; fetch the adapter again"
+            )
+        if not all(bool(torch.isfinite(one.float()).all()) for one in pair.values()):
             raise ArchError(f"{lora.name}: {module} holds NaN or infinity; train or fetch the adapter again")
         made[module] = Factors(a=pair["A"], b=pair["B"] if scale == 1 else pair["B"].float() * scale)
     return made, strange
@@ -187,7 +200,13 @@ def factors_of(tensors: Mapping[str, Tensor], lora: LoraFile) -> tuple[dict[str,
 
 def _by_pattern(pattern: Mapping[str, float], module: str, default: float | None) -> float | None:
     for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key.removeprefix('^')})", module):
+        try:
+            fits = re.fullmatch(rf"(.*\.)?({key.removeprefix('^')})", module)
+        except re.error as error:
+            raise ArchError(
+                f"alpha_pattern {key!r} is no pattern ({error}); mend the adapter's config"
+            ) from None
+        if fits:
             return value
     return default
 

@@ -143,6 +143,8 @@ def _hash(tensors: Iterable[StoredTensor]) -> str:
             left = tensor.stop - tensor.start
             while left:
                 chunk = file.read(min(left, _CHUNK))
+                if not chunk:
+                    raise ArchError(f"{tensor.path} ended within {tensor.name}; fetch or write it again")
                 digest.update(chunk)
                 left -= len(chunk)
     return digest.hexdigest()

@@ -82,7 +82,8 @@ class StoredTensor:
         buffer = bytearray(self.stop - self.start)
         with self.path.open("rb") as file:
             file.seek(self.start)
-            file.readinto(buffer)
+            if file.readinto(buffer) != len(buffer):  # it has shrunk since its header was read
+                raise ArchError(f"{self.path} ended within {self.name}; fetch or write it again")
         flat = torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
         return flat.reshape(self.shape)
 

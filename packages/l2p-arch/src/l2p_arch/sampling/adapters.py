@@ -62,6 +62,8 @@ class Adapters(LoraBaseMixin):
         state = self._fitted(lora, strict)
         model = self.transformer
         name = adapter_name or _free_name(model)
+        if not isinstance(name, str) or "." in name:
+            raise ArchError(f"adapter_name is {name!r}; wanted text without a dot")
         if name in getattr(model, "peft_config", {}):
             raise ArchError(f"an adapter {name!r} is loaded already; give another adapter_name, or unload it")
         model.load_lora_adapter(state, prefix=None, adapter_name=name)
@@ -118,6 +120,13 @@ class Adapters(LoraBaseMixin):
         self._need_adapter()
         if self._originals is not None:
             raise ArchError("an adapter is fused already; unfuse_lora first")
+        if any(
+            not layer.get_base_layer().weight.is_floating_point() for _, layer in _adapted(self.transformer)
+        ):
+            raise ArchError(
+                "this model's weights are quantised, and an adapter cannot be added to whole numbers; use it "
+                "without fusing, or merge it before quantising"
+            )
         self._originals = {
             name: layer.get_base_layer().weight.detach().to("cpu", copy=True)
             for name, layer in _adapted(self.transformer)

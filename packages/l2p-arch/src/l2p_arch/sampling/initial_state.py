@@ -148,9 +148,9 @@ def to_pixels(image: Any, count: int, height: int, width: int) -> Tensor:
         )
     # What was sampled may leave [-1, 1] a little; the comparison is false for NaN, too.
     if not (image.is_floating_point() and bool(image.abs().max() <= 2)):
+        most = f" up to {float(image.abs().max()):g}" if image.is_floating_point() else ""
         raise ArchError(
-            f"image holds {image.dtype} values up to {float(image.abs().max()):g}; wanted floats in [-1, 1] "
-            "(arrays in [0, 1]), or uint8"
+            f"image holds {image.dtype} values{most}; wanted floats in [-1, 1] (arrays in [0, 1]), or uint8"
         )
     return image.float().expand(count, -1, -1, -1)
 

@@ -281,7 +281,13 @@ class L2PPipeline(Prompts, Adapters):
         x_0 = self._sample(x_t, scheduler, first, velocity, generators, after_step, hold)
         if canvas.image is None and not self.interrupt:
             texts = positive if learned is None else [_without_guidance(text) for text in positive]
-            x_0 = polished(x_0, passes, lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0))
+            x_0 = polished(
+                x_0,
+                passes,
+                lambda x_t, sigma: self._velocity(x_t, sigma, texts, [], 1, 0),
+                least_sigma=self.transformer.least_sigma,
+                enlargement=self.transformer.enlargement,
+            )
         self.maybe_free_model_hooks()
         images = to_images(x_0[..., : canvas.shown[0], : canvas.shown[1]], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -109,7 +109,11 @@ class Prompts(DiffusionPipeline):
             given = self.encode(prompt, max_sequence_length=max_sequence_length, negative=negative)
         elif prompt is not None and not negative:
             raise ArchError("prompt and prompt_conditioning were both given; one of them says what to draw")
+        elif prompt:
+            raise ArchError("negative_prompt and its conditioning were both given; leave one of them out")
         given = self._mappings(given)
+        if not given:
+            raise ArchError("the conditioning is empty; wanted one mapping per prompt")
         if prompts_against is not None and len(given) == 1:
             given = [*given] * prompts_against
         if prompts_against not in (None, len(given)):

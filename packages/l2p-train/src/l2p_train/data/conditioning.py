@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from l2p_run import hashes
 from l2p_run.errors import raised_as
-from l2p_run.places import atomic_path
+from l2p_run.places import atomic_path, read_json
 from torch import Tensor
 
 from l2p_train.config import TrainConfig
@@ -63,14 +63,12 @@ class ConditioningCache:
 
     def refresh(self) -> None:
         """Read the headers of files that are new."""
-        from safetensors import SafetensorError
-
         for path in sorted(self.directory.glob("*.safetensors")):
             if path in self._handles:
                 continue
             try:
                 handle = open_tensors(path)
-            except (SafetensorError, OSError) as error:
+            except (TrainError, OSError) as error:
                 raise TrainError(
                     f"corrupt text embeddings {path}: {error}; delete the file and run again"
                 ) from error
@@ -203,8 +201,6 @@ def stored_dtype(model_dir: Path, components: Sequence[str]) -> torch.dtype:
 
 def source_family(model_dir: Path) -> Any:
     """Return the `Family` of a model directory, from its transformer's config."""
-    import json
-
     from l2p_arch import FAMILIES
 
     path = Path(model_dir) / "transformer" / "config.json"
@@ -212,7 +208,8 @@ def source_family(model_dir: Path) -> Any:
         raise TrainError(
             f"{model_dir} is no L2P model directory: no transformer/config.json; write one with convert"
         )
-    name = json.loads(path.read_text(encoding="utf-8")).get("family")
+    settings = raised_as(TrainError)(read_json)(path)
+    name = settings.get("family") if isinstance(settings, dict) else None
     if name not in FAMILIES:
         raise TrainError(
             f"{path}: family {name!r} is unknown; known: {', '.join(FAMILIES)}; is this a converted model?"

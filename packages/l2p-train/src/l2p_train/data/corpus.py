@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,14 @@ class Corpus:
         check_ids([(row.id, names[row.file]) for row in self.rows])
         self._cache: dict[tuple[int, Size], Tensor] = {}
         self._cache_room = image_cache_mb * 2**20
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of the rows in their order: ids, prompts and sizes, wherever the corpus lies."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr((row.id, row.prompt, *row.size)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:20]
 
     def image(self, index: int, size: Size) -> Tensor:
         """Return row `index` as uint8 (3, H, W) at `size`.

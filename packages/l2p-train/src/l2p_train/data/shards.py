@@ -77,7 +77,10 @@ def first_size(corpus: Place) -> tuple[int, int]:
     """Return the height and width in px of a corpus's first image."""
     shards = open_shards(corpus, Path(), 0.0)
     shards.names = shards.names[:1]
-    group = shards.groups()[0][0]
+    filled = [group for group in shards.groups()[0] if group["height"]]
+    if not filled:
+        raise TrainError(f"the corpus shard {shards.names[0]} has no rows; leave the file out")
+    group = filled[0]
     return group["height"][0], group["width"][0]
 
 
@@ -196,16 +199,55 @@ def _groups_of(source: Any, name: str) -> list[Group]:
         reader = pq.ParquetFile(source, pre_buffer=True)
         if missing := {*COLUMNS, "image"} - set(reader.schema_arrow.names):
             raise TrainError(f"{name} is no corpus shard: it lacks the column {sorted(missing)[0]!r}")
-        return [
+        _check_types(reader.schema_arrow, name)
+        groups = [
             reader.read_row_group(group, columns=list(COLUMNS)).to_pydict()
             for group in range(reader.num_row_groups)
         ]
+        for group in groups:
+            _check_rows(group, name)
+        return groups
     except (OSError, ValueError) as error:
         if isinstance(error, TrainError):
             raise
         if is_environment(error):  # permissions and broken devices: the shard may be whole
             raise TrainError(explained(f"cannot read the corpus shard {name}", error)) from error
         raise TrainError(f"corrupt corpus shard {name}: {error}; write the corpus again") from error
+
+
+def _check_types(schema: Any, name: str) -> None:
+    """Raise `TrainError` for columns of another kind than a corpus has."""
+    import pyarrow as pa
+
+    image, text = schema.field("image").type, schema.field("prompt").type
+    held = (
+        image.field(image.get_field_index("bytes")).type
+        if pa.types.is_struct(image) and (image.get_field_index("bytes") >= 0)
+        else None
+    )
+    if held is None or not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+        raise TrainError(
+            f"{name} is no corpus shard: its column image is {image}, wanted a struct with the encoded "
+            "picture as bytes, as Hugging Face datasets write it; import the pictures with l2p-data import"
+        )
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
+        raise TrainError(f"{name} is no corpus shard: its column prompt is {text}, wanted text")
+    for side in ("width", "height"):
+        if not pa.types.is_integer(kind := schema.field(side).type):
+            raise TrainError(
+                f"{name} is no corpus shard: its column {side} is {kind}, wanted whole numbers of px"
+            )
+
+
+def _check_rows(group: Group, name: str) -> None:
+    """Raise `TrainError` for a row without a prompt or a size."""
+    for id_, prompt, width, height in zip(*(group[column] for column in COLUMNS), strict=True):
+        for column, value in (("prompt", prompt), ("width", width), ("height", height)):
+            if value is None or (column != "prompt" and value < 1):
+                raise TrainError(
+                    f"row {id_} of the corpus shard {name} has {column} {value}; wanted "
+                    f"{'text' if column == 'prompt' else '1 px or more'}: mend the row or leave it out"
+                )
 
 
 def _images(table: Any) -> Any:

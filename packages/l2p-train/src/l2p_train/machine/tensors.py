@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from l2p_train.errors import TrainError
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with the mode that `open` gives; `save_file` makes it its owner's alone."""
@@ -21,8 +23,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 def open_tensors(path: Path) -> Any:
     """Return `safetensors.safe_open` of a file: through a memory map, or by plain reads where
-    L2P_DISABLE_MMAP says so (network and FUSE mounts)."""
-    from l2p_arch.files.mapping import mmap_disabled
-    from safetensors import safe_open
+    L2P_DISABLE_MMAP says so (network and FUSE mounts).
 
-    return safe_open(path, framework="pt", **({"backend": "pread"} if mmap_disabled() else {}))
+    Raises:
+        TrainError: it is no safetensors file, or not whole.
+    """
+    from l2p_arch.files.mapping import mmap_disabled
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt", **({"backend": "pread"} if mmap_disabled() else {}))
+    except SafetensorError as error:
+        raise TrainError(
+            f"{path} is damaged or no safetensors file ({error}); write or fetch it again"
+        ) from error

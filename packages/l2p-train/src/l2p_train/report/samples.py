@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from l2p_run.errors import raised_as
-from l2p_run.places import atomic_path
+from l2p_run.places import atomic_path, read_json
 from l2p_run.sizes import Size
 from torch import Tensor
 
@@ -47,12 +47,14 @@ def plan_samples(config: TrainConfig, corpus: Corpus, patch_size: int) -> Sample
 
 def load_scheduler(model_dir: Path) -> Any:
     """Return the model directory's own scheduler."""
-    import json
-
     import diffusers
 
-    config = json.loads((model_dir / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    path = model_dir / "scheduler" / "scheduler_config.json"
+    config = raised_as(TrainError)(read_json)(path)
+    kind = getattr(diffusers, str(config.get("_class_name")), None) if isinstance(config, dict) else None
+    if kind is None:
+        raise TrainError(f"{path} names no scheduler of diffusers (_class_name); write the model again")
+    return kind.from_config(config)
 
 
 def draw_samples(

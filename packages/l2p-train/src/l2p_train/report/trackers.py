@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from l2p_run.errors import one_line
+
 from l2p_train.config import TrainConfig
 from l2p_train.errors import TrainError
 
@@ -109,7 +111,7 @@ def open_trackers(config: TrainConfig, first_step: int) -> list[Tracker]:
     """Open what the config asks for.
 
     Raises:
-        TrainError: a library is not installed.
+        TrainError: a library is not installed, or refuses (no login).
     """
     names = (*(("tensorboard",) if config.tensorboard else ()), *config.trackers)
     opened: list[Tracker] = []
@@ -119,6 +121,13 @@ def open_trackers(config: TrainConfig, first_step: int) -> list[Tracker]:
         except ModuleNotFoundError as error:
             raise TrainError(
                 f"trackers names {name!r}, but {error.name} is not installed; install l2p-train[{name}]"
+            ) from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != name:  # no word of the library's own
+                raise
+            raise TrainError(
+                f"trackers names {name!r}, which refuses: {one_line(error)}; log in to it first, have it "
+                "work offline (WANDB_MODE=offline), or leave it out"
             ) from error
     return opened
 

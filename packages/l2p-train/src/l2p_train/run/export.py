@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from l2p_run.errors import raised_as
 from l2p_run.places import read_json, write_json
 
 from l2p_train.errors import TrainError
-from l2p_train.lora import merge_into, save_adapters
+from l2p_train.lora import COMFYUI, FOLDER, merge_into, save_adapters
 from l2p_train.machine.tensors import open_tensors, save_tensors
 from l2p_train.run.checkpoint import Checkpoint, TensorFiles, verify
 
@@ -90,7 +90,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
     every, settings = set(names), checkpoint.state["config"]
     temporary = out.parent / f".{out.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(model_dir, temporary, copy_function=_link, ignore=_is_transformer_weight)
+    shutil.copytree(model_dir, temporary, copy_function=_link, ignore=partial(_made_anew, model_dir))
     added = {name for name in names if settings.get("distil_guidance_range") and name.startswith(_ADDED)}
     for path in weight_files(model_dir / "transformer"):
         with open_tensors(path) as file:
@@ -116,7 +116,7 @@ def export_model(model_dir: Path, checkpoint: Checkpoint, out: Path) -> Path:
         "base": checkpoint.state["base"],
         "config": checkpoint.state["config"],
     }
-    (temporary / "training.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    write_json(temporary / "training.json", provenance)
     _sample_as_distilled(temporary, settings)
     if out.exists():
         shutil.rmtree(out)
@@ -166,7 +166,10 @@ def _sample_as_distilled(model: Path, settings: Mapping[str, Any]) -> None:
         write_json(defaults, before | changes)
 
 
-def _is_transformer_weight(folder: str, names: list[str]) -> set[str]:
+def _made_anew(model: Path, folder: str, names: list[str]) -> set[str]:
+    """Return what of a model's folder is not copied: weights, and what its own training noted and adapted."""
+    if Path(folder) == model:
+        return {"training.json", FOLDER, Path(COMFYUI).parts[0]} & set(names)
     inside = Path(folder).name == "transformer"
     return {name for name in names if inside and name.endswith(".safetensors")}
 

@@ -28,7 +28,7 @@ from l2p_train.machine.processes import check_processes, process_environments, u
 from l2p_train.report.metrics import read_metrics
 from l2p_train.run.export import base_hash
 from l2p_train.run.mirror import Mirror
-from l2p_train.run.run_directory import TrainResult, latest_checkpoint, read_result
+from l2p_train.run.run_directory import TrainResult, check_apart, latest_checkpoint, read_result
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # s that the others have once a process has ended after a signal
@@ -48,6 +48,7 @@ def launch(
         TrainError, NonFiniteLossError, Interrupted: as `train`.
         RuntimeError: a process failed by a bug; its log is `output/logs/rank-N.log`.
     """
+    check_apart(config)
     config.batch_layout(processes)
     gpus = usable_gpus()
     check_processes(processes, gpus)

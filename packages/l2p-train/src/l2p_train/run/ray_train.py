@@ -16,7 +16,7 @@ from typing import Any
 from l2p_train.config import TrainConfig, config_from_mapping
 from l2p_train.errors import NonFiniteLossError, TrainError
 from l2p_train.run.mirror import Mirror
-from l2p_train.run.run_directory import TrainResult, read_result
+from l2p_train.run.run_directory import TrainResult, check_apart, read_result
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def train_on_ray(
 
     from l2p_train.zero.engine import COLLECTIVE_TIMEOUT
 
+    check_apart(config)
     config.batch_layout(processes)
     if config.offload_optimizer and cpus_per_process == 1:
         logger.warning(
@@ -56,7 +57,8 @@ def train_on_ray(
             "give each process more cores"
         )
     # A worker's working directory is one of Ray's own.
-    places = {name: getattr(config, name) for name in ("model", "corpus", "output", "corpus_cache")}
+    names = ("model", "corpus", "output", "corpus_cache", "perceptual_features")
+    places = {name: getattr(config, name) for name in names}
     absolute: dict[str, Any] = {
         name: place.absolute() for name, place in places.items() if isinstance(place, Path)
     }

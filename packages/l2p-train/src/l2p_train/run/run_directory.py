@@ -20,7 +20,7 @@ from l2p_run.places import read_json_if_whole, write_json
 from l2p_train.config import TrainConfig, differences
 from l2p_train.errors import Interrupted, TrainError
 from l2p_train.run.checkpoint import Checkpoint, list_checkpoints
-from l2p_train.run.export import check_base
+from l2p_train.run.export import base_hash, check_base
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 600.0  # s for a step and a checkpoint of a run whose launcher is gone
@@ -40,6 +40,20 @@ class TrainResult:
     frozen_parameters: int
 
 
+def check_apart(config: TrainConfig) -> None:
+    """Raise `TrainError` where the finished model would replace the one it starts from, or lie in it."""
+    model, output = config.model, config.output
+    start, folder = model.resolve(), output.resolve()
+    written = (output / "model").resolve()
+    if start == written or written in start.parents:
+        raise TrainError(
+            f"model is {model}, and output is {output}, which gets the finished model as {output / 'model'}: "
+            "the run would replace what it starts from; use another output"
+        )
+    if start == folder or start in folder.parents:
+        raise TrainError(f"output is {output}, inside the model that the run starts from; use another output")
+
+
 def read_result(config: TrainConfig) -> TrainResult | None:
     """Return the result of a run that is complete, else None; raise `TrainError` if it was another run.
 
@@ -52,13 +66,17 @@ def read_result(config: TrainConfig) -> TrainResult | None:
         return None
     result = TrainResult(**values | {"model": str(config.output / "model")})  # it may have been moved
     found = list_checkpoints(config.output / "checkpoints")
-    if found:
-        _check_same(config, found[-1].state)
-    else:  # fetched from a mirror, without the checkpoints
-        with raised_as(TrainError):
-            note = read_json_if_whole(config.output / "model" / "training.json") or {}
-        if isinstance(note.get("config"), dict):
-            _check_same(config, note)
+    written = config.output / "model" / "training.json"
+    with raised_as(TrainError):
+        # One fetched from a mirror comes without the checkpoints.
+        note = found[-1].state if found else read_json_if_whole(written) or {}
+    if isinstance(note.get("config"), dict):
+        _check_same(config, note)
+        if (
+            "base" in note and (config.model / "transformer" / "config.json").is_file()
+        ):  # it may be gone by now
+            since = (found[-1].path / "state.json" if found else written).stat().st_mtime
+            check_base(str(note["base"]), base_hash(config.model), config.model, since, config.output)
     return result if result.steps == config.steps and Path(result.model).is_dir() else None
 
 
@@ -87,6 +105,20 @@ def latest_checkpoint(config: TrainConfig, base: str) -> Checkpoint | None:
             f"{config.output} has {last.step} steps already, over steps = {config.steps}; use another output"
         )
     return last
+
+
+def check_same_corpus(last: Checkpoint, corpus: str, config: TrainConfig) -> None:
+    """Raise `TrainError` if a run that resumes had other rows: the order and what is held out would change.
+
+    Args:
+        last: where it resumes; one of an earlier version does not say what its corpus was.
+        corpus: `Corpus.digest` now.
+    """
+    if last.state.get("corpus", corpus) != corpus:
+        raise TrainError(
+            f"{config.output} was trained on other images than {config.corpus} holds; give it the corpus "
+            "that it began with, or use another output"
+        )
 
 
 def steps_done(output: Path) -> int:

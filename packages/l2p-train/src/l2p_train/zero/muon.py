@@ -115,6 +115,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 def _orthogonalise_all(matrices: Sequence[Tensor], shared: SharedMemory | None = None) -> list[Tensor]:
     """Orthogonalise matrices that all processes hold alike; each does its share and sends it round."""
+    if not matrices:
+        return []
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = torch.distributed.get_world_size() if distributed else 1
     if processes == 1:
@@ -131,7 +133,7 @@ def _orthogonalise_all(matrices: Sequence[Tensor], shared: SharedMemory | None =
         flats = shared.gather(own, [sum(some) for some in sizes])
     else:
         flats = [
-            torch.cat(own) if process == rank else _bfloat16(sum(some), like=matrices[0])
+            torch.cat(own) if process == rank and own else _bfloat16(sum(some), like=matrices[0])
             for process, some in enumerate(sizes)
         ]
         for process, flat in enumerate(flats):

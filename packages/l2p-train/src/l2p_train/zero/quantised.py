@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2p_train.errors import TrainError
 from l2p_train.freeze import FreezePlan
 
 LEVELS = 127  # symmetric: -127 to 127
@@ -66,7 +67,12 @@ class _IntegerProduct(torch.autograd.Function):
 
 
 def quantise_frozen(model: Any, plan: FreezePlan) -> int:
-    """Replace the linear layers of wholly frozen blocks, one at a time; return how many weights they had."""
+    """Replace the linear layers of wholly frozen blocks, one at a time; return how many weights they had.
+
+    Raises:
+        TrainError: no block is wholly frozen.
+    """
+    check_quantises(model, plan)
     trains = {row.module for row in plan.rows if row.trainable}
     count = 0
     for name in model.block_names():
@@ -79,6 +85,16 @@ def quantise_frozen(model: Any, plan: FreezePlan) -> int:
                         setattr(parent, child_name, Int8Linear(child))
                     count += child.in_features * child.out_features
     return count
+
+
+def check_quantises(model: Any, plan: FreezePlan) -> None:
+    """Raise `TrainError` where 8 bit would hold nothing: every block trains, or has an adapter."""
+    if {row.module for row in plan.rows if row.trainable} >= set(model.block_names()):
+        raise TrainError(
+            'frozen_weights = "int8" holds blocks in 8 bit that are wholly frozen, and here every block '
+            'trains or has an adapter; set it to "as-is", train fewer blocks, or adapt some only '
+            '(lora_targets = ["trunk.layers.0.*"])'
+        )
 
 
 def _whole(linear: nn.Linear) -> AbstractContextManager[Any]:
