@@ -13,6 +13,7 @@ from l2p_data import DataError, load_manifest, read_corpus, verify
 from l2p_data.cli import main
 from l2p_data.corpus.dataset import read_shard, write_corpus
 from l2p_data.corpus.files import unreadable, write_json
+from l2p_data.corpus.folders import export_folder
 from l2p_data.corpus.identity import earlier_fingerprint, model_fingerprint
 from l2p_data.corpus.images import encode_image
 from l2p_data.corpus.manifest import EARLIER_MANIFEST, MANIFEST
@@ -252,3 +253,12 @@ def test_a_damaged_ledger_entry_is_made_again(corpus: Path) -> None:
     (corpus / ".ledger" / "part-00001.json").write_text('{"file": {"rows": ')
     (corpus / ".ledger" / "part-00002.json").write_text("[]")
     assert set(finished_shards(corpus, 3)) == {0}
+
+
+def test_ids_that_differ_in_signs_alone_are_exported_apart(tmp_path: Path) -> None:
+    rows = [{**row(number), "id": name} for number, name in enumerate(("cat/1", "cat:1", "Cat 1", "..."))]
+    write_corpus(tmp_path / "corpus", iter(rows), settings={}, rows_per_shard=4)
+    export_folder(tmp_path / "corpus", tmp_path / "out", layout="sidecar")
+    texts = sorted(path.read_text() for path in (tmp_path / "out").glob("*.txt"))
+    assert texts == [f"prompt {number}" for number in range(4)]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4

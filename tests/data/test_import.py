@@ -373,3 +373,52 @@ def test_a_dry_run_of_an_import_that_works_writes_nothing(tmp_path: Path) -> Non
     (tmp_path / "in" / "a.png").write_bytes(png(9))
     assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "record, prompt, seed",
+    [
+        ({"seed": 2**64 - 5}, "two", -1),  # ComfyUI's seeds have 64 bits and no sign
+        ({"seed": -(2**63)}, "two", -(2**63)),
+        ({"text": "smile \ud83d"}, None, None),
+    ],
+)
+def test_one_odd_row_never_ends_an_import(
+    record: dict[str, Any], prompt: str | None, seed: int | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    rows = [{"file_name": f"{n}.png", "text": text} for n, text in ((1, "one"), (2, "two"), (3, "three"))]
+    rows[1] |= record
+    for number in (1, 2, 3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_folder(folder, tmp_path / "c")
+    found = dict(
+        zip(*(read_corpus(tmp_path / "c")[name].to_list() for name in ("prompt", "seed")), strict=True)
+    )
+    assert found == {"one": -1, "three": -1} | ({} if prompt is None else {prompt: seed})
+    assert ("half of a character" in str(errors_of(tmp_path / "c"))) == (prompt is None)
+
+
+def test_names_of_another_coding_are_listed_and_the_corpus_stays_readable(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for name, content in ((b"caf\xe9", png(1)), (b"th\xe9", b"damaged"), (b"good", png(2))):
+        base = os.fsencode(folder) + b"/" + name
+        Path(os.fsdecode(base + b".png")).write_bytes(content)
+        Path(os.fsdecode(base + b".txt")).write_text("a cup")
+    import_folder(folder, tmp_path / "c")
+    assert read_corpus(tmp_path / "c")["prompt"].to_list() == ["a cup"]
+    assert set(errors_of(tmp_path / "c")) == {r"caf\udce9.png", r"th\udce9.png"}
+
+
+def test_a_named_caption_of_a_tar_is_the_one_that_is_taken(tmp_path: Path) -> None:
+    members = [
+        ("1.png", png(1)), ("1.txt", b"short"), ("1.json", b'{"long_caption": "a long one"}'),
+        ("2.png", png(2)), ("2.txt", b"short"),
+    ]  # fmt: skip
+    tar_of(tmp_path / "a.tar", members)
+    import_folder(tmp_path / "a.tar", tmp_path / "c", caption="long_caption")
+    assert read_corpus(tmp_path / "c")["prompt"].to_list() == ["a long one"]
+    assert "no 'long_caption' in its .json" in errors_of(tmp_path / "c")["2.png"]

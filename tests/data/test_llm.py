@@ -279,3 +279,9 @@ metadata = "none"
         load_config(path, ["prompts.engine=vllm"])
     with pytest.raises(TransferError, match=r"prompts.audit needs an LLM"):
         load_config(path, ["prompts.engine=grammar", "prompts.grammar=x.toml"])
+
+
+def test_an_answer_of_brackets_alone_is_one_that_cannot_be_used() -> None:
+    from l2p_data.prompts.generation import parse_answer
+
+    assert parse_answer("[" * 100_000)[1] == "answer is not JSON"

@@ -76,3 +76,31 @@ def test_a_name_that_no_file_can_have_is_one_short_line(name: str, tmp_path: Pat
     with pytest.raises(EvalError, match="has no image of ") as caught:
         find_images(tmp_path, (name,))
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_sheets_and_hidden_pictures_do_not_count(tmp_path: Path) -> None:
+    for name in (
+        "00000/samples/0000.png", "00000/grid.png", "00000/.ipynb_checkpoints/a-checkpoint.png",
+        "00001/samples/0000.png", ".hidden.png", "grid.png",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    assert found == ["00000/samples/0000.png", "00001/samples/0000.png", "grid.png"]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (("a", "a.png"), "'a' and 'a.png' are one image, a.png"),
+        (("a.png", "a.jpg"), "'a.png' and 'a.jpg' are one image"),
+        (("v1.5", "v1.6"), r"no image of 'v1.5'"),
+        (("",), "names no image"),
+        ((".",), "names no image"),
+    ],
+)
+def test_no_image_counts_twice_or_for_another(names: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    for name in ("a.png", "v1.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(EvalError, match=words):
+        find_images(tmp_path, names)

@@ -1,6 +1,7 @@
 """The endpoints over a painter that knows nothing of L2P: what another team puts behind them."""
 
 import base64
+import os
 import subprocess
 import sys
 import threading
@@ -148,3 +149,39 @@ def test_neither_torch_nor_gradio_is_loaded_for_it() -> None:
     code += "sys.exit(str({'torch', 'diffusers', 'gradio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"
+
+
+def test_a_mask_is_turned_as_its_picture_is() -> None:
+    from l2p_serve.api.requests import _transparent
+
+    image = Image.new("RGBA", (40, 24), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 10, 24))  # its left strip; turned upright, the top
+    buffer, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    image.save(buffer, format="PNG", exif=exif)
+    area = _transparent(buffer.getvalue(), "image")
+    assert area is not None and area.size == (24, 40) and area.getbbox() == (0, 0, 24, 10)
+
+
+def test_what_no_file_can_be_called_is_not_there(client: TestClient) -> None:
+    assert client.get(f"/v1/images/files/{'a' * 300}").status_code == 404
+
+
+def test_a_wrong_strength_leaves_no_picture_behind(client: TestClient, tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (80, 48)).save(buffer, format="PNG")
+    answer = client.post(
+        "/v1/images/edits",
+        data={"prompt": "teal", "strength": "abc"},
+        files={"image": ("a.png", buffer.getvalue(), "image/png")},
+    )
+    assert answer.status_code == 400 and not list(tmp_path.glob(".*-image.png"))
+
+
+def test_old_pictures_go_and_what_is_hidden_stays(client: TestClient, tmp_path: Path) -> None:
+    for name in (".lock.txt", ".lock", "old.png"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    assert ask(client, prompt="teal", response_format="url").status_code == 200
+    assert (tmp_path / ".lock.txt").exists() and (tmp_path / ".lock").exists()
+    assert not (tmp_path / "old.png").exists()

@@ -85,6 +85,8 @@ def read_prompt_set(path: Path, column: str | None = None) -> PromptSet:
 def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path]:
     """Return the image files of a folder: those of `names` in their order, or all, in order of their names.
 
+    Hidden files and folders do not count, nor does a `grid` beside a folder `samples` (GenEval's layout).
+
     Raises:
         EvalError: no such folder, one that may not be listed, no images, one that is missing or named twice.
     """
@@ -93,17 +95,30 @@ def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path
     if names is not None:
         if again := next((name for name, times in Counter(names).items() if times > 1), ""):
             raise EvalError(f"the prompt file names {again!r} more than once; one image would count twice")
-        return [_find(folder, name) for name in names]
+        every = [_find(folder, name) for name in names]
+        if twice := next((path for path, times in Counter(every).items() if times > 1), None):
+            both = [name for name, path in zip(names, every, strict=True) if path == twice]
+            raise EvalError(
+                f"the prompt file's {both[0]!r} and {both[1]!r} are one image, {twice.name}; "
+                "it would count twice"
+            )
+        return every
 
     def refuse(error: OSError) -> None:
         raise EvalError(explained(f"cannot list {error.filename or folder}", error)) from None
 
-    found = [
-        Path(here, name)
-        for here, _, files in os.walk(folder, onerror=refuse)
-        for name in files
-        if Path(name).suffix.lower() in SUFFIXES
-    ]
+    found = []
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        # GenEval's generators write a sheet of a prompt's pictures beside the folder that holds them.
+        sheets = ("grid",) if "samples" in folders else ()
+        found += [
+            Path(here, name)
+            for name in files
+            if Path(name).suffix.lower() in SUFFIXES
+            and not name.startswith(".")
+            and Path(name).stem not in sheets
+        ]
     if not found:
         raise EvalError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES[:4])}, ...)")
     return sorted(found)
@@ -112,9 +127,12 @@ def find_images(folder: Path, names: tuple[str, ...] | None = None) -> list[Path
 def _find(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise EvalError(f"the file name {name[:100]!r} leaves the folder {folder}")
+    if not Path(name).name:
+        raise EvalError(f"the file name {name!r} names no image; take its row out of the prompt file")
     plain = folder / name
     candidates = [plain, *(plain.with_name(plain.name + suffix) for suffix in IMAGE_SUFFIXES)]
-    candidates += [plain.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]  # saved in another format
+    if plain.suffix.lower() in SUFFIXES:  # saved in another format; the 5 of "v1.5" is no format
+        candidates += [plain.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
     for candidate in candidates:
         with suppress(OSError, ValueError):  # no file can be called so
             if candidate.is_file():

@@ -156,9 +156,12 @@ def export_folder(
     if folder_exists(folder) and next(iter(folder.iterdir()), None) is not None:
         raise DataError(f"{folder} is not empty; export to a new or empty directory")
     columns = LAYOUTS[layout]
-    rows = []
+    rows, taken = [], set[str]()
     for done, row in enumerate(iterate_corpus(corpus), start=1):
         stem = _safe_name(row["id"])
+        if not stem or stem.casefold() in taken:  # "cat/1" and "cat:1" are two pictures
+            stem = f"{stem}-{stable_id('export', row['id'])}"
+        taken.add(stem.casefold())
         content = row["image"]["bytes"]
         picture = read_picture(content, name=f"row {row['id']}")
         if not picture.plain:
@@ -193,12 +196,18 @@ def _rows(
         problem = entry.problem
         if not problem and not (isinstance(entry.text, str) and entry.text.strip()):
             problem = "missing: file name or text is missing"
+        if not problem and not _is_text(
+            entry.text, entry.name, *(entry.record.get(key) for key in _PROVENANCE)
+        ):
+            problem = "caption: a name or text holds half of a character; save it as UTF-8"
         try:
             if problem:
                 raise DataError(problem)
             content, size, name = _stored(entry, background, changed)
         except DataError as error:
-            failures.append(Failure(id=shown(entry.name), seed=-1, error=str(error)[:400], attempts=1))
+            # As text that a file can hold: a name from an old archive may have bytes of another encoding.
+            name = shown(entry.name).encode("utf-8", "backslashreplace").decode()
+            failures.append(Failure(id=name, seed=-1, error=str(error)[:400], attempts=1))
             continue
         key = (entry.name, entry.text)
         again = (seen[key],) if seen[key] else ()  # the same picture and text twice are two rows
@@ -215,6 +224,14 @@ def _rows(
             "height": size[1],
             "image": {"bytes": content, "path": name},
         }
+
+
+def _is_text(*given: object) -> bool:
+    """Return whether all can be written as UTF-8."""
+    try:
+        return all(str(one).encode() is not None for one in given)
+    except UnicodeEncodeError:
+        return False
 
 
 def _stored(entry: Entry, background: str, changed: "Counter[str]") -> tuple[bytes, tuple[int, int], str]:
@@ -247,9 +264,10 @@ _WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
 
 def _seed(value: object) -> int:
     try:
-        return int(str(value))
+        seed = int(str(value))
     except ValueError:
         return -1
+    return seed if -(2**63) <= seed < 2**63 else -1  # the column has 64 bits; some tools' seeds have no sign
 
 
 def _safe_name(identifier: str) -> str:

@@ -32,7 +32,7 @@ def packed_source(place: Path, caption: str | None) -> Source | None:
         if place.suffix == ".parquet":
             return _parquet([place], caption, place)
         if place.name.endswith(_TARS):
-            return _tar([place])
+            return _tar([place], caption)
         raise DataError(f"{place} is neither a folder, nor a .parquet or .tar file with images")
     files = [path for path in files_below(place) if not path.name.startswith(("_", "."))]
     tables = [path for path in files if path.suffix == ".parquet"]
@@ -41,7 +41,7 @@ def packed_source(place: Path, caption: str | None) -> Source | None:
     if any(path.suffix.lower() in SUFFIXES for path in files):
         return None
     tars = [path for path in files if path.name.endswith(_TARS)]
-    return _tar(tars) if tars else None
+    return _tar(tars, caption) if tars else None
 
 
 # --------------------------------------------------------------------------------------------------- Parquet
@@ -98,24 +98,35 @@ def _parquet(files: list[Path], caption: str | None, place: Path) -> Source:
 
 def _rows(path: Path, image: str, text: str) -> Iterator[Entry]:
     number = 0
-    with path.open("rb") as file:
-        reader = pq.ParquetFile(file)
-        for batch in reader.iter_batches(batch_size=16):
-            for row in batch.to_pylist():
-                cell = row.pop(image)
-                stored = cell if isinstance(cell, dict) else {"bytes": cell}
-                words = row.get(text)
-                if isinstance(words, list):  # several captions of one picture
-                    words = next((one for one in words if isinstance(one, str) and one.strip()), None)
-                content = stored.get("bytes") or b""
-                yield Entry(
-                    name=PurePosixPath(str(stored.get("path") or "")).name or f"{path.stem}-{number:07d}",
-                    text=words,
-                    content=_given(content),
-                    record=row,
-                    problem="" if content else "missing: the row holds no bytes of an image",
-                )
-                number += 1
+    try:
+        with path.open("rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
+                for row in batch.to_pylist():
+                    yield _entry(row, image, text, f"{path.stem}-{number:07d}")
+                    number += 1
+    except (OSError, pa.ArrowException) as error:
+        if found := unreadable(str(path), error):
+            raise found from error
+        cause = f"is damaged after row {number} ({one_line(error, 80)})"
+        problem = f"unreadable: {path.name} {cause}; copy it again from where it came"
+        yield Entry(name=path.name, text="", content=bytes, problem=problem)
+
+
+def _entry(row: dict[str, Any], image: str, text: str, name: str) -> Entry:
+    """Return a row's picture and caption; `name` is for one whose file name is not stored."""
+    cell = row.pop(image)
+    stored = cell if isinstance(cell, dict) else {"bytes": cell}
+    words = row.get(text)
+    if isinstance(words, list):  # several captions of one picture
+        words = next((one for one in words if isinstance(one, str) and one.strip()), None)
+    content = stored.get("bytes") or b""
+    return Entry(
+        name=PurePosixPath(str(stored.get("path") or "")).name or name,
+        text=words,
+        content=_given(content),
+        record=row,
+        problem="" if content else "missing: the row holds no bytes of an image",
+    )
 
 
 def _given(content: bytes) -> Callable[[], bytes]:
@@ -125,15 +136,15 @@ def _given(content: bytes) -> Callable[[], bytes]:
 # ------------------------------------------------------------------------------------------------------- tar
 
 
-def _tar(files: list[Path]) -> Source:
+def _tar(files: list[Path], caption: str | None) -> Source:
     total = sum(1 for path in files for _ in _samples(path, contents=False))
 
     def entries() -> Iterator[Entry]:
         for path in files:
             for key, members in _samples(path, contents=True):
-                yield _sample(path, key, members)
+                yield _sample(path, key, members, caption)
 
-    columns = {"file_column": "a member of each sample", "text_column": "txt, caption or json"}
+    columns = {"file_column": "a member of each sample", "text_column": caption or "txt, caption or json"}
     return Source(total=total, columns=columns, entries=entries)
 
 
@@ -175,7 +186,7 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
     return found.read() if found is not None else b""
 
 
-def _sample(path: Path, key: str, members: dict[str, Any]) -> Entry:
+def _sample(path: Path, key: str, members: dict[str, Any], caption: str | None = None) -> Entry:
     if "error" in members:
         return Entry(name=key, text="", content=bytes, problem=members["error"])
     picture = next((suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
@@ -193,6 +204,10 @@ def _sample(path: Path, key: str, members: dict[str, Any]) -> Entry:
             found = json.loads(decode_text(members[".json"], "its .json"))
             record = found if isinstance(found, dict) else {}
             text = text or next((record[name] for name in TEXT_COLUMNS if record.get(name)), None)
+        if caption is not None:  # that one alone: another would be trained on in its place
+            text = record.get(caption)
+            if not isinstance(text, str) or not text.strip():
+                problem = f"missing: no {caption!r} in its .json"
     except DataError as error:
         problem = f"caption: {error}"
     except (ValueError, RecursionError) as error:

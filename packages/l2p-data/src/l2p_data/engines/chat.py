@@ -171,7 +171,7 @@ def _split(reply: str, size: int) -> list[str]:
     """Return an answer to a list of subjects -> one answer per subject; what is missing says so."""
     try:
         content = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         return [reply] * size
     prompts = content.get("prompts") if isinstance(content, dict) else None
     if not isinstance(prompts, list) or len(prompts) != size:

@@ -91,6 +91,6 @@ def _broke_off(answer: str) -> bool:
         return False
     try:
         json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return False

@@ -58,7 +58,7 @@ def parse_verdict(answer: str) -> tuple[str | None, str]:
     try:
         verdict = json.loads(answer)
         valid, words = verdict["is_valid"], str(verdict["reason"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "audit-unanswered", answer[:200]
     if not isinstance(valid, bool):
         return "audit-unanswered", answer[:200]

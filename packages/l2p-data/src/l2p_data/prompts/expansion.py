@@ -109,7 +109,7 @@ def parse_names(answer: str) -> tuple[list[str], str | None]:
     """Return an engine's answer -> names, and what is wrong with the answer if anything is."""
     try:
         content = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return [], "answer is not JSON"
     if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
         error = content.get("error") if isinstance(content, dict) else None

@@ -138,7 +138,7 @@ def parse_answer(answer: str) -> tuple[str, str | None]:
         text = text.strip("`").removeprefix("json").strip()
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer, "answer is not JSON"
     if not isinstance(content, dict):
         return answer, "answer is not a JSON object"

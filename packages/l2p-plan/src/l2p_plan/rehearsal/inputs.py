@@ -84,8 +84,9 @@ def first_of_each_tag(metadata: Path | None) -> list[str]:
     """
     if metadata is None or not metadata.is_file():
         return list(METADATA)
+    from l2p_eval.geneval import read_metadata
+
     first: dict[str, str] = {}
-    for line in metadata.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            first.setdefault(json.loads(line)["tag"], line)
+    for prompt in read_metadata(metadata):
+        first.setdefault(prompt.tag, json.dumps(prompt.to_row(), ensure_ascii=False))
     return list(first.values())

@@ -75,7 +75,7 @@ class Api:
         """Keep a picture under a name that nobody guesses, for an hour."""
         now = time.time()
         if not self.keep:
-            for path in self.folder.glob("*.*"):
+            for path in self.folder.glob("[!.]*.*"):  # hidden ones are locks, and pictures that wait
                 if now - path.stat().st_mtime > _LIFETIME:
                     path.unlink(missing_ok=True)
         name = f"{secrets.token_urlsafe(24)}.{form}"
@@ -174,7 +174,11 @@ def make_api(api: Api) -> FastAPI:
     @app.get("/v1/images/files/{name}")
     async def file(name: str) -> Any:
         path = api.folder / Path(name).name
-        if Path(name).name != name or name.startswith(".") or not path.is_file():
+        try:
+            found = Path(name).name == name and not name.startswith(".") and path.is_file()
+        except (OSError, ValueError):  # no file can be called so
+            found = False
+        if not found:
             raise ApiError(404, "there is no such picture; its address works for an hour")
         return FileResponse(path)
 

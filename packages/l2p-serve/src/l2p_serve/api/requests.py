@@ -14,7 +14,7 @@ from l2p_arch.sampling.settings import Sampling
 from l2p_run.errors import UserError
 from l2p_run.pictures import open_picture
 from l2p_run.places import parse_json
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -121,17 +121,21 @@ def _with_picture(
         raise ApiError(400, str(error), param="image" if str(error).startswith("image") else "mask") from None
     if mask is not None and area is None:
         raise ApiError(400, "mask has no transparent place, which is where to paint", param="mask")
+    given = values.get("strength")
+    strength = None if given is None else _real(values, "strength")  # before anything is written
     stem = f".{secrets.token_hex(16)}"  # not among the pictures that have an address
     files = [folder / f"{stem}-image.png"]
     picture.save(files[0])
     if area is not None:
         files.append(folder / f"{stem}-mask.png")
         area.resize(picture.size, Image.Resampling.NEAREST).save(files[1])
-    strength = values.get("strength")
     recipe = asked.recipes[0]
-    start = start_from(
-        files[0], files[1] if area else None, None if strength is None else _real(values, "strength")
-    )
+    try:
+        start = start_from(files[0], files[1] if area else None, strength)
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
     sampling = recipe.sampling
     if area is not None and values.get("size") in (None, "auto"):
         sampling = replace(sampling, width=picture.width, height=picture.height)
@@ -147,7 +151,7 @@ def _transparent(content: bytes, name: str) -> Image.Image | None:
     with Image.open(BytesIO(content)) as opened:
         if not opened.has_transparency_data:
             return None
-        alpha = opened.convert("RGBA").getchannel("A")
+        alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")  # as `open_picture` turns it
     return (
         alpha.point(lambda value: 255 - value)
         if alpha.histogram()[255] < alpha.width * alpha.height
