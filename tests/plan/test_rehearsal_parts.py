@@ -31,9 +31,15 @@ def test_a_plan_that_is_off_by_more_than_a_tenth_is_marked() -> None:
 
 
 def test_a_rehearsal_takes_the_first_row_of_each_tag_of_the_users_file(tmp_path: Path) -> None:
-    rows = [json.dumps({"tag": tag, "n": n}) for n, tag in enumerate(["counting", "colors", "counting"])]
-    (tmp_path / "rows.jsonl").write_text("\n\n".join(rows))
-    assert first_of_each_tag(tmp_path / "rows.jsonl") == rows[:2]
+    include = [{"class": "ring", "count": 1}]
+    rows = [
+        {"tag": tag, "include": include, "prompt": f"ring\u2028number {n}"}  # no end of a line in JSON's eyes
+        for n, tag in enumerate(["counting", "colors", "counting"])
+    ]
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8-sig")
+    found = [json.loads(row) for row in first_of_each_tag(tmp_path / "rows.jsonl")]
+    assert [(row["tag"], row["prompt"]) for row in found] == [(row["tag"], row["prompt"]) for row in rows[:2]]
     assert first_of_each_tag(tmp_path / "none.jsonl") == list(METADATA)
 
 

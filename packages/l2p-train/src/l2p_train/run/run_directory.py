@@ -43,6 +43,8 @@ class TrainResult:
 def check_apart(config: TrainConfig) -> None:
     """Raise `TrainError` where the finished model would replace the one it starts from, or lie in it."""
     model, output = config.model, config.output
+    if not (model / "transformer").is_dir():  # no model, which is said elsewhere
+        return
     start, folder = model.resolve(), output.resolve()
     written = (output / "model").resolve()
     if start == written or written in start.parents:
