@@ -43,6 +43,13 @@ def test_the_corpus_cache_starts_where_other_paths_do(config_file: Path) -> None
     assert load_config(config_file).train.corpus_cache == here / "configs" / "cache"
     given = load_config(config_file, ["train.corpus_cache=cache"])
     assert given.train.corpus_cache == here / "cache"
+
+
+def test_perceptual_features_start_where_other_paths_do(config_file: Path) -> None:
+    (config_file.parent / "features").mkdir()
+    table = '[train]\nperceptual_features = "features"\nperceptual_weight = 0.3\n'
+    config_file.write_text(f"{config_file.read_text()}\n{table}")
+    assert load_config(config_file).train.perceptual_features == Path.cwd() / "configs" / "features"
     with pytest.raises(TransferError, match=r"train\.corpus_cache is 3; it must be a path"):
         load_config(config_file, ["train.corpus_cache=3"])
 

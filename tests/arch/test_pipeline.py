@@ -342,6 +342,12 @@ def test_output_types_hold_the_same_image(pipeline: L2PPipeline) -> None:
         ({"seeds": 1}, r"seeds is 1; give one per image, such as \[1\]"),
         ({"seeds": [1], "generator": torch.Generator()}, "seeds and generator were both given"),
         ({"prompt_conditioning": [{}]}, "prompt and prompt_conditioning were both given"),
+        ({"prompt": None, "prompt_conditioning": []}, "the conditioning is empty"),
+        (
+            {"negative_prompt": "x", "negative_conditioning": [{}]},
+            "negative_prompt and its conditioning were both given",
+        ),
+        ({"image": torch.ones(1, 3, 32, 32, dtype=torch.bool)}, "torch.bool values"),
         ({"prompt": ["a", None]}, "are not all text"),
         ({"max_sequence_length": 0}, "max_sequence_length is 0; wanted a whole number of at least 1"),
         ({"strength": 7.0}, "strength 7.0 is not between 0 and 1"),
