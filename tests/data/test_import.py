@@ -422,3 +422,26 @@ def test_a_named_caption_of_a_tar_is_the_one_that_is_taken(tmp_path: Path) -> No
     import_folder(tmp_path / "a.tar", tmp_path / "c", caption="long_caption")
     assert read_corpus(tmp_path / "c")["prompt"].to_list() == ["a long one"]
     assert "no 'long_caption' in its .json" in errors_of(tmp_path / "c")["2.png"]
+
+
+def test_a_named_caption_is_refused_where_there_are_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(
+        DataError, match="files beside the pictures, which have no columns; leave caption 'long'"
+    ):
+        import_folder(tmp_path, tmp_path / "c", caption="long")
+
+
+def test_a_damaged_page_of_a_parquet_file_costs_what_lies_behind_it(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"text {n}"} for n in range(64)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=32, compression="zstd")
+    group = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = group.dictionary_page_offset or group.data_page_offset
+    content[start : start + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    import_folder(path, tmp_path / "c")
+    assert read_corpus(tmp_path / "c")["prompt"].to_list() == [f"text {n}" for n in range(32)]
+    assert "a.parquet is damaged after row 32" in errors_of(tmp_path / "c")["a.parquet"]

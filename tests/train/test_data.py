@@ -163,11 +163,11 @@ def test_a_corpus_that_cannot_be_read_is_named(tmp_path: Path, write_shard):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"prompt": None}, "has prompt None; wanted text"),
-        ({"width": None}, "has width None; wanted 1 px or more"),
-        ({"height": 0}, "has height 0; wanted 1 px or more"),
-        ({"prompt": 5}, "column prompt is int64, wanted text"),
-        ({"width": "32"}, "column width is string, wanted whole numbers"),
+        ({"prompt": None}, "has prompt None, wanted text"),
+        ({"width": None}, "has width None, wanted a whole number of px"),
+        ({"height": 0}, "has height 0, wanted a whole number of px from 1"),
+        ({"prompt": 5}, "has prompt 5, wanted text"),
+        ({"width": "32"}, "has width '32', wanted a whole number of px"),
         ({"image": b"PNG"}, "column image is binary, wanted a struct"),
         ({"image": {"path": "a.png"}}, "column image is struct<path: string>, wanted a struct"),
     ],
@@ -198,3 +198,14 @@ def test_the_digest_of_a_corpus_is_of_its_rows_and_not_of_its_place(tmp_path: Pa
     assert Corpus(tmp_path / "one").digest == Corpus(tmp_path / "two").digest
     write_shard(tmp_path / "two" / "part-00000.parquet", [(32, 64), (32, 32)])
     assert Corpus(tmp_path / "one").digest != Corpus(tmp_path / "two").digest
+
+
+def test_columns_of_other_arrow_types_read_alike(tmp_path: Path, write_shard):
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [(32, 32), (32, 64)])
+    before, table = Corpus(tmp_path).digest, pq.read_table(path)
+    at = table.schema.get_field_index("prompt")
+    table = table.set_column(at, "prompt", table.column("prompt").dictionary_encode())
+    at = table.schema.get_field_index("width")
+    pq.write_table(table.set_column(at, "width", table.column("width").cast(pa.uint16())), path)
+    assert Corpus(tmp_path).digest == before

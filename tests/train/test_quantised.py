@@ -1,12 +1,14 @@
 """Frozen weights in 8 bit: the arithmetic, what is replaced, and parity of a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from l2p_train import TrainConfig, plan_for_model, train
+from l2p_train import TrainConfig, TrainError, plan_for_model, train
+from l2p_train.memory import estimate
 from l2p_train.zero.quantised import LEVELS, Int8Linear, quantise_frozen
 from safetensors.torch import load_file
 
@@ -100,3 +102,17 @@ def test_a_run_with_8_bit_frozen_weights_follows_the_exact_one(
     frozen = [name for name in first if name.startswith("trunk.layers.1.")]
     assert frozen and first.keys() == last.keys()
     assert all(torch.equal(first[name], last[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("changes", [{"trainable": "lora-only"}, {"trainable": "full"}])
+def test_8_bit_that_would_hold_nothing_is_refused_and_not_recommended(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, changes: dict
+):
+    places = {"model": tiny_model, "corpus": tiny_corpus, "output": tmp_path / "run"}
+    config = TrainConfig(**places, **changes, zero_stage=1, steps=1, frozen_weights="int8")
+    for refusing in (estimate, train):
+        with pytest.raises(TrainError, match="every block trains or has an adapter; set it to"):
+            refusing(config)
+    saving = estimate(replace(config, frozen_weights="as-is")).assumptions[-1]
+    assert saving.startswith("less memory: ") and "int8" not in saving
+    assert ("zero_stage = 3" in saving) == (changes["trainable"] == "full")

@@ -131,3 +131,21 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(TrainError, match=r"'wandb', but .* is not installed; install l2p-train\[wandb\]"):
         report(config(tmp_path, trackers=("wandb",)))
+
+
+def test_a_tracker_that_refuses_is_one_line_and_a_bug_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(
+        TrainError, match=r"'wandb', which refuses: UsageError: api_key not configured.*WANDB_MODE=offline"
+    ):
+        report(config(tmp_path, trackers=("wandb",)))
+    monkeypatch.setattr(wandb, "init", lambda **_: {}["a bug of ours"])
+    with pytest.raises(KeyError):
+        report(config(tmp_path, trackers=("wandb",)))

@@ -8,6 +8,7 @@ import torch
 from l2p_train import TrainConfig, TrainError, train
 from l2p_train.data.corpus import Corpus
 from l2p_train.noise import shift_sigma
+from l2p_train.report.samples import load_scheduler
 from l2p_train.report.validation import Validation, split_rows
 from l2p_train.run.checkpoint import list_checkpoints
 
@@ -109,3 +110,20 @@ def held_out_loss(settings: TrainConfig, model_dir: Path) -> float:
 def test_export_best_needs_something_to_judge_by():
     with pytest.raises(TrainError, match=r'export = "best" needs validation_images > 0'):
         TrainConfig(model=Path("m"), corpus=Path("c"), output=Path("o"), export="best")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "no file|does not exist|not found|cannot read"),
+        ("{", "is not readable JSON"),
+        ("[]", "names no scheduler of diffusers"),
+        ('{"_class_name": "Magic"}', "names no scheduler of diffusers"),
+    ],
+)
+def test_a_scheduler_that_is_none_is_named(content, words, tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    if content is not None:
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(content)
+    with pytest.raises(TrainError, match=words):
+        load_scheduler(tmp_path)

@@ -122,18 +122,22 @@ def plan_freeze(
             or (trainable in ("lora", "lora-only") and is_adapter(name))
         ]
     chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in freeze_patterns)]
-    if under := [name for name in chosen if ".base_layer." in name]:
-        raise TrainError(
-            f"train_patterns take {under[0].replace('.base_layer', '')}, which has a low-rank adapter and "
-            "stays as it is; take the adapters (*.lora_*), leave the layer out of lora_targets, or freeze it "
-            "with freeze_patterns"
-        )
+    _check_not_under_adapters(chosen)
     if not chosen:
         raise TrainError("nothing trains: the freeze patterns take out every parameter")
     new = frozenset(name for name in chosen if any(_is_in(name, module) for module in new_ends))
     return FreezePlan(
         trainable=tuple(chosen), new_ends=new, rows=_rows(sizes, set(chosen), blocks, shallow, new_ends)
     )
+
+
+def _check_not_under_adapters(chosen: Sequence[str]) -> None:
+    if under := [name for name in chosen if ".base_layer." in name]:
+        raise TrainError(
+            f"train_patterns take {under[0].replace('.base_layer', '')}, which has a low-rank adapter and "
+            "stays as it is; take the adapters (*.lora_*), leave the layer out of lora_targets, or freeze it "
+            "with freeze_patterns"
+        )
 
 
 def plan_for_model(model: Any, **settings: Any) -> FreezePlan:

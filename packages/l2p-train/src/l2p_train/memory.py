@@ -118,7 +118,7 @@ def estimate(
         images_per_forward=micro,
         activations_gb=activations * _bytes(config) / 1e9,
         checkpoint_gb=plan.trainable_count * (16 if config.ema_decay else 12) / 1e9,
-        assumptions=_assumptions(config, tokens - image_tokens),
+        assumptions=_assumptions(config, tokens - image_tokens, _quantised_count(model, plan) > 0),
         **_state_bytes(config, model, plan, processes),
     )
 
@@ -127,7 +127,7 @@ def _bytes(config: TrainConfig) -> int:
     return 2 if config.precision == "bf16" else 4
 
 
-def _assumptions(config: TrainConfig, caption_tokens: int) -> tuple[str, ...]:
+def _assumptions(config: TrainConfig, caption_tokens: int, frozen_blocks: bool) -> tuple[str, ...]:
     frozen = ", frozen blocks in 8 bit" if config.frozen_weights == "int8" else ""
     lines = [
         f"{config.precision} weights{frozen}, float32 masters of what trains, ZeRO {config.zero_stage}",
@@ -139,8 +139,9 @@ def _assumptions(config: TrainConfig, caption_tokens: int) -> tuple[str, ...]:
         "gradient_checkpointing = true": not config.gradient_checkpointing,
         "a smaller micro_batch_size": config.micro_batch_size != 1,
         "head_tile = 1024": config.head_tile == 0,
-        "zero_stage = 3 with offload_optimizer = true": not config.offload_optimizer,
-        'frozen_weights = "int8"': config.frozen_weights != "int8",
+        "zero_stage = 3 with offload_optimizer = true": not (config.offload_optimizer or config.adapts),
+        "zero_stage = 2 with offload_optimizer = true": not config.offload_optimizer and config.adapts,
+        'frozen_weights = "int8"': config.frozen_weights != "int8" and frozen_blocks,
     }
     left = [name for name, possible in savers.items() if possible]
     return (*lines, "less memory: " + "; ".join(left)) if left else tuple(lines)

@@ -80,6 +80,11 @@ def folder_source(folder: Path, caption: str | None = None) -> Source:
     path = next((tables[name] for name in (f"metadata{s}" for s in _READERS) if name in tables), None)
     if path is None and len(tables) == 1:
         path = next(iter(tables.values()))
+    if path is None and caption is not None:
+        raise DataError(
+            f"{folder} has its captions in files beside the pictures, which have no columns; leave "
+            f"caption {caption!r} out, or add a table with that column"
+        )
     if path is None:
         return _sidecars(folder, tables)
     return _table(folder, path, caption)

@@ -158,10 +158,7 @@ def export_folder(
     columns = LAYOUTS[layout]
     rows, taken = [], set[str]()
     for done, row in enumerate(iterate_corpus(corpus), start=1):
-        stem = _safe_name(row["id"])
-        if not stem or stem.casefold() in taken:  # "cat/1" and "cat:1" are two pictures
-            stem = f"{stem}-{stable_id('export', row['id'])}"
-        taken.add(stem.casefold())
+        stem = _own_stem(row["id"], taken)
         content = row["image"]["bytes"]
         picture = read_picture(content, name=f"row {row['id']}")
         if not picture.plain:
@@ -270,8 +267,13 @@ def _seed(value: object) -> int:
     return seed if -(2**63) <= seed < 2**63 else -1  # the column has 64 bits; some tools' seeds have no sign
 
 
-def _safe_name(identifier: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in identifier).lstrip(".")
+def _own_stem(identifier: str, taken: set[str]) -> str:
+    """Return a file name without its suffix that no other row has, and enter it: "cat/1" is not "cat:1"."""
+    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in identifier).lstrip(".")
+    if not stem or stem.casefold() in taken:
+        stem = f"{stem}-{stable_id('export', identifier)}"
+    taken.add(stem.casefold())
+    return stem
 
 
 def _suffix(content: bytes) -> str:

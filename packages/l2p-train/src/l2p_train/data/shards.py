@@ -199,7 +199,7 @@ def _groups_of(source: Any, name: str) -> list[Group]:
         reader = pq.ParquetFile(source, pre_buffer=True)
         if missing := {*COLUMNS, "image"} - set(reader.schema_arrow.names):
             raise TrainError(f"{name} is no corpus shard: it lacks the column {sorted(missing)[0]!r}")
-        _check_types(reader.schema_arrow, name)
+        _check_images(reader.schema_arrow.field("image").type, name)
         groups = [
             reader.read_row_group(group, columns=list(COLUMNS)).to_pydict()
             for group in range(reader.num_row_groups)
@@ -215,38 +215,33 @@ def _groups_of(source: Any, name: str) -> list[Group]:
         raise TrainError(f"corrupt corpus shard {name}: {error}; write the corpus again") from error
 
 
-def _check_types(schema: Any, name: str) -> None:
-    """Raise `TrainError` for columns of another kind than a corpus has."""
+def _check_images(kind: Any, name: str) -> None:
+    """Raise `TrainError` for a column `image` of another Arrow type than Hugging Face datasets write."""
     import pyarrow as pa
 
-    image, text = schema.field("image").type, schema.field("prompt").type
     held = (
-        image.field(image.get_field_index("bytes")).type
-        if pa.types.is_struct(image) and (image.get_field_index("bytes") >= 0)
-        else None
+        kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else None
     )
-    if held is None or not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+    binary = (pa.binary(), pa.large_binary(), pa.binary_view())
+    if held not in binary:
         raise TrainError(
-            f"{name} is no corpus shard: its column image is {image}, wanted a struct with the encoded "
+            f"{name} is no corpus shard: its column image is {kind}, wanted a struct with the encoded "
             "picture as bytes, as Hugging Face datasets write it; import the pictures with l2p-data import"
         )
-    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
-        raise TrainError(f"{name} is no corpus shard: its column prompt is {text}, wanted text")
-    for side in ("width", "height"):
-        if not pa.types.is_integer(kind := schema.field(side).type):
-            raise TrainError(
-                f"{name} is no corpus shard: its column {side} is {kind}, wanted whole numbers of px"
-            )
 
 
 def _check_rows(group: Group, name: str) -> None:
-    """Raise `TrainError` for a row without a prompt or a size."""
-    for id_, prompt, width, height in zip(*(group[column] for column in COLUMNS), strict=True):
-        for column, value in (("prompt", prompt), ("width", width), ("height", height)):
-            if value is None or (column != "prompt" and value < 1):
+    """Raise `TrainError` for a row whose prompt is no text or whose size is no number of px."""
+    for id_, prompt, *size in zip(*(group[column] for column in COLUMNS), strict=True):
+        if not isinstance(prompt, str):
+            raise TrainError(
+                f"row {id_} of {name} has prompt {prompt!r:.80}, wanted text; mend it or leave it out"
+            )
+        for side, px in zip(("width", "height"), size, strict=True):
+            if not isinstance(px, int) or px < 1:
                 raise TrainError(
-                    f"row {id_} of the corpus shard {name} has {column} {value}; wanted "
-                    f"{'text' if column == 'prompt' else '1 px or more'}: mend the row or leave it out"
+                    f"row {id_} of {name} has {side} {px!r:.80}, wanted a whole number of px from 1; "
+                    "mend it or leave it out"
                 )
 
 
